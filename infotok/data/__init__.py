@@ -1,0 +1,9 @@
+"""Data sources, the prepared Arrow form, questions and the text tokenizer."""
+
+import pkgutil
+from pathlib import Path
+
+
+def sources() -> list[str]:
+    """Names that `data.source` may take: the modules of `infotok.data.sources`."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "sources")]))

@@ -1,0 +1,1 @@
+"""One module per data source. Each offers `prepare(config) -> Iterator[(split name, Split)]` and `METADATA`."""

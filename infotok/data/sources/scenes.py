@@ -1,0 +1,199 @@
+"""Procedural scenes: objects on a 2 x 2 grid over a high-entropy background, every factor known.
+
+Structure is what language can ask for (presence, shape, color, size of the object in each quadrant). Nuisance is
+everything else that the pixels carry (background hue, gradient, texture, noise, jitter). Deterministic from the
+seed on any machine: NumPy's PCG64 uniforms and float64 arithmetic only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from infotok.data import questions
+from infotok.data.arrow import Split
+
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = ("small", "large")
+COLORS = {
+    "red": (0.93, 0.15, 0.15),
+    "green": (0.15, 0.80, 0.20),
+    "blue": (0.20, 0.30, 0.98),
+    "yellow": (0.98, 0.90, 0.15),
+    "purple": (0.75, 0.20, 0.90),
+    "white": (0.98, 0.98, 0.98),
+}
+# Color-shape pairs that no training image shows. Every color but two, and every shape, loses one partner.
+NOVEL = frozenset({("red", "cross"), ("green", "triangle"), ("blue", "square"), ("yellow", "circle")})
+BINS = 8  # of each continuous nuisance factor, for the probes
+
+METADATA = {
+    "has_objects": True,
+    "shapes": list(SHAPES),
+    "colors": list(COLORS),
+    "sizes": list(SIZES),
+    "novel_pairs": sorted(list(pair) for pair in NOVEL),
+    "factors": {
+        "structure": {"presence": 2, "shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES)},
+        "nuisance": {"hue": BINS, "gradient": BINS, "texture": BINS, "noise": BINS, "jitter": 4},
+    },
+}
+CHUNK = 2000  # images rendered at once
+
+
+def _hsv(hue: np.ndarray, saturation: float, value: float) -> np.ndarray:
+    """Hue in [0, 1) to RGB, shape (..., 3)."""
+    offsets = np.array([5.0, 3.0, 1.0])
+    k = (offsets + hue[..., None] * 6.0) % 6.0
+    return value - value * saturation * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0)
+
+
+def sample_factors(rng: np.random.Generator, count: int, most: int, novel: bool) -> dict[str, np.ndarray]:
+    """Draw the factors of `count` scenes.
+
+    Args:
+        most: objects per scene are uniform over 1..most (most <= 4, one per quadrant).
+        novel: every scene holds at least one color-shape pair of `NOVEL`; otherwise none does.
+
+    Returns:
+        Arrays of shape (count, 4) for object factors by quadrant (row-major; values where `presence` is 0 mean
+        nothing) and (count,) for the background.
+    """
+    number = rng.integers(1, most + 1, count)
+    order = np.argsort(rng.random((count, 4)), axis=1)
+    presence = np.zeros((count, 4), dtype=np.int64)
+    np.put_along_axis(presence, order, (np.arange(4) < number[:, None]).astype(np.int64), axis=1)
+
+    colors = list(COLORS)
+    pairs = [(color, shape) for color in range(len(colors)) for shape in range(len(SHAPES))]
+    is_novel = np.array([(colors[c], SHAPES[s]) in NOVEL for c, s in pairs])
+    seen_ids, novel_ids = np.flatnonzero(~is_novel), np.flatnonzero(is_novel)
+    pair = seen_ids[rng.integers(0, len(seen_ids), (count, 4))]
+    if novel:
+        # One object at a random occupied quadrant takes a novel pair.
+        where = order[:, 0]
+        pair[np.arange(count), where] = novel_ids[rng.integers(0, len(novel_ids), count)]
+    table = np.array(pairs)
+    return {
+        "presence": presence,
+        "color": table[pair, 0],
+        "shape": table[pair, 1],
+        "size": rng.integers(0, len(SIZES), (count, 4)),
+        "dx": rng.random((count, 4)),
+        "dy": rng.random((count, 4)),
+        "hue": rng.random(count),
+        "gradient": rng.random(count),
+        "texture": rng.random(count),
+        "phase": rng.random(count),
+        "noise": rng.random(count),
+    }
+
+
+def _background(f: dict[str, np.ndarray], size: int, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Hue gradient, oriented texture and pixel noise, shape (n, size, size, 3), values about [0, 0.7]."""
+    axis = (np.arange(size) + 0.5) / size - 0.5
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    angle = 2 * np.pi * f["gradient"][:, None, None]
+    ramp = x * np.cos(angle) + y * np.sin(angle)
+    base = _hsv(f["hue"], 0.7, 0.45)[:, None, None, :]
+    image = base * (1.0 + 0.9 * strength * ramp[..., None])
+    turn = np.pi * f["texture"][:, None, None]
+    wave = np.sin(2 * np.pi * (6.0 * (x * np.cos(turn) + y * np.sin(turn)) + f["phase"][:, None, None]))
+    image = image + 0.10 * strength * wave[..., None]
+    grain = rng.random((len(image), size, size, 3)) - 0.5
+    return image + 0.3 * strength * f["noise"][:, None, None, None] * grain
+
+
+def render(f: dict[str, np.ndarray], size: int, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw scenes from their factors.
+
+    Args:
+        f: factors of `sample_factors`, n scenes.
+        size: side of the square image in pixels.
+        strength: of the nuisance; 0 leaves a plain colored ground.
+
+    Returns:
+        (n, size, size, 3) uint8.
+    """
+    image = _background(f, size, strength, rng)
+    palette, half = np.array(list(COLORS.values())), size // 2
+    coordinates = np.arange(half) + 0.5
+    y, x = np.meshgrid(coordinates, coordinates, indexing="ij")
+    for quadrant in range(4):  # an object stays inside its quadrant, so only that part is touched
+        row, column = divmod(quadrant, 2)
+        part = image[:, row * half : (row + 1) * half, column * half : (column + 1) * half]
+        radius = np.where(f["size"][:, quadrant] == 1, 0.40, 0.24) * half
+        room = half - 2 * radius - 1
+        cx = (0.5 + radius + room * f["dx"][:, quadrant])[:, None, None]
+        cy = (0.5 + radius + room * f["dy"][:, quadrant])[:, None, None]
+        u, v = (x - cx) / radius[:, None, None], (y - cy) / radius[:, None, None]
+        au, av = np.abs(u), np.abs(v)
+        # Signed distance in units of the radius, negative inside.
+        distances = (
+            np.sqrt(u * u + v * v) - 1.0,
+            np.maximum(au, av) - 0.88,
+            np.maximum(0.894 * au - 0.447 * (v + 1.0), v - 0.9),  # apex up; slope 2 in units of the radius
+            np.minimum(np.maximum(au - 0.36, av - 1.0), np.maximum(au - 1.0, av - 0.36)),
+        )
+        distance = np.choose(f["shape"][:, quadrant][:, None, None], distances)
+        cover = np.clip(0.5 - distance * radius[:, None, None], 0.0, 1.0) * f["presence"][:, quadrant][:, None, None]
+        color = palette[f["color"][:, quadrant]][:, None, None, :]
+        part += cover[..., None] * (color - part)
+    return np.round(np.clip(image, 0.0, 1.0) * 255).astype(np.uint8)
+
+
+def _probe_factors(f: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Categories that the probes predict, shape (n, slots); -1 where a quadrant is empty."""
+    absent = f["presence"] == 0
+    out = {"presence": f["presence"]}
+    for name in ("shape", "color", "size"):
+        out[name] = np.where(absent, -1, f[name])
+    jitter = (f["dx"] >= 0.5).astype(np.int64) * 2 + (f["dy"] >= 0.5)
+    out["jitter"] = np.where(absent, -1, jitter)
+    for name in ("hue", "gradient", "texture", "noise"):
+        out[name] = np.minimum((f[name] * BINS).astype(np.int64), BINS - 1)[:, None]
+    return {name: values.astype(np.int8) for name, values in out.items()}
+
+
+def objects_of(f: dict[str, np.ndarray], index: int) -> list[dict[str, Any]]:
+    """The objects of one scene: shape, color, size, row, column."""
+    colors = list(COLORS)
+    return [
+        {
+            "shape": SHAPES[f["shape"][index, q]],
+            "color": colors[f["color"][index, q]],
+            "size": SIZES[f["size"][index, q]],
+            "row": q // 2,
+            "column": q % 2,
+        }
+        for q in range(4)
+        if f["presence"][index, q]
+    ]
+
+
+def make_split(name: str, count: int, config: dict) -> Split:
+    """One split; its random stream depends on the seed and the split's name alone."""
+    stream = ("train", "validation", "test", "novel").index(name)
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config["seed"], stream])))
+    factors = sample_factors(rng, count, config["objects"], novel=name == "novel")
+    images = np.empty((count, config["image_size"], config["image_size"], 3), dtype=np.uint8)
+    for start in range(0, count, CHUNK):
+        part = {key: values[start : start + CHUNK] for key, values in factors.items()}
+        images[start : start + CHUNK] = render(part, config["image_size"], config["nuisance"], rng)
+    objects = [objects_of(factors, index) for index in range(count)]
+    vocabulary = (SHAPES, tuple(COLORS), SIZES)
+    return Split(
+        images=images,
+        captions=[questions.captions(scene, rng) for scene in objects],
+        questions=[questions.ask(scene, config["questions"], vocabulary, rng) for scene in objects],
+        objects=objects,
+        factors=_probe_factors(factors),
+    )
+
+
+def prepare(config: dict) -> Iterator[tuple[str, Split]]:
+    """Yield (split name, split) for train, validation, test and novel."""
+    for name in ("train", "validation", "test", "novel"):
+        yield name, make_split(name, config[name], config)

@@ -1,0 +1,71 @@
+"""Text to token ids: a small byte-level BPE of our own, or the tokenizer that a pretrained backbone brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from infotok.errors import InfotokError
+
+PAD, END = "<pad>", "<end>"
+
+
+def train_text_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Train a byte-level BPE on the texts of the training split."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+class TextCodec:
+    """Encodes texts as padded id arrays; every distinct text is tokenized once."""
+
+    def __init__(self, tokenizer: Tokenizer, pad: int, end: int):
+        self.tokenizer, self.pad, self.end = tokenizer, pad, end
+        self._known: dict[str, list[int]] = {}
+
+    @classmethod
+    def from_file(cls, path: Path) -> TextCodec:
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception for a missing and for a damaged file
+            raise InfotokError(f"{path}: cannot be read as a text tokenizer ({error}); run `dvc repro prepare`") from None
+        return cls(tokenizer, tokenizer.token_to_id(PAD), tokenizer.token_to_id(END))
+
+    @property
+    def vocabulary(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        if text not in self._known:
+            self._known[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._known[text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text up to the first end token."""
+        kept = []
+        for token in ids:
+            if token == self.end:
+                break
+            if token != self.pad:
+                kept.append(int(token))
+        return self.tokenizer.decode(kept).strip()
+
+    def pad_batch(self, sequences: list[list[int]], length: int | None = None) -> np.ndarray:
+        """Right-pad to (n, length), by default the longest."""
+        length = length or max((len(s) for s in sequences), default=1)
+        out = np.full((len(sequences), length), self.pad, dtype=np.int64)
+        for row, sequence in zip(out, sequences, strict=True):
+            row[: len(sequence)] = sequence[:length]
+        return out

@@ -1,0 +1,1 @@
+"""One module per family. Each defines `Family`, a subclass of `infotok.models.unified.Generator`."""

@@ -1,0 +1,381 @@
+"""The report's charts, each as PNG and SVG whose bytes depend on the results alone."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from infotok.evaluation.statistics import mean_and_deviation
+from pipeline.analysis import NUISANCE, STRUCTURE, Analysis
+from pipeline.cells import Cell
+from pipeline.tables import beta_text
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+INK, SOFT, GRID = "#1c2430", "#6b7480", "#e6e9ed"
+HUES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+BASELINE = "#4a4f57"
+DPI = 170
+MARKERS = ["o", "s", "^", "D", "v", "P"]
+STYLE = {
+    "svg.hashsalt": "infotok",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+TASKS = {"understanding/accuracy": "accuracy (understanding)", "generation/geneval": "GenEval (generation)"}
+
+
+def draw_figures(analysis: Analysis) -> list[str]:
+    """Draw every figure that the results allow into `figures/`; returns their names."""
+    from matplotlib import rc_context
+
+    from pipeline.galleries import samples, training
+
+    folder = analysis.layout.reports / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for draw in (score_over_beta, information_plane, structure_nuisance, factors, samples, training):
+        name = draw.__name__
+        for kind in ("png", "svg"):
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
+        with rc_context(STYLE):
+            if (figure := draw(analysis)) is None:
+                continue
+            figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
+            figure.savefig(folder / f"{name}.svg", dpi=DPI, metadata={"Date": None, "Creator": None})
+        drawn.append(name)
+    return drawn
+
+
+def empty_figure(width: float, height: float, layout: str | None = None):
+    """A figure of its own, outside pyplot's global state; inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(rows: int, columns: int, width: float, height: float, **shared):
+    """A figure with a grid of axes, which is always 2-D."""
+    figure = empty_figure(width, height, "constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def present(frame: pd.DataFrame, name: str) -> bool:
+    return name in frame and bool(frame[name].notna().any())
+
+
+def arm_name(estimator: str, beta: float) -> str:
+    return Cell("", estimator, beta, 0, 0).arm
+
+
+def arm_colors(frame: pd.DataFrame) -> dict[tuple[str, float], str]:
+    """Grey for the baseline; a hue per estimator that darkens as beta rises."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    colors = {("none", 0.0): BASELINE}
+    estimators = [name for name in dict.fromkeys(frame.estimator) if name != "none"]
+    for index, estimator in enumerate(estimators):
+        betas = sorted(frame.beta[frame.estimator == estimator].unique())
+        hue = np.array(to_rgb(HUES[index % len(HUES)]))
+        for place, beta in enumerate(betas):
+            depth = 0.5 if len(betas) == 1 else place / (len(betas) - 1)
+            light = 0.5 * (1 - depth)  # share of white in the palest
+            dark = 0.35 * max(0.0, depth - 0.5)
+            colors[(estimator, float(beta))] = to_hex((hue * (1 - light) + light) * (1 - dark))
+    return colors
+
+
+def token_colors(frame: pd.DataFrame) -> dict[int, str]:
+    return {tokens: HUES[i % len(HUES)] for i, tokens in enumerate(sorted(frame.tokens.unique()))}
+
+
+def _mean(values: pd.Series) -> tuple[float, float]:
+    """Mean and standard deviation over seeds (0 for one seed: no bar)."""
+    values = list(values.dropna())
+    if not values:
+        return math.nan, 0.0
+    mean, deviation = mean_and_deviation(values)
+    return mean, deviation if len(values) > 1 else 0.0
+
+
+def _spread(places: list[float], gap: float) -> list[float]:
+    """Places moved apart until none of them is nearer than `gap` to the next; their order is kept."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    moved = list(places)
+    for _ in range(200):
+        for low, high in pairwise(order):
+            if (short := gap - (moved[high] - moved[low])) > 1e-9:
+                moved[low] -= short / 2
+                moved[high] += short / 2
+    return moved
+
+
+def score_over_beta(analysis: Analysis):
+    """Accuracy and GenEval against beta, one line per token budget, beta = 0 at a broken-axis point."""
+    from matplotlib.patheffects import withStroke
+
+    frame = analysis.frame
+    rows = [(f, n) for f in frame.family.unique() for n in TASKS if present(frame[frame.family == f], n)]
+    estimators = [name for name in frame.estimator.unique() if name != "none"]
+    if not rows or not estimators:
+        return None
+    width = max(6.8, 1.2 + 3.3 * len(estimators))
+    figure, axes = panels(
+        len(rows), len(estimators), width, 0.7 + 2.5 * len(rows), sharex="col", sharey="row"
+    )
+    colors, ends = token_colors(frame), {}
+    for (family, name), line in zip(rows, axes, strict=True):
+        for estimator, ax in zip(estimators, line, strict=True):
+            ends[ax] = _beta_panel(ax, frame[frame.family == family], estimator, name, colors)
+        several = f"{family}\n" if frame.family.nunique() > 1 else ""
+        line[0].set_ylabel(several + TASKS[name])
+    for estimator, ax in zip(estimators, axes[0], strict=True):
+        ax.set_title(estimator, loc="left", fontweight="bold")
+    for ax in axes[-1]:
+        ax.set_xlabel("β per nat per image")
+    halo = [withStroke(linewidth=3.5, foreground="white")]
+    # Labels need the limits that all panels of a row agreed on.
+    for ax, labels in ends.items():
+        low, high = ax.get_ylim()
+        places = _spread([y for _, y, _, _ in labels], 0.085 * (high - low))
+        for (x, _, text, color), y in zip(labels, places, strict=True):
+            label = ax.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", va="center")
+            label.set(color=color, fontweight="bold", annotation_clip=False, path_effects=halo)
+    return figure
+
+
+def _beta_panel(ax, frame: pd.DataFrame, estimator: str, name: str, colors: dict[int, str]) -> list[tuple]:
+    """One estimator's curves, the baseline at a stand-in place left of the smallest beta.
+
+    Returns the lines' ends as (x, y, label, color).
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    betas = sorted(frame.beta[frame.estimator == estimator].unique())
+    ends = []
+    if not betas:
+        return ends
+    zero = betas[0] / 3.2
+    for place, (tokens, color) in enumerate(colors.items()):
+        shift = 1.035 ** (place - (len(colors) - 1) / 2)  # keeps bars of two budgets apart
+        group = frame[frame.tokens == tokens]
+        base = group.loc[group.estimator == "none", name]
+        mean, deviation = _mean(base)
+        if not math.isnan(mean):
+            ax.axhline(mean, color=color, linewidth=1, linestyle=(0, (4, 3)), alpha=0.65, zorder=1)
+            ax.errorbar(
+                zero * shift,
+                mean,
+                deviation or None,
+                color=color,
+                marker="o",
+                markerfacecolor="white",
+                zorder=3,
+            )
+            ax.scatter(
+                [zero * shift] * len(base), base, s=12, color=color, alpha=0.35, linewidths=0, zorder=2
+            )
+        points = [
+            (beta, group.loc[(group.estimator == estimator) & (group.beta == beta), name]) for beta in betas
+        ]
+        points = [(beta, values) for beta, values in points if values.notna().any()]
+        if not points:
+            continue
+        x = [beta * shift for beta, _ in points]
+        means, deviations = zip(*(_mean(values) for _, values in points), strict=True)
+        bars = deviations if any(deviations) else None
+        ax.errorbar(
+            x, means, bars, color=color, marker="o", markersize=5.5, linewidth=2, elinewidth=1.2, zorder=3
+        )
+        for (_, values), where in zip(points, x, strict=True):
+            ax.scatter([where] * len(values), values, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
+        ends.append((x[-1], means[-1], f"K={tokens}", color))
+    ax.set_xscale("log")
+    ax.set_xlim(zero / 1.5, betas[-1] * 1.5 * (betas[-1] / zero) ** 0.22)
+    ax.xaxis.set_major_locator(FixedLocator([zero, *betas]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticks([zero, *betas], ["0", *map(beta_text, betas)])
+    ax.grid(axis="x", visible=False)
+    # Two strokes and a white gap say that the axis is broken between 0 and the smallest beta.
+    low, high = np.log(ax.get_xlim())
+    middle = (math.log(zero * betas[0]) / 2 - low) / (high - low)
+    above = {"transform": ax.transAxes, "clip_on": False}
+    ax.plot([middle - 0.012, middle + 0.012], [0, 0], color="white", linewidth=3, zorder=5, **above)
+    stroke = {"marker": [(-0.4, -1), (0.4, 1)], "markersize": 8, "linestyle": "none", "color": SOFT}
+    ax.plot([middle - 0.012, middle + 0.012], [0, 0], zorder=6, **stroke, **above)
+    return ends
+
+
+def _bits(frame: pd.DataFrame, sampled: bool) -> tuple[str, str]:
+    """The measure of bits per image that all cells have: the rate where it is a bound, else code entropy."""
+    measures = [("information/rate_bits", "rate R"), ("information/code_entropy_bits", "code entropy")]
+    measures = measures if sampled else measures[::-1]
+    counts = [int(frame[name].notna().sum()) if name in frame else 0 for name, _ in measures]
+    return measures[0] if counts[0] >= counts[1] else measures[1]
+
+
+def information_plane(analysis: Analysis):
+    """Bits per image against both tasks' scores."""
+    frame, rows = analysis.frame, []
+    for family in frame.family.unique():
+        mine = frame[frame.family == family]
+        name, label = _bits(mine, analysis.params.tokenizer.channel == "sampled")
+        if present(mine, name):
+            rows.append((family, mine, [(name, f"{label}, bits per image", y, TASKS[y]) for y in TASKS]))
+    return _planes(frame, rows, 2)
+
+
+def structure_nuisance(analysis: Analysis):
+    """Usable bits about structure against those about nuisance."""
+    frame = analysis.frame
+    x, y = "information/nuisance_bits", "information/structure_bits"
+    pair = (x, "usable bits about nuisance", y, "usable bits about structure")
+    rows = [
+        (f, mine, [pair])
+        for f, mine in frame.groupby("family", sort=False)
+        if present(mine, x) and present(mine, y)
+    ]
+    return _planes(frame, rows, 1)
+
+
+def _planes(frame: pd.DataFrame, rows: list, columns: int):
+    """Scatter panels of arms: hue and depth by arm, marker by budget, a line along rising beta."""
+    from matplotlib.lines import Line2D
+
+    if not rows:
+        return None
+    if columns == 1:  # families side by side
+        figure, axes = panels(1, len(rows), 2.6 + 4.3 * len(rows), 4.4)
+        axes = axes.T
+    else:
+        figure, axes = panels(len(rows), columns, 10.4, 0.3 + 3.9 * len(rows))
+    colors, budgets = arm_colors(frame), sorted(frame.tokens.unique())
+    marker = {tokens: MARKERS[i % len(MARKERS)] for i, tokens in enumerate(budgets)}
+    for (family, mine, pairs), line in zip(rows, axes, strict=True):
+        for (x, x_label, y, y_label), ax in zip(pairs, line, strict=True):
+            ax.set_xlabel(x_label)
+            ax.set_ylabel(y_label)
+            if len(rows) > 1:
+                ax.set_title(family, loc="left", fontweight="bold")
+            for tokens in budgets:
+                _arm_paths(ax, mine[mine.tokens == tokens], x, y, colors, marker[tokens])
+            ax.margins(0.09)
+    present_arms = [arm for arm in colors if len(frame[(frame.estimator == arm[0]) & (frame.beta == arm[1])])]
+    dot = {"linestyle": "none", "marker": "o", "markersize": 7}
+    handles = [Line2D([], [], color=colors[arm], label=arm_name(*arm), **dot) for arm in present_arms]
+    handles += [
+        Line2D([], [], color=SOFT, label=f"K={tokens}", **{**dot, "marker": marker[tokens]})
+        for tokens in budgets
+    ]
+    figure.legend(handles=handles, loc="outside right upper", handletextpad=0.3)
+    return figure
+
+
+def _arm_paths(ax, frame: pd.DataFrame, x: str, y: str, colors: dict, marker: str) -> None:
+    """One token budget: seeds faint, means on top, each estimator joined from the baseline on."""
+    if not (present(frame, x) and present(frame, y)):
+        return
+    points = frame.dropna(subset=[x, y])
+    means = points.groupby(["estimator", "beta"], sort=False)[[x, y]].mean()
+    for estimator in dict.fromkeys(frame.estimator):
+        if estimator == "none":
+            continue
+        path = means.loc[[arm for arm in means.index if arm[0] in ("none", estimator)]].sort_index(
+            level="beta"
+        )
+        hue = colors[max(arm for arm in colors if arm[0] == estimator)]
+        ax.plot(path[x], path[y], color=hue, linewidth=1.2, alpha=0.45, zorder=1)
+    for arm, group in points.groupby(["estimator", "beta"], sort=False):
+        if len(group) > 1:
+            ax.scatter(
+                group[x], group[y], s=13, marker=marker, color=colors[arm], alpha=0.4, linewidths=0, zorder=2
+            )
+        ax.scatter(
+            *means.loc[arm],
+            s=72,
+            marker=marker,
+            color=colors[arm],
+            edgecolors="white",
+            linewidths=1,
+            zorder=3,
+        )
+
+
+def shown_arms(analysis: Analysis, family: str, tokens: int) -> list[tuple[str, float]]:
+    """The baseline and the validated arm of every estimator (all arms where validation chose none)."""
+    mine = [c for c in analysis.choices if (c.family, c.tokens) == (family, tokens)]
+    if mine:
+        return [("none", 0.0), *((c.estimator, c.beta) for c in mine)]
+    group = analysis.frame[(analysis.frame.family == family) & (analysis.frame.tokens == tokens)]
+    return list(group.groupby(["estimator", "beta"], sort=False).groups)
+
+
+def factors(analysis: Analysis):
+    """Usable bits per factor, structure apart from nuisance."""
+    frame, prefix = analysis.frame, "information/factor/"
+    found = [name.removeprefix(prefix) for name in frame if name.startswith(prefix) and present(frame, name)]
+    if not found:
+        return None
+    groups = {
+        "structure": [n for n in STRUCTURE if n in found],
+        "nuisance": [n for n in NUISANCE if n in found],
+    }
+    groups["other"] = [n for n in found if n not in STRUCTURE and n not in NUISANCE]
+    rows = list(frame.groupby(["family", "tokens"], sort=False).groups)
+    if len(rows) > 4:  # one budget a family, else the figure outgrows a page
+        rows = [(family, analysis.budget(family)) for family in frame.family.unique()]
+    figure, axes = panels(len(rows), 1, 10.4, 0.4 + 2.5 * len(rows), sharex=True, sharey=True)
+    colors, seen = arm_colors(frame), {}
+    for (family, tokens), ax in zip(rows, axes[:, 0], strict=True):
+        arms = shown_arms(analysis, family, tokens)
+        group = frame[(frame.family == family) & (frame.tokens == tokens)]
+        width, start, ticks = 0.8 / len(arms), 0.0, {}
+        for title, names in ((title, names) for title, names in groups.items() if names):
+            for index, (estimator, beta) in enumerate(arms):
+                mine = group[(group.estimator == estimator) & (group.beta == beta)]
+                if mine.empty:
+                    continue
+                x = [start + i + width * (index - (len(arms) - 1) / 2) for i in range(len(names))]
+                means, deviations = zip(*(_mean(mine[prefix + name]) for name in names), strict=True)
+                whiskers = {"yerr": deviations, "error_kw": {"elinewidth": 1, "ecolor": INK}}
+                whiskers = whiskers if any(deviations) else {}
+                bars = ax.bar(x, means, width * 0.94, color=colors[(estimator, beta)], **whiskers)
+                seen.setdefault((estimator, beta), bars)
+            ax.text(start - 0.45, 1.0, title, transform=ax.get_xaxis_transform(), va="bottom", color=SOFT)
+            ticks |= {start + i: name for i, name in enumerate(names)}
+            start += len(names) + 0.6
+        ax.set_xticks(list(ticks), list(ticks.values()), fontsize=10)
+        ax.tick_params(axis="x", length=0, labelbottom=True)
+        ax.grid(axis="x", visible=False)
+        ax.set_ylabel("usable bits")
+        several = f"{family}, " if frame.family.nunique() > 1 else ""
+        ax.set_title(f"{several}K={tokens}", fontweight="bold", loc="right")
+    arms = [arm for arm in colors if arm in seen]
+    figure.legend([seen[arm] for arm in arms], [arm_name(*arm) for arm in arms], loc="outside right upper")
+    return figure

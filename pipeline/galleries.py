@@ -1,0 +1,216 @@
+"""Figures from what training and generation leave on disk: sample galleries and training curves."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.analysis import Analysis
+from pipeline.cells import Cell
+from pipeline.figures import DPI, arm_colors, arm_name, empty_figure, panels, shown_arms
+
+RIGHT, WRONG = "#009E73", "#D55E00"
+ROWS, COLUMNS = 12, 6  # at most, of prompts and images per prompt
+TILE, GAP, LABELS = 96, 14, 400  # printed pixels: about a tile's side, between tiles, for row labels
+HEAD = 70  # printed pixels above a block, for its title
+CURVES = {
+    "train/loss": "total loss",
+    "train/understanding": "understanding loss",
+    "train/generation": "generation loss",
+    "train/reconstruction": "reconstruction loss",
+    "train/rate_bits": "rate, bits per image",
+}
+
+
+def gallery_cells(analysis: Analysis) -> list[tuple[Cell, Cell]]:
+    """Per family the baseline and the best validated arm, at that arm's budget and first shared seed."""
+    pairs = []
+    for family in analysis.frame.family.unique():
+        if (best := analysis.best(family)) is None:
+            continue
+        for seed in sorted(analysis.frame.seed.unique()):
+            arm = Cell(family, best.estimator, best.beta, best.tokens, int(seed))
+            if arm in analysis.results and arm.baseline() in analysis.results:
+                pairs.append((arm.baseline(), arm))
+                break
+    return pairs
+
+
+def _tiles(path: Path, size: int) -> np.ndarray | None:
+    """An image of touching square tiles as (rows, columns, size, size, 3), or None if it is not one."""
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
+    if not rows or not columns:
+        return None
+    pixels = pixels[: rows * size, : columns * size]
+    return pixels.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+
+
+def _samples(folder: Path, size: int) -> dict | None:
+    """Tiles, prompts and verdicts that the generate stage left."""
+    tiles = _tiles(folder / "samples.png", size)
+    if tiles is None or not (folder / "samples.json").is_file():
+        return None
+    content = json.loads((folder / "samples.json").read_text())
+    return {"tiles": tiles, "prompts": content["prompts"][: len(tiles)], "correct": content["correct"]}
+
+
+def _enlarge(tiles: np.ndarray) -> tuple[np.ndarray, int]:
+    """Tiles (rows, columns, size, size, 3) enlarged on one canvas without smoothing, and a tile's side."""
+    rows, columns, size = tiles.shape[:3]
+    scale = max(1, round(TILE / size))
+    side = size * scale
+    canvas = np.full((rows * (side + GAP), columns * (side + GAP), 3), 255, np.uint8)
+    for r, c in np.ndindex(rows, columns):
+        top, left = r * (side + GAP) + GAP // 2, c * (side + GAP) + GAP // 2
+        canvas[top : top + side, left : left + side] = tiles[r, c].repeat(scale, 0).repeat(scale, 1)
+    return canvas, side
+
+
+def _show(figure, left: int, top: int, tiles: np.ndarray, correct: list[list[bool]], labels: list[str]):
+    """Draw tiles pixel by pixel with their left upper corner at (left, top), framed by verdict."""
+    from matplotlib.patches import Rectangle
+
+    canvas, side = _enlarge(tiles)
+    (height, width), (whole_width, whole_height) = canvas.shape[:2], figure.get_size_inches() * DPI
+    place = (
+        left / whole_width,
+        1 - (top + height) / whole_height,
+        width / whole_width,
+        height / whole_height,
+    )
+    ax = figure.add_axes(place)
+    ax.imshow(canvas, interpolation="nearest", extent=(0, width, height, 0), aspect="auto")
+    for r, verdicts in enumerate(correct):
+        for c, right in enumerate(verdicts):
+            corner = (c * (side + GAP) + GAP / 2 - 3, r * (side + GAP) + GAP / 2 - 3)
+            line = {"edgecolor": RIGHT} if right else {"edgecolor": WRONG, "linestyle": (0, (2, 1.2))}
+            ax.add_patch(Rectangle(corner, side + 6, side + 6, fill=False, linewidth=1.5, **line))
+    middles = [r * (side + GAP) + (side + GAP) / 2 for r in range(len(labels))]
+    ax.set_yticks(middles, [textwrap.fill(label, 32) for label in labels])
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def samples(analysis: Analysis):
+    """Baseline and validated arm beside each other: same prompts, then same images reconstructed."""
+    size, blocks = analysis.params.data.image_size, []
+    for cells in gallery_cells(analysis):
+        folders = [analysis.layout.stage("generate", cell) for cell in cells]
+        made = [_samples(folder, size) for folder in folders]
+        if all(made) and (shared := _same_prompts(*made))[0]:
+            pictures = [_tiles(folder / "reconstructions.png", size) for folder in folders]
+            blocks.append((cells, shared, [p[:2, :COLUMNS] for p in pictures if p is not None]))
+    if not blocks:
+        return None
+    step = size * max(1, round(TILE / size)) + GAP
+    width = max(tiles.shape[1] for _, (_, both, _), pictures in blocks for tiles in (*both, *pictures)) * step
+    heights = [_block_height(len(prompts), bool(pictures), step) for _, (prompts, *_), pictures in blocks]
+    figure = empty_figure((LABELS + 2 * width + 40) / DPI, sum(heights) / DPI)
+    for index, (cells, (prompts, tiles, correct), pictures) in enumerate(blocks):
+        for side, cell in enumerate(cells):
+            left, top = LABELS + side * (width + 30), sum(heights[:index]) + HEAD
+            ax = _show(figure, left, top, tiles[side], correct[side], [] if side else prompts)
+            share = np.mean([right for row in correct[side] for right in row])
+            name = cell.arm if side else f"baseline {cell.arm}"
+            ax.set_title(f"{name}: {share:.0%} right", fontweight="bold", loc="left")
+            if not side:
+                where = {"xytext": ((8 - LABELS) * 72 / DPI, 6), "textcoords": "offset points"}
+                text = f"{cell.family}, K={cell.tokens}, seed {cell.seed}"
+                place = ax.annotate(text, (0, 1), xycoords="axes fraction", va="baseline", **where)
+                place.set(fontweight="bold", fontsize=10.5)
+            if side < len(pictures):
+                labels = [] if side else ["test image", "reconstructed"]
+                _show(figure, left, top + len(prompts) * step + GAP, pictures[side], [], labels)
+    return figure
+
+
+def _block_height(prompts: int, pictures: bool, step: int) -> int:
+    return HEAD + prompts * step + (2 * step + GAP) * pictures + GAP
+
+
+def _same_prompts(baseline: dict, treated: dict) -> tuple[list[str], list[np.ndarray], list[list]]:
+    """The prompts both have, evenly thinned to at most ROWS, with tiles and verdicts of both."""
+    shared = [prompt for prompt in dict.fromkeys(baseline["prompts"]) if prompt in treated["prompts"]]
+    if len(shared) > ROWS:
+        shared = [shared[i] for i in np.linspace(0, len(shared) - 1, ROWS).round().astype(int)]
+    tiles, correct = [], []
+    for made in (baseline, treated):
+        rows = [made["prompts"].index(prompt) for prompt in shared]
+        tiles.append(made["tiles"][rows][:, :COLUMNS])
+        correct.append([made["correct"][row][:COLUMNS] for row in rows])
+    return shared, tiles, correct
+
+
+def _history(path: Path) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return pd.DataFrame(lines) if lines and "step" in lines[0] else None
+
+
+def training(analysis: Analysis):
+    """Training curves of the baseline and the validated arm of each estimator, at the best arm's budget."""
+    rows = []
+    for family in analysis.frame.family.unique():
+        tokens = analysis.budget(family)
+        curves = {}
+        for arm in shown_arms(analysis, family, tokens):
+            cells = [
+                c
+                for c in analysis.results
+                if (c.family, c.estimator, c.beta, c.tokens) == (family, *arm, tokens)
+            ]
+            found = [_history(analysis.layout.stage("train", cell) / "history.jsonl") for cell in cells]
+            if found := [history for history in found if history is not None]:
+                curves[arm] = pd.concat(found).groupby("step").mean(numeric_only=True)
+        if curves:
+            rows.append((family, tokens, curves))
+    keys = [
+        key for key in CURVES if any(key in h and h[key].notna().any() for *_, c in rows for h in c.values())
+    ]
+    if not keys:
+        return None
+    columns = (len(keys) + 1) // 2 if len(keys) > 3 else len(keys)
+    lines = -(-len(keys) // columns)
+    figure, axes = panels(lines * len(rows), columns, 10.4, 0.3 + 2.5 * lines * len(rows), sharex=True)
+    colors, handles = arm_colors(analysis.frame), {}
+    for index, (family, tokens, curves) in enumerate(rows):
+        block = axes[lines * index : lines * (index + 1)].ravel()
+        for ax in block[len(keys) :]:
+            ax.set_axis_off()
+        for key, ax in zip(keys, block, strict=False):
+            several = f"{family}, " if len(rows) > 1 else ""
+            ax.set_title(f"{CURVES[key]} ({several}K={tokens})", loc="left")
+            for arm, history in curves.items():
+                if key in history and len(line := history[key].dropna()):
+                    smooth = line.rolling(max(1, len(line) // 40), center=True, min_periods=1).mean()
+                    handles[arm] = ax.plot(smooth.index, smooth, color=colors[arm], linewidth=1.8)[0]
+            if (line := np.concatenate([h[key].dropna() for h in curves.values() if key in h])).size:
+                _clip_start(ax, line)
+            ax.tick_params(labelbottom=True)
+            ax.set_xlabel("step")
+    names = [arm_name(*arm) for arm in handles]
+    if len(keys) < lines * columns:  # a panel is free
+        axes[lines - 1, -1].legend(list(handles.values()), names, loc="upper left")
+    else:
+        figure.legend(list(handles.values()), names, loc="outside right upper")
+    return figure
+
+
+def _clip_start(ax, values: np.ndarray) -> None:
+    """Let the first, far higher steps leave the panel, so that the differences at the end can be seen."""
+    low, high = np.nanmin(values), np.nanquantile(values, 0.97)
+    if np.isfinite([low, high]).all() and high > low:
+        ax.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))

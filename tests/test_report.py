@@ -1,0 +1,405 @@
+"""The report over a small grid whose means, deviations, differences and intervals are worked by hand."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from scipy import stats
+
+from pipeline.analysis import analyse, excludes_zero
+from pipeline.page import command, findings, latex, latex_text, page, seeds_sentence, write_report
+from pipeline.params import load_params
+from pipeline.results import Layout
+from pipeline.tables import headline, headline_table, summary, table_by_arm, table_over_beta, tables
+
+ROOT = Path(__file__).parent.parent
+
+# Accuracy and GenEval of seeds 0, 1, 2. ceb-0.01 gains .02, .04, .06 and so on average .04, with a standard
+# deviation of the differences of .02; on the test split ceb-0.03 is the best, on validation ceb-0.01.
+ACCURACY = {"none-0": [0.60, 0.62, 0.64], "vib-0.003": [0.61, 0.62, 0.63], "ceb-0.003": [0.61, 0.63, 0.65],
+            "ceb-0.01": [0.62, 0.66, 0.70], "ceb-0.03": [0.80, 0.81, 0.82]}  # fmt: skip
+VALIDATION = {"none-0": 0.60, "vib-0.003": 0.55, "ceb-0.003": 0.62, "ceb-0.01": 0.70, "ceb-0.03": 0.65}
+GFID = {"none-0": 12.0, "vib-0.003": 13.0, "ceb-0.003": 11.0, "ceb-0.01": 9.0, "ceb-0.03": 10.0}
+
+
+def synthetic(seeds=(0, 1, 2), tokens=(8,), families=("ar",)):
+    """Params and results of every cell, all worked by hand above."""
+    params = load_params(ROOT / "params.yaml")
+    update = {"arm": list(ACCURACY), "seed": list(seeds), "tokens": list(tokens), "family": list(families)}
+    params = params.model_copy(update={"grid": params.grid.model_copy(update=update)})
+    results = {}
+    for cell in params.cells():
+        accuracy, validation = ACCURACY[cell.arm][cell.seed], VALIDATION[cell.arm]
+        understand = {
+            "understanding/accuracy": accuracy,
+            "understanding/accuracy_novel": accuracy - 0.1,
+            "understanding/question_only": 0.4,
+            "understanding/validation": validation,
+            "understanding/family/exist": 0.8,
+            "information/structure_bits": 5.0,
+            "information/nuisance_bits": 2.0,
+            "information/factor/shape": 2.0,
+            "information/factor/hue": 1.0,
+        }
+        generate = {
+            "generation/geneval": accuracy - 0.05,
+            "generation/geneval_t1": accuracy - 0.2,
+            "generation/validation": validation,
+            "generation/temperature": 0.7,
+            "generation/guidance": 2.0,
+            "generation/gfid": GFID[cell.arm],
+            "generation/tag/color_attr": 0.3,
+        }
+        train = {"reconstruction/psnr": 20.0, "information/rate_bits": 30.0 - 100 * cell.beta}
+        if cell.family != "flow":
+            train["information/dead_codes"] = 3.0
+        protocol = {"reference": {"split": "test", "images": 1000}, "note": "a|b <i>&_%"}
+        warnings = ["codebook collapsed"] if cell.arm == "ceb-0.03" else []
+
+        def result(metrics, warnings=(), cell=cell, protocol=protocol):
+            return {
+                "cell": cell.as_dict(),
+                "metrics": metrics,
+                "protocol": protocol,
+                "warnings": list(warnings),
+            }
+
+        results[cell] = {
+            "train": result(train, warnings),
+            "understand": result(understand),
+            "generate": result(generate),
+        }
+    judge = {"metrics": {"judge/objects": 0.97}, "protocol": {"steps": 600}, "warnings": []}
+    return params, results, judge
+
+
+def analysed(root=Path("nowhere"), **grid):
+    params, results, judge = synthetic(**grid)
+    return analyse(results, judge, Layout(params, root), params)
+
+
+def leave_images(layout, cells):
+    """What the train and generate stages leave beside their metrics."""
+    size = layout.params.data.image_size
+    for cell in cells:
+        folder = layout.stage("generate", cell)
+        folder.mkdir(parents=True)
+        noise = np.random.default_rng(cell.seed).integers(0, 255, (2 * size, 3 * size, 3), np.uint8)
+        Image.fromarray(noise).save(folder / "samples.png")
+        Image.fromarray(noise).save(folder / "reconstructions.png")
+        content = {
+            "prompts": ["a red circle", "two <b> & rings"],
+            "columns": 3,
+            "correct": [[True, False, True]] * 2,
+        }
+        (folder / "samples.json").write_text(json.dumps(content))
+        folder = layout.stage("train", cell)
+        folder.mkdir(parents=True)
+        lines = [{"step": s, "train/loss": 1 / (1 + s), "train/rate_bits": 30 + s} for s in range(20)]
+        (folder / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The report written twice from the same results."""
+    root = tmp_path_factory.mktemp("report")
+    params, results, judge = synthetic(seeds=(0, 1), tokens=(4, 8))
+    params = params.model_copy(update={"report": params.report.model_copy(update={"title": "A <b> & B"})})
+    layout = Layout(params, root)
+    leave_images(layout, results)
+    write_report(results, judge, layout, params)
+    shutil.copytree(layout.reports, root / "first")
+    write_report(results, judge, layout, params)
+    return layout.reports, root / "first"
+
+
+def test_paired_differences_are_the_hand_worked_ones():
+    rows = analysed().paired.set_index(["estimator", "beta", "metric"])
+    row = rows.loc[("ceb", 0.01, "accuracy")]
+    assert (row.baseline, row.infotok, row.difference, row.seeds) == (
+        pytest.approx(0.62), pytest.approx(0.66), pytest.approx(0.04), 3
+    )  # fmt: skip
+    # Student's t at 97.5 %, two degrees of freedom: 4.30265; .02 / sqrt(3) * 4.30265 = .0496828.
+    assert (row.ci_low, row.ci_high) == (
+        pytest.approx(-0.0096828, abs=1e-6),
+        pytest.approx(0.0896828, abs=1e-6),
+    )
+    reference = stats.ttest_rel(ACCURACY["ceb-0.01"], ACCURACY["none-0"]).confidence_interval(0.95)
+    assert (row.ci_low, row.ci_high) == pytest.approx(tuple(reference))
+    assert excludes_zero(row.to_dict()) == "no"
+    # ceb-0.003 gains exactly .01 on every seed: the interval has no width.
+    assert rows.loc[("ceb", 0.003, "accuracy")].ci_low == pytest.approx(0.01)
+    assert "none" not in set(analysed().paired.estimator)
+
+
+def test_paired_csv_has_exactly_its_columns(written):
+    rows = list(csv.reader(io.StringIO((written[0] / "paired.csv").read_text())))
+    assert ",".join(rows[0]) == (
+        "family,estimator,beta,tokens,metric,baseline,infotok,difference,ci_low,ci_high,seeds"
+    )
+    assert all(len(row) == 11 for row in rows)
+    assert rows[1][:5] == ["ar", "vib", "0.003", "4", "accuracy"]
+
+
+def test_arms_without_a_twin_are_skipped():
+    params, results, judge = synthetic(tokens=(4, 8))
+    results = {cell: r for cell, r in results.items() if cell.arm != "none-0" or cell.tokens == 8}
+    found = analyse(results, judge, Layout(params), params)
+    assert set(found.paired.tokens) == {8}
+    assert {choice.tokens for choice in found.choices} == {4, 8}
+    assert {row[1] for row in headline(found).rows} == {"8"}
+
+
+def test_only_seeds_of_both_arms_are_paired():
+    params, results, judge = synthetic()
+    results = {cell: r for cell, r in results.items() if (cell.arm, cell.seed) != ("none-0", 2)}
+    row = (
+        analyse(results, judge, Layout(params), params)
+        .paired.set_index(["beta", "metric"])
+        .loc[(0.01, "accuracy")]
+    )
+    assert (row.seeds, row.baseline, row.difference) == (2, pytest.approx(0.61), pytest.approx(0.03))
+
+
+def test_validation_chooses_and_not_test():
+    found = analysed()
+    chosen = {choice.estimator: choice for choice in found.choices}
+    assert chosen["ceb"].arm == "ceb-0.01"  # ceb-0.03 is far better on test
+    assert chosen["ceb"].validation == pytest.approx(0.70)
+    assert (chosen["ceb"].best, chosen["vib"].best) == (True, False)
+    assert (chosen["ceb"].edge, chosen["vib"].edge) == (False, False)
+    assert found.best("ar").arm == "ceb-0.01"
+    assert summary(found)["ar"]["best"]["arm"] == "ceb-0.01"
+
+
+def test_an_optimum_at_the_edge_of_the_grid_is_said():
+    params, results, judge = synthetic()
+    for cell, stages in results.items():
+        if cell.arm == "ceb-0.03":
+            stages["understand"]["metrics"]["understanding/validation"] = 0.99
+    found = analyse(results, judge, Layout(params), params)
+    assert found.best("ar").edge
+    assert "lies at the edge of the grid" in findings(found)[0]
+    assert "edge" not in findings(analysed())[0]
+
+
+def test_headline_says_whether_the_interval_excludes_zero():
+    rows = {(row[2], row[3]): row for row in headline(analysed()).rows}
+    assert rows[("ceb-0.01", "accuracy")] == [
+        "ar", "8", "ceb-0.01", "accuracy", "0.620", "0.660", "+0.040", "+6.5 %", "[−0.010, +0.090]", "no"
+    ]  # fmt: skip
+    assert rows[("vib-0.003", "accuracy")][6:] == ["+0.000", "+0.0 %", "[−0.025, +0.025]", "no"]
+    params, results, judge = synthetic(seeds=(0, 1))
+    for cell, stages in results.items():
+        stages["understand"]["metrics"]["understanding/accuracy"] = {"none": 0.5, "ceb": 0.6, "vib": 0.4}[
+            cell.estimator
+        ] + cell.seed / 100
+    rows = {(row[2], row[3]): row for row in headline(analyse(results, judge, Layout(params), params)).rows}
+    assert rows[("ceb-0.01", "accuracy")][-1] == "yes"
+    assert rows[("vib-0.003", "accuracy")][-1] == "yes, below"
+
+
+def test_means_deviations_and_bold():
+    frame = analysed().frame
+    table = table_over_beta(frame, "ar", ["understanding/accuracy", "generation/gfid"], "t")
+    assert table.header == ["estimator", "β", "accuracy, K=8", "gFID, K=8"]
+    cells = {tuple(row[:2]): row[2:] for row in table.rows}
+    assert cells[("ceb", "0.01")] == ["0.660 ± 0.040", "9.00 ± 0.00"]
+    assert cells[("none", "0")] == ["0.620 ± 0.020", "12.00 ± 0.00"]
+    names = [tuple(row[:2]) for row in table.rows]
+    assert names[0] == ("none", "0")
+    # Highest accuracy, but lowest gFID.
+    assert table.bold == {(names.index(("ceb", "0.03")), 2), (names.index(("ceb", "0.01")), 3)}
+
+
+def test_bold_is_per_token_budget_and_absent_where_all_are_alike():
+    frame = analysed(tokens=(4, 8)).frame
+    table = table_by_arm(frame, "ar", ["generation/gfid", "reconstruction/psnr"], "t")
+    assert {(table.rows[r][0], table.rows[r][2], table.header[c]) for r, c in table.bold} == {
+        ("4", "0.01", "gFID"),
+        ("8", "0.01", "gFID"),
+    }
+    # Neither direction of the rate is better.
+    assert not table_by_arm(frame, "ar", ["information/rate_bits"], "t").bold
+
+
+def test_missing_metrics_are_blank_and_unknown_ones_kept():
+    params, results, judge = synthetic(families=("ar", "flow"))
+    next(iter(results.values()))["train"]["metrics"]["train/peak_memory"] = 1.5
+    broken = next(cell for cell in results if cell.arm == "vib-0.003" and cell.family == "ar")
+    results[broken]["generate"]["metrics"]["generation/gfid"] = math.nan
+    found = analyse(results, judge, Layout(params), params)
+    flow = found.frame[found.frame.family == "flow"]
+    assert flow["information/dead_codes"].isna().all()
+    assert found.frame.columns[-1] == "train/peak_memory"
+    shown = {table.title: table for table in tables(found)}
+    assert "dead codes" in shown["ar: information in the tokens"].header
+    assert "dead codes" not in shown["flow: information in the tokens"].header
+    text = found.frame.to_csv(index=False)
+    assert "nan" not in text.lower()
+    row = found.paired.set_index(["family", "estimator", "metric"]).loc[("ar", "vib", "gfid")]
+    assert row.seeds == 2
+
+
+def test_a_grid_without_validation_or_images_still_reports(tmp_path):
+    params, results, judge = synthetic(seeds=(0,))
+    for stages in results.values():
+        stages["generate"]["metrics"].clear()
+        stages["understand"]["metrics"].pop("understanding/validation")
+    found = write_report(results, judge, Layout(params, tmp_path), params)
+    assert found.choices == []
+    assert "nothing to compare" in findings(found)[0]
+    assert (tmp_path / params.paths.reports / "index.html").stat().st_size > 1000
+
+
+def test_one_seed_gives_no_interval():
+    found = analysed(seeds=(0,))
+    assert found.paired[["ci_low", "ci_high"]].isna().all().all()
+    assert {row[-2] for row in headline(found).rows} == {"one seed"}
+    assert {row[-1] for row in headline(found).rows} == {"no interval"}
+    assert "With one seed no interval" in seeds_sentence(found)
+    assert "one seed gives no interval" in findings(found)[0]
+    assert "±" not in "".join(cell for row in tables(found)[0].rows for cell in row)
+    assert "ci_low" not in summary(found)["ar"]["best"]["accuracy"]
+
+
+def test_seeds_sentence_counts_its_reach():
+    # t(.975, 2) / sqrt(3) = 4.30265 / 1.73205 = 2.48
+    text = seeds_sentence(analysed())
+    assert "With 3 seeds" in text
+    assert "2.48 standard deviations" in text
+    assert "Of the 6 headline intervals about 0.3" in text  # two estimators, three metrics
+
+
+def test_summary_is_strict_json_of_numbers_and_names():
+    content = summary(analysed(seeds=(0, 1), tokens=(4, 8)))
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert content["cells"] == 20
+    assert content["judge"] == {"objects": 0.97}
+    assert content["ar"]["k4"]["accuracy"]["difference"] == pytest.approx(0.03)
+    assert set(content["ar"]) == {"best", "k4", "k8"}
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_headline_table_prints(seeds):
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(headline_table(summary(analysed(seeds=seeds))))
+    text = console.file.getvalue()
+    assert "ceb-0.01" in text
+    assert ("one seed" if len(seeds) == 1 else "[−0.010, +0.090]") in text
+    assert "…" not in text
+
+
+def test_latex_escapes():
+    assert latex_text(r"a_b & 5 % of $x^2 {y} \z #1 ~") == (
+        r"a\_b \& 5 \% of \$x\textasciicircum{}2 \{y\} \textbackslash{}z \#1 \textasciitilde{}"
+    )
+    text = latex(analysed())
+    assert text.isascii()
+    for table in re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        lines = [line for line in table[1].splitlines() if line.endswith(r"\\")]
+        assert len(lines) == 3 * 2 + 1 or len(lines) == 5 + 1
+        assert all(len(re.findall(r"(?<!\\)&", line)) == len(table[0]) - 1 for line in lines)
+    assert re.search(r"(?<!\\)%", text.split("\n", 1)[1]) is None
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert text.count(rf"\{rule}") == text.count(r"\begin{table}")
+
+
+def test_markdown_tables_are_well_formed(written):
+    text = (written[0] / "ablation.md").read_text()
+    blocks = [block.splitlines() for block in re.split(r"\n\n+", text) if block.startswith("|")]
+    assert len(blocks) >= 8
+    for block in blocks:
+        columns = {len(re.findall(r"(?<!\\)\|", line)) for line in block}
+        assert len(columns) == 1, block[0]
+        assert re.fullmatch(r"\|(:--\||--:\|)+", block[1])
+    assert "**" in text
+    assert "a\\|b &lt;i>" in text  # the protocol's awkward value
+    assert "codebook collapsed (ar-ceb-0.03-4-0, " in text
+    assert "`dvc repro`" in text
+    assert "nan" not in text.lower().replace("nuisance", "")
+
+
+class Resources(HTMLParser):
+    """Collects tags that are left open and everything a browser would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads, self.tables = [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        self.loads += [
+            value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")
+        ]
+        self.tables += tag == "table"
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_html_is_whole_and_loads_nothing(written):
+    text = (written[0] / "index.html").read_text()
+    parser = Resources()
+    parser.feed(text)
+    parser.close()
+    assert parser.open == []
+    assert parser.tables >= 8
+    assert len(parser.loads) == 6
+    assert all(value.startswith("data:image/png;base64,") for value in parser.loads)
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "<script" not in text
+    assert "<title>A &lt;b&gt; &amp; B</title>" in text
+    assert "<i>" not in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_hostile_names_stay_text():
+    params, results, judge = synthetic(seeds=(0,))
+    next(iter(results.values()))["train"]["warnings"] = ['<img src="https://x.org/a.png">']
+    text = page(analyse(results, judge, Layout(params), params), [])
+    parser = Resources()
+    parser.feed(text)
+    assert parser.loads == []
+
+
+def test_files_repeat_byte_for_byte(written):
+    now, first = written
+    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
+    figures = ["score_over_beta", "information_plane", "structure_nuisance", "factors", "samples", "training"]
+    expected = ["ablation.csv", "ablation.md", "ablation.tex", "index.html", "paired.csv", "summary.json"]
+    assert names == sorted(
+        [*expected, *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg"))]
+    )
+    for name in names:
+        assert (now / name).read_bytes() == (first / name).read_bytes(), name
+    assert b"<dc:date>" not in (now / "figures/factors.svg").read_bytes()
+
+
+def test_ablation_csv_has_a_row_per_cell(written):
+    rows = list(csv.DictReader(io.StringIO((written[0] / "ablation.csv").read_text())))
+    assert len(rows) == 20
+    assert list(rows[0])[:6] == ["family", "estimator", "beta", "tokens", "seed", "understanding/accuracy"]
+    assert [row["beta"] for row in rows if row["tokens"] == "4" and row["seed"] == "0"] == (
+        ["0", "0.003", "0.003", "0.01", "0.03"]
+    )
+
+
+def test_command_names_the_profile():
+    params, *_ = synthetic()
+    assert command(params) == "dvc repro"
+    full = params.model_copy(
+        update={"paths": params.paths.model_copy(update={"params": "profiles/full/params.yaml"})}
+    )
+    assert command(full) == "dvc repro profiles/full/dvc.yaml"
