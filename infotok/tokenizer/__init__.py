@@ -1,0 +1,23 @@
+"""The shared visual tokenizer: patches to a few tokens, tokens back to pixels."""
+
+from infotok.errors import InfotokError
+
+
+def patch_grid(image_size: int, tokens: int) -> tuple[int, int]:
+    """Rows and columns of the grid of patches that gives one token each.
+
+    The factor pair of `tokens` nearest to a square, rows <= columns, both dividing `image_size`.
+
+    Raises:
+        InfotokError: no such pair exists; the message lists the budgets that the image size allows.
+    """
+    divisors = [d for d in range(1, image_size // 2 + 1) if image_size % d == 0]
+    pairs = [(rows, columns) for rows in divisors for columns in divisors if rows <= columns <= 4 * rows]
+    fitting = [pair for pair in pairs if pair[0] * pair[1] == tokens]
+    if not fitting:
+        budgets = sorted({rows * columns for rows, columns in pairs if rows * columns <= 256})
+        raise InfotokError(
+            f"a {image_size} x {image_size} image cannot be cut into {tokens} equal patches; "
+            f"possible token budgets: {', '.join(map(str, budgets))}"
+        )
+    return max(fitting)

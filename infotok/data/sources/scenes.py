@@ -27,6 +27,7 @@ COLORS = {
 }
 # Color-shape pairs that no training image shows. Every color but two, and every shape, loses one partner.
 NOVEL = frozenset({("red", "cross"), ("green", "triangle"), ("blue", "square"), ("yellow", "circle")})
+SPLITS = ("train", "validation", "test", "novel", "judge")
 BINS = 8  # of each continuous nuisance factor, for the probes
 
 METADATA = {
@@ -50,12 +51,12 @@ def _hsv(hue: np.ndarray, saturation: float, value: float) -> np.ndarray:
     return value - value * saturation * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0)
 
 
-def sample_factors(rng: np.random.Generator, count: int, most: int, novel: bool) -> dict[str, np.ndarray]:
+def sample_factors(rng: np.random.Generator, count: int, most: int, pairs_from: str) -> dict[str, np.ndarray]:
     """Draw the factors of `count` scenes.
 
     Args:
         most: objects per scene are uniform over 1..most (most <= 4, one per quadrant).
-        novel: every scene holds at least one color-shape pair of `NOVEL`; otherwise none does.
+        pairs_from: `seen`, no color-shape pair of `NOVEL`; `novel`, every scene holds at least one; `all`, any.
 
     Returns:
         Arrays of shape (count, 4) for object factors by quadrant (row-major; values where `presence` is 0 mean
@@ -70,8 +71,9 @@ def sample_factors(rng: np.random.Generator, count: int, most: int, novel: bool)
     pairs = [(color, shape) for color in range(len(colors)) for shape in range(len(SHAPES))]
     is_novel = np.array([(colors[c], SHAPES[s]) in NOVEL for c, s in pairs])
     seen_ids, novel_ids = np.flatnonzero(~is_novel), np.flatnonzero(is_novel)
-    pair = seen_ids[rng.integers(0, len(seen_ids), (count, 4))]
-    if novel:
+    allowed = np.arange(len(pairs)) if pairs_from == "all" else seen_ids
+    pair = allowed[rng.integers(0, len(allowed), (count, 4))]
+    if pairs_from == "novel":
         # One object at a random occupied quadrant takes a novel pair.
         where = order[:, 0]
         pair[np.arange(count), where] = novel_ids[rng.integers(0, len(novel_ids), count)]
@@ -175,9 +177,10 @@ def objects_of(f: dict[str, np.ndarray], index: int) -> list[dict[str, Any]]:
 
 def make_split(name: str, count: int, config: dict) -> Split:
     """One split; its random stream depends on the seed and the split's name alone."""
-    stream = ("train", "validation", "test", "novel").index(name)
+    stream = SPLITS.index(name)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config["seed"], stream])))
-    factors = sample_factors(rng, count, config["objects"], novel=name == "novel")
+    pairs_from = {"novel": "novel", "judge": "all"}.get(name, "seen")
+    factors = sample_factors(rng, count, config["objects"], pairs_from)
     images = np.empty((count, config["image_size"], config["image_size"], 3), dtype=np.uint8)
     for start in range(0, count, CHUNK):
         part = {key: values[start : start + CHUNK] for key, values in factors.items()}
@@ -194,6 +197,6 @@ def make_split(name: str, count: int, config: dict) -> Split:
 
 
 def prepare(config: dict) -> Iterator[tuple[str, Split]]:
-    """Yield (split name, split) for train, validation, test and novel."""
-    for name in ("train", "validation", "test", "novel"):
-        yield name, make_split(name, config[name], config)
+    """Yield (split name, split); `judge` has every color-shape pair and is seen by the judge alone."""
+    for name in SPLITS:
+        yield name, make_split(name, config["train" if name == "judge" else name], config)

@@ -1,0 +1,127 @@
+"""Images drawn from captions, scored by the GenEval protocol (Ghosh et al. 2023) with the judge as detector, and by
+gFID and KID in the judge's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infotok.data.questions import TAGS, satisfies
+from infotok.data.text import TextCodec
+from infotok.evaluation.networks import Judge, to_bytes, to_unit
+from infotok.models.family import Sampling
+from infotok.models.unified import UnifiedModel
+from infotok.training.batches import encode_captions
+from infotok.training.examiners import examine
+from infotok.training.runtime import autocast, stream
+
+
+@torch.no_grad()
+def draw(
+    model: UnifiedModel,
+    captions: list[str],
+    codec: TextCodec,
+    sampling: Sampling,
+    *,
+    seed: int,
+    precision: str,
+    batch: int = 512,
+) -> Tensor:
+    """One image per caption: (n, S, S, 3) uint8."""
+    device, out = next(model.parameters()).device, []
+    for start in range(0, len(captions), batch):
+        ids, valid = encode_captions(captions[start : start + batch], codec)
+        generator = stream(device, seed, start, 7)
+        with autocast(device, precision):
+            tokens = model.family.draw(
+                model.backbone, model.tokenizer, ids.to(device), valid.to(device), sampling, generator
+            )
+            out.append(to_bytes(model.tokenizer.decode(tokens.vectors)).cpu())
+    return torch.cat(out)
+
+
+def read_scenes(judge: Judge, images: Tensor, metadata: dict) -> list[list[dict]]:
+    """The objects that the judge finds in uint8 images (n, S, S, 3)."""
+    found = {name: values.tolist() for name, values in examine(judge, images).items()}
+    names = {"shape": metadata["shapes"], "color": metadata["colors"], "size": metadata["sizes"]}
+    return [
+        [
+            {a: names[a][found[a][i][q]] for a in names} | {"row": q // 2, "column": q % 2}
+            for q in range(4)
+            if found["presence"][i][q]
+        ]
+        for i in range(len(images))
+    ]
+
+
+@dataclass
+class Verdict:
+    """GenEval of one set of images. right: (prompts, images) bool; tags: (prompts,) names."""
+
+    right: np.ndarray
+    tags: list[str]
+
+    def by_tag(self) -> dict[str, float]:
+        tags = np.array(self.tags)
+        return {tag: float(self.right[tags == tag].mean()) for tag in TAGS if (tags == tag).any()}
+
+    @property
+    def score(self) -> float:
+        """The mean over tags, as GenEval reports it."""
+        return float(np.mean(list(self.by_tag().values())))
+
+
+def geneval(
+    model: UnifiedModel,
+    judge: Judge,
+    prompts: list[dict],
+    images_per_prompt: int,
+    codec: TextCodec,
+    metadata: dict,
+    sampling: Sampling,
+    *,
+    seed: int,
+    precision: str,
+) -> tuple[Verdict, Tensor]:
+    """Draw `images_per_prompt` images for every prompt and check each; returns the verdict and the images
+    (prompts * images, S, S, 3) uint8, prompt by prompt."""
+    captions = [prompt["prompt"] for prompt in prompts for _ in range(images_per_prompt)]
+    images = draw(model, captions, codec, sampling, seed=seed, precision=precision)
+    scenes = read_scenes(judge, images, metadata)
+    right = [satisfies(scene, prompts[i // images_per_prompt]) for i, scene in enumerate(scenes)]
+    return Verdict(np.array(right).reshape(len(prompts), -1), [prompt["tag"] for prompt in prompts]), images
+
+
+class _Features(nn.Module):
+    """The judge's features of uint8 images (n, 3, S, S), as torchmetrics asks for them."""
+
+    def __init__(self, judge: Judge):
+        super().__init__()
+        self.judge, self.num_features = judge, judge.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.judge.features(to_unit(images.permute(0, 2, 3, 1)))
+
+
+@torch.no_grad()
+def frechet_and_kernel(judge: Judge, real: Tensor, drawn: Tensor, seed: int) -> tuple[float, float]:
+    """(FID, KID) of uint8 images (n, S, S, 3) by torchmetrics, in the judge's 128 features. KID: mean over 50 subsets
+    of at most 500 images. Values compare only with values of the same judge and numbers of images."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    features = _Features(judge)
+    device = next(judge.parameters()).device
+    size = min(500, len(real), len(drawn))
+    fid = FrechetInceptionDistance(feature=features).to(device)
+    kid = KernelInceptionDistance(feature=features, subsets=50, subset_size=size).to(device)
+    for images, is_real in ((real, True), (drawn, False)):
+        for chunk in images.split(500):
+            for metric in (fid, kid):
+                metric.update(chunk.permute(0, 3, 1, 2).to(device), real=is_real)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # torchmetrics draws KID's subsets from the global stream
+        return float(fid.compute()), float(kid.compute()[0])

@@ -1,0 +1,33 @@
+"""How much of an image comes back from its tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infotok.evaluation.networks import Judge, to_bytes
+from infotok.models.unified import UnifiedModel
+from infotok.training.examiners import ATTRIBUTES, examine
+
+
+@torch.no_grad()
+def reconstruct(model: UnifiedModel, vectors: Tensor, batch: int = 500) -> Tensor:
+    """(n, S, S, 3) uint8 images of vectors (n, K, D)."""
+    return torch.cat([to_bytes(model.tokenizer.decode(part)).cpu() for part in vectors.split(batch)])
+
+
+def fidelity(images: Tensor, decoded: Tensor) -> tuple[float, float]:
+    """(PSNR in dB, SSIM) of uint8 images (n, S, S, 3), by torchmetrics; PSNR is the mean over images."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    a, b = (x.permute(0, 3, 1, 2).float() for x in (decoded, images))
+    psnr = peak_signal_noise_ratio(a, b, data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3))
+    return float(psnr), float(structural_similarity_index_measure(a, b, data_range=255.0))
+
+
+def objects_kept(judge: Judge, images: Tensor, decoded: Tensor) -> float:
+    """Share of quadrants that hold an object in either image in which the judge reads the same from both."""
+    before, after = examine(judge, images), examine(judge, decoded)
+    any_object = (before["presence"] == 1) | (after["presence"] == 1)
+    same = torch.stack([before[name] == after[name] for name in ("presence", *ATTRIBUTES)]).all(0)
+    return (same & any_object).sum().item() / max(1, any_object.sum().item())

@@ -1,0 +1,99 @@
+"""Answers decoded greedily and compared by exact match."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from infotok.data.arrow import Split
+from infotok.data.text import TextCodec
+from infotok.evaluation.networks import to_unit
+from infotok.evaluation.statistics import wilson_interval
+from infotok.models.unified import UnifiedModel
+from infotok.tokenizer.discrete import Tokens
+from infotok.training.batches import pad
+from infotok.training.runtime import autocast, stream
+
+
+@torch.no_grad()
+def send(model: UnifiedModel, images: np.ndarray, seed: int, batch: int = 500) -> tuple[Tokens, torch.Tensor]:
+    """Send images (n, S, S, 3) uint8 through the channel as in training.
+
+    Returns:
+        their tokens, and the logits (n, K, C) of the distribution that the tokens follow.
+    """
+    device, vectors, codes, logits = next(model.parameters()).device, [], [], []
+    for start in range(0, len(images), batch):
+        posterior = model.tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch].copy()).to(device)))
+        tokens = model.tokenizer.sample(posterior, stream(device, seed, start, 6))
+        vectors.append(tokens.vectors)
+        codes.append(tokens.codes)
+        logits.append(model.tokenizer.channel_of(posterior).logits)
+    return Tokens(torch.cat(vectors), torch.cat(codes)), torch.cat(logits)
+
+
+@dataclass
+class Answers:
+    """Exact matches of one split's questions. right: (n,) bool; families: (n,) names."""
+
+    right: np.ndarray
+    families: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.mean())
+
+    def interval(self) -> tuple[float, float]:
+        """Wilson 95 % interval of the accuracy."""
+        return wilson_interval(int(self.right.sum()), len(self.right))
+
+    def by_family(self) -> dict[str, float]:
+        return {name: float(self.right[self.families == name].mean()) for name in dict.fromkeys(sorted(self.families))}
+
+
+def answer_all(
+    model: UnifiedModel, vectors: torch.Tensor, split: Split, codec: TextCodec, *, batch: int, precision: str
+) -> Answers:
+    """Ask a model every question of a split, about images given by their vectors (n, K, D).
+
+    A space and letter case at the ends do not count; anything else must match exactly.
+    """
+    pairs = [(image, pair) for image, asked in enumerate(split.questions) for pair in asked]
+    encoded = [codec.encode(pair["question"]) for _, pair in pairs]
+    most = max(len(codec.encode(pair["answer"])) for _, pair in pairs) + 1
+    right = np.zeros(len(pairs), dtype=bool)
+    device = vectors.device
+    longest_last = np.argsort([len(ids) for ids in encoded], kind="stable")  # batches of like length pad little
+    for start in range(0, len(pairs), batch):
+        rows = longest_last[start : start + batch]
+        ids, valid = pad([encoded[i] for i in rows], codec.pad)
+        images = torch.tensor([pairs[i][0] for i in rows], device=device)
+        with autocast(device, precision):
+            out = model.answer(vectors[images], ids.to(device), valid.to(device), most, codec.end)
+        for row, answer in zip(rows, out.tolist(), strict=True):
+            right[row] = codec.decode(answer).lower() == pairs[row][1]["answer"].strip().lower()
+    return Answers(right, np.array([pair["family"] for _, pair in pairs]))
+
+
+def question_only(train: Split, test: Split) -> float:
+    """Accuracy of the best guess without the image: the most frequent training answer to the same text, else to the
+    same first three words, else to the same family, else overall."""
+
+    def keys(pair: dict) -> list:
+        return [pair["question"], tuple(pair["question"].split()[:3]), ("family", pair["family"]), None]
+
+    seen: dict = {}
+    for asked in train.questions:
+        for pair in asked:
+            for key in keys(pair):
+                seen.setdefault(key, Counter())[pair["answer"]] += 1
+    right = total = 0
+    for asked in test.questions:
+        for pair in asked:
+            counts = next(seen[key] for key in keys(pair) if key in seen)
+            right += counts.most_common(1)[0][0] == pair["answer"]
+            total += 1
+    return right / total

@@ -1,0 +1,12 @@
+"""Conditional entropy bottleneck (Fischer 2020): the code length under the generator p(z | caption) itself.
+
+It compresses I(X;Z|T), what the text does not explain, and so is cross-modal consistency at the same time. The
+generator's gradients are stopped: it learns to predict the codes by its own loss, the codes learn to be predicted.
+"""
+
+from infotok.information.objective import Observed, code_cost
+
+
+def penalty(observed: Observed):
+    """Conditional code length, nats per image (scalar)."""
+    return code_cost(observed.posterior, observed.conditional, entropy_weight=0.0)

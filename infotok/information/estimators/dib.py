@@ -1,0 +1,11 @@
+"""Deterministic information bottleneck (Strouse & Schwab 2017): the code length under the marginal prior.
+
+Without the entropy term noise in the channel earns nothing, so the codes themselves must become simpler.
+"""
+
+from infotok.information.objective import Observed, code_cost
+
+
+def penalty(observed: Observed):
+    """Code length, nats per image (scalar)."""
+    return code_cost(observed.posterior, observed.marginal, entropy_weight=0.0)

@@ -1,0 +1,203 @@
+"""Hilbert–Schmidt Independence Criterion with Gaussian kernels, and its normalised form CKA.
+
+All estimators share one path: each variable becomes a *centred operand*, either its Gram matrix (n, n) or its
+random features (n, m), and two operands contract to a number. Centring first leaves every estimator's value
+as it is and keeps its digits in float32, where the textbook formulas subtract numbers of order n².
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ESTIMATORS = ("unbiased", "biased", "rff")
+BANDWIDTHS = ("median", "dimension")
+MEDIAN_ROWS = 512  # rows that the median sees under "rff": all pairs of all rows would cost n² again
+
+Bandwidth = str | float
+
+
+@dataclass
+class _Operand:
+    matrix: Tensor  # (n, n) centred Gram matrix, or (n, m) centred features
+    is_gram: bool
+
+    def diagonal(self) -> Tensor:
+        """(n,) diagonal of the centred Gram matrix."""
+        return self.matrix.diagonal() if self.is_gram else self.matrix.square().sum(dim=1)
+
+
+def hsic(
+    x: Tensor,
+    z: Tensor,
+    *,
+    estimator: str = "unbiased",
+    bandwidth_x: Bandwidth = "median",
+    bandwidth_z: Bandwidth = "median",
+    features: int = 256,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """HSIC(X, Z) from n paired rows, under kernels exp(−|difference|² / (2 bandwidth²)).
+
+    x: (n, …), z: (n, …), flattened to rows. Returns a 0-d tensor, dimensionless, float32 or wider and
+    differentiable.
+
+    estimator:
+    - "unbiased" (Song et al. 2012), O(n²): mean 0 under independence, so it may be negative;
+    - "biased" (Gretton et al. 2005), O(n²): tr(KHLH) / (n − 1)², above 0 even under independence;
+    - "rff", O(n · features²): the unbiased estimator on random Fourier features (Rahimi & Recht 2007).
+      Both variables draw their own frequencies and the estimator is linear in each kernel, so over draws its
+      mean *is* the "unbiased" value. `features` is the number of frequencies a variable, two columns each:
+      more of them bring a draw closer. `generator` makes draws repeatable.
+
+    bandwidth: "median" (median distance between two rows, the lower one of an even number; under "rff" of
+    the first 512 rows), "dimension" (σ√d: root of the summed variances of the d coordinates) or a positive
+    float. The gradient passes through "median" and "dimension": the value does not change with the scale of
+    z, and so neither may the gradient pull on that scale. A variable without spread gives 0.
+
+    Raises ValueError for an unknown estimator or bandwidth, unequal n, features < 1, or n < 4 (n < 2 for
+    "biased").
+    """
+    left, right = _operands((x, z), (bandwidth_x, bandwidth_z), estimator, features, generator)
+    return _contract(left, right, estimator)
+
+
+def cka(
+    x: Tensor,
+    z: Tensor,
+    *,
+    estimator: str = "unbiased",
+    bandwidth_x: Bandwidth = "median",
+    bandwidth_z: Bandwidth = "median",
+    features: int = 256,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Centred kernel alignment HSIC(X, Z) / √(HSIC(X, X) · HSIC(Z, Z)) (Kornblith et al. 2019).
+
+    Arguments and errors as in `hsic`. Returns a 0-d tensor, at most 1, and 0 where a variable has no spread.
+    Under "rff" it is the alignment of the two drawn feature kernels.
+    """
+    left, right = _operands((x, z), (bandwidth_x, bandwidth_z), estimator, features, generator)
+    scale = _contract(left, left, estimator) * _contract(right, right, estimator)
+    defined = scale > torch.finfo(scale.dtype).tiny
+    ratio = _contract(left, right, estimator) / torch.where(defined, scale, 1.0).sqrt()
+    return torch.where(defined, ratio, 0.0)
+
+
+@torch.no_grad()
+def permuted_hsic(
+    x: Tensor,
+    z: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    estimator: str = "unbiased",
+    bandwidth_x: Bandwidth = "median",
+    bandwidth_z: Bandwidth = "median",
+    features: int = 256,
+) -> Tensor:
+    """HSIC of x and a random permutation of z's rows: one draw of what independence would give. No gradient.
+
+    Arguments, result and errors as in `hsic`; over permutations the "unbiased" form averages to 0 exactly.
+    """
+    device = generator.device if generator is not None else z.device
+    order = torch.randperm(len(z), generator=generator, device=device).to(z.device)
+    return hsic(
+        x,
+        z[order],
+        estimator=estimator,
+        bandwidth_x=bandwidth_x,
+        bandwidth_z=bandwidth_z,
+        features=features,
+        generator=generator,
+    )
+
+
+def _operands(
+    variables: tuple[Tensor, Tensor],
+    bandwidths: tuple[Bandwidth, Bandwidth],
+    estimator: str,
+    features: int,
+    generator: torch.Generator | None,
+) -> list[_Operand]:
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"unknown HSIC estimator {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
+    for bandwidth in bandwidths:
+        positive = isinstance(bandwidth, int | float) and 0 < bandwidth < math.inf
+        if bandwidth not in BANDWIDTHS and not positive:
+            raise ValueError(
+                f"unknown bandwidth {bandwidth!r}: give one of {', '.join(BANDWIDTHS)} or a positive float"
+            )
+    if features < 1:
+        raise ValueError(f"features must be at least 1, got {features}")
+    rows, others = len(variables[0]), len(variables[1])
+    if rows != others:
+        raise ValueError(f"x and z must be paired row by row, got {rows} and {others} rows")
+    least = 2 if estimator == "biased" else 4
+    if rows < least:
+        raise ValueError(f"the {estimator} HSIC estimator needs at least {least} rows, got {rows}")
+    dtype = torch.promote_types(torch.promote_types(variables[0].dtype, variables[1].dtype), torch.float32)
+    # Autocast would multiply in bfloat16, whose 8 bits are coarser than the dependence to be measured.
+    with torch.autocast(variables[0].device.type, enabled=False):
+        operands = []
+        for variable, bandwidth in zip(variables, bandwidths, strict=True):
+            flat = variable.reshape(rows, -1).to(dtype)
+            if estimator == "rff":
+                scaled = _in_bandwidths(flat, bandwidth, MEDIAN_ROWS)
+                operands.append(_feature_operand(scaled, features, generator))
+            else:
+                operands.append(_gram_operand(_in_bandwidths(flat, bandwidth, rows)))
+        return operands
+
+
+def _in_bandwidths(x: Tensor, bandwidth: Bandwidth, median_rows: int) -> Tensor:
+    """Rows (n, d), centred and in units of the bandwidth; all zero if they have no spread."""
+    centred = x - x.mean(dim=0)
+    variance = centred.square().sum() / (len(x) - 1)  # summed over coordinates
+    # Spread below this is rounding of equal rows, which division by a bandwidth would blow up to a signal.
+    rounding = (4 * torch.finfo(x.dtype).eps * x.detach().abs().amax()).square() * x.shape[1]
+    spread = variance > rounding
+    if bandwidth == "dimension":
+        squared = variance
+    elif bandwidth == "median":
+        some = centred[:median_rows]
+        first, second = torch.triu_indices(len(some), len(some), offset=1, device=x.device)
+        median = _squared_distances(some)[first, second].median()
+        # Discrete tokens repeat until most distances are 0 up to rounding; the variance still has a scale.
+        squared = torch.where(median > 100 * torch.finfo(x.dtype).eps * variance, median, variance)
+    else:
+        squared = torch.full_like(variance, bandwidth**2)
+    return torch.where(spread, centred / torch.where(spread, squared, 1.0).sqrt(), 0.0)
+
+
+def _squared_distances(x: Tensor) -> Tensor:
+    norms = x.square().sum(dim=1)
+    return (norms[:, None] + norms[None, :] - 2 * x @ x.T).clamp(min=0)
+
+
+def _gram_operand(x: Tensor) -> _Operand:
+    gram = torch.exp(-0.5 * _squared_distances(x))
+    means = gram.mean(dim=1)
+    return _Operand(gram - means[:, None] - means[None, :] + means.mean(), is_gram=True)
+
+
+def _feature_operand(x: Tensor, features: int, generator: torch.Generator | None) -> _Operand:
+    device = generator.device if generator is not None else x.device
+    frequencies = torch.randn(x.shape[1], features, dtype=x.dtype, device=device, generator=generator)
+    phases = x @ frequencies.to(x.device)
+    # cos − 1 is centred like cos, and exactly 0 for rows without spread.
+    waves = torch.cat([phases.cos() - 1, phases.sin()], dim=1) / math.sqrt(features)
+    return _Operand(waves - waves.mean(dim=0), is_gram=False)
+
+
+def _contract(left: _Operand, right: _Operand, estimator: str) -> Tensor:
+    n = len(left.matrix)
+    with torch.autocast(left.matrix.device.type, enabled=False):  # for the product of features
+        product = left.matrix * right.matrix if left.is_gram else (left.matrix.T @ right.matrix).square()
+        if estimator == "biased":
+            return product.sum() / (n - 1) ** 2
+        # Song et al. 2012 with the diagonals taken out. Rows of a centred matrix sum to 0, so without its
+        # diagonal a row sums to minus that diagonal entry.
+        a, b = left.diagonal(), right.diagonal()
+        paired = product.sum() - a @ b
+        return (paired + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a @ b) / (n - 2)) / (n * (n - 3))

@@ -1,0 +1,152 @@
+"""A unified multimodal LLM: one tokenizer whose tokens are read to answer and written to draw.
+
+One training sequence holds [image][question 1] ... [question n] [caption][image to draw]; every question sees the
+image and itself, the drawn image sees its caption. Shapes: B examples, n questions, L columns, K image tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infotok.information.channel import Categorical
+from infotok.models.backbone import Backbone
+from infotok.models.family import family_class
+from infotok.models.packing import Part, pack
+from infotok.tokenizer.discrete import DiscreteTokenizer, Tokens
+
+
+@dataclass
+class TextBatch:
+    """Tokenized texts of B examples.
+
+    questions: (B, n, L) ids of question, answer and end mark; questions_valid: the same shape; answers: the same
+    shape, True on answer and end mark, the columns to be predicted. captions: (B, M) ids behind a begin mark;
+    captions_valid: (B, M).
+    """
+
+    questions: Tensor
+    questions_valid: Tensor
+    answers: Tensor
+    captions: Tensor
+    captions_valid: Tensor
+
+    def to(self, device: torch.device) -> TextBatch:
+        return TextBatch(*(value.to(device) for value in vars(self).values()))
+
+
+@dataclass
+class Outputs:
+    """One training pass. answer_loss, generation_loss: mean nats per predicted token (scalars). conditional:
+    p(z | caption). text: pooled caption states (B, width)."""
+
+    posterior: Categorical
+    tokens: Tokens
+    answer_loss: Tensor
+    generation_loss: Tensor
+    conditional: Categorical
+    text: Tensor
+
+
+class UnifiedModel(nn.Module):
+    """Tokenizer, its marginal prior, backbone, and the family's way to draw."""
+
+    def __init__(self, family: str, tokenizer: DiscreteTokenizer, backbone: Backbone):
+        super().__init__()
+        self.family_name = family
+        self.tokenizer, self.backbone = tokenizer, backbone
+        self.prior = tokenizer.make_prior()
+        self.family = family_class(family)(tokenizer, backbone.width)
+
+    def forward(self, images: Tensor, texts: TextBatch, generator: torch.Generator) -> Outputs:
+        """One pass over images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family."""
+        posterior = self.tokenizer.encode(images)
+        tokens = self.tokenizer.sample(posterior, generator)
+        batch, count, length = texts.questions.shape
+        size = self.family.tokens
+        zero = torch.zeros(batch, dtype=torch.long, device=images.device)
+        parts = [self._image_part(tokens.vectors)]
+        embedded = self.backbone.embed_text(texts.questions)
+        for index in range(count):
+            parts.append(Part(embedded[:, index], texts.questions_valid[:, index], zero + size, sees=(0,)))
+        parts += self._drawing_parts(tokens, texts.captions, texts.captions_valid, generator, first=len(parts))
+        hidden = self.backbone(*pack(parts))
+
+        questions = hidden[:, size : size + count * length].reshape(batch, count, length, -1)
+        predicting = texts.answers[:, :, 1:]
+        logits = self.backbone.text_logits(questions[:, :, :-1][predicting]).float()
+        answer_loss = F.cross_entropy(logits, texts.questions[:, :, 1:][predicting])
+        generation_loss, conditional = self.family.generation_loss(hidden[:, -size:], tokens)
+        captions = hidden[:, size + count * length : -size]
+        weight = texts.captions_valid[..., None].to(captions.dtype)
+        text = (captions * weight).sum(1) / weight.sum(1)
+        return Outputs(posterior, tokens, answer_loss, generation_loss, conditional, text)
+
+    def conditional(self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: torch.Generator) -> Categorical:
+        """p(z | caption) of given tokens under the generator, teacher-forced."""
+        hidden = self.backbone(*pack(self._drawing_parts(tokens, captions, valid, generator, first=0)))
+        return self.family.generation_loss(hidden[:, -self.family.tokens :], tokens)[1]
+
+    @torch.no_grad()
+    def answer(self, vectors: Tensor, questions: Tensor, valid: Tensor, most: int, end: int) -> Tensor:
+        """Greedy answers.
+
+        Args:
+            vectors: (B, K, D) image vectors. questions: (B, L) ids, valid: (B, L), padded on the right.
+            most: answer tokens at most. end: id that ends an answer.
+
+        Returns:
+            (B, most) ids; after an end mark everything is the end mark.
+        """
+        from transformers import DynamicCache
+
+        batch, length = questions.shape
+        image = self._image_part(vectors)
+        start = torch.full((batch,), self.family.tokens, device=questions.device)
+        cache = DynamicCache()
+        embeddings, allowed, positions = pack(
+            [image, Part(self.backbone.embed_text(questions), valid, start, sees=(0,))]
+        )
+        hidden = self.backbone(embeddings, allowed, positions, cache)
+        count, seen = valid.sum(1), torch.cat([image.valid, valid], 1)
+        last = (self.family.tokens + count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        ids = self.backbone.text_logits(hidden.gather(1, last)[:, 0]).argmax(-1)
+        out, ended = [ids], ids == end
+        for step in range(1, most):
+            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
+            place = (start + count + step - 1)[:, None]
+            hidden = self.backbone(self.backbone.embed_text(ids)[:, None], seen[:, None], place, cache)
+            ids = self.backbone.text_logits(hidden[:, 0]).argmax(-1).masked_fill(ended, end)
+            ended = ended | (ids == end)
+            out.append(ids)
+        return torch.stack(out, 1)
+
+    def _image_part(self, vectors: Tensor) -> Part:
+        batch = len(vectors)
+        valid = torch.ones(batch, self.family.tokens, dtype=torch.bool, device=vectors.device)
+        start = torch.zeros(batch, dtype=torch.long, device=vectors.device)
+        return Part(self.family.read_inputs(vectors), valid, start, bidirectional=True)
+
+    def _drawing_parts(
+        self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: torch.Generator, first: int
+    ) -> list[Part]:
+        """The caption and the image to draw, as parts `first` and `first + 1`."""
+        zero = torch.zeros(len(captions), dtype=torch.long, device=captions.device)
+        inputs = self.family.generation_inputs(tokens, generator)
+        everywhere = torch.ones(inputs.shape[:2], dtype=torch.bool, device=captions.device)
+        return [
+            Part(self.backbone.embed_text(captions), valid, zero),
+            Part(inputs, everywhere, valid.sum(1), sees=(first,), bidirectional=self.family.bidirectional),
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Family and sizes as JSON, enough to build the model again."""
+        return {
+            "family": self.family_name,
+            "tokenizer": vars(self.tokenizer.config),
+            "backbone": self.backbone.describe(),
+        }

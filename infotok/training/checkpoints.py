@@ -1,0 +1,129 @@
+"""Weights and resumable checkpoints as safetensors files whose header carries their JSON; no pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn, optim
+
+from infotok.errors import InfotokError
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
+    """Write a whole safetensors file or nothing: to a temporary name, to the disk, then in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={"json": json.dumps(meta, sort_keys=True)})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and JSON of a file of `write_tensors`.
+
+    Raises:
+        InfotokError: the file is missing or damaged; `remedy` says what would help.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
+    except FileNotFoundError:
+        raise InfotokError(f"{path}: is missing; {remedy}") from None
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise InfotokError(f"{path}: is damaged ({str(error).splitlines()[0]}); {remedy}") from None
+
+
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state, tensors that share memory (tied embeddings) once."""
+    seen, out = set(), {}
+    for name, tensor in module.state_dict().items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        out[name] = tensor
+    return out
+
+
+def load_module(module: nn.Module, tensors: dict[str, Tensor], path: Path, remedy: str) -> None:
+    """Fill a module with the tensors of `module_tensors`.
+
+    Raises:
+        InfotokError: names or shapes do not belong to this module.
+    """
+    wanted = module_tensors(module)
+    if wanted.keys() != tensors.keys() or any(wanted[n].shape != t.shape for n, t in tensors.items()):
+        odd = sorted(wanted.keys() ^ tensors.keys()) or [n for n, t in tensors.items() if wanted[n].shape != t.shape]
+        raise InfotokError(f"{path}: does not fit this configuration (first at '{odd[0]}'); {remedy}")
+    module.load_state_dict(tensors, strict=False)
+
+
+class Checkpoints:
+    """The resumable state of one training run in a folder of its own.
+
+    Files: `step-<n>.safetensors` with weights, optimizer moments and the moving average; `history.jsonl`, the log
+    up to that step. The folder belongs to one configuration (its name holds the fingerprint) and goes away when
+    the run has ended well.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint."""
+        return max(self.folder.glob("step-*.safetensors"), default=None)
+
+    def save(
+        self, step: int, module: nn.Module, optimizer: optim.Optimizer, ema: dict[str, Tensor], history: list[dict]
+    ) -> None:
+        """Write the state after `step` steps; older checkpoints go once it stands."""
+        tensors = {f"model/{name}": tensor for name, tensor in module_tensors(module).items()}
+        tensors |= {f"ema/{name}": tensor for name, tensor in ema.items()}
+        for index, parameter in enumerate(_parameters(optimizer)):
+            for name, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{index}/{name}"] = value
+        target = self.folder / f"step-{step:08d}.safetensors"
+        write_tensors(target, tensors, {"step": step, "history": history})
+        for old in self.folder.glob("step-*.safetensors"):
+            if old != target:
+                old.unlink()
+
+    def restore(self, module: nn.Module, optimizer: optim.Optimizer, ema: dict[str, Tensor]) -> tuple[int, list[dict]]:
+        """Load the newest checkpoint, if any, in place; returns (steps done, history so far).
+
+        Raises:
+            InfotokError: the newest checkpoint is damaged. Nothing is changed on the disk.
+        """
+        path = self.latest()
+        if path is None:
+            return 0, []
+        remedy = "delete it to train again from the start"
+        tensors, meta = read_tensors(path, remedy)
+        model = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
+        load_module(module, model, path, remedy)
+        for name in ema:
+            ema[name].copy_(tensors[f"ema/{name}"])
+        for index, parameter in enumerate(_parameters(optimizer)):
+            prefix = f"optimizer/{index}/"
+            state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            if state:
+                optimizer.state[parameter] = {
+                    n: t.clone() if n == "step" else t.to(parameter.device).clone() for n, t in state.items()
+                }
+        return meta["step"], meta["history"]
+
+    def clear(self) -> None:
+        """Remove the folder's own files after a run that ended well."""
+        if self.folder.exists():
+            for file in self.folder.iterdir():
+                file.unlink()
+            self.folder.rmdir()
+
+
+def _parameters(optimizer: optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

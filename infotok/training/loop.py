@@ -1,0 +1,113 @@
+"""The training loop that every network here goes through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn, optim
+
+from infotok.errors import InfotokError
+from infotok.training.checkpoints import Checkpoints, module_tensors
+
+LOG_EVERY = 10  # steps; logged values are means over them
+
+
+def cosine(step: int, steps: int, warmup: int, final: float) -> float:
+    """Learning-rate factor of a step: linear warm-up, then a half cosine from 1 to `final`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(
+    groups: list[tuple[list[nn.Parameter], float]], weight_decay: float, device: torch.device
+) -> optim.AdamW:
+    """AdamW (0.9, 0.95) over (parameters, learning rate) groups; vectors and scalars do not decay."""
+    settings = []
+    for parameters, rate in groups:
+        for decays in (True, False):
+            chosen = [p for p in parameters if p.requires_grad and (p.ndim >= 2) == decays]
+            if chosen:
+                decay = weight_decay if decays else 0.0
+                settings.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
+    return optim.AdamW(settings, betas=(0.9, 0.95), fused=device.type == "cuda", foreach=device.type != "cuda")
+
+
+def run(
+    module: nn.Module,
+    optimizer: optim.Optimizer,
+    step_losses: Callable[[int], dict[str, Tensor]],
+    *,
+    steps: int,
+    warmup: int,
+    final: float = 0.0,
+    clip: float = 1.0,
+    unclipped: list[nn.Parameter] | None = None,
+    ema: float = 0.0,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_every: int = 0,
+    after_step: Callable[[int], None] = lambda step: None,
+    observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+) -> list[dict]:
+    """Train `module` in place, from its newest checkpoint where there is one.
+
+    Args:
+        step_losses: step -> named scalars; `loss` is minimized, all are logged. Must depend on the step and the
+            module's weights alone, so that a resumed run repeats an undisturbed one bit for bit.
+        unclipped: parameters whose gradient neither counts for the norm that `clip` bounds nor is scaled.
+        ema: decay of a moving average of the weights, which replaces them at the end; 0 for none.
+        observe: called with the step and mean values every `LOG_EVERY` steps.
+
+    Returns:
+        The history: {"step": n, "<name>": mean, ...}.
+
+    Raises:
+        InfotokError: a loss or gradient is not finite; the last good checkpoint stays.
+    """
+    average = {n: t.detach().clone() for n, t in module_tensors(module).items()} if ema else {}
+    start, history = checkpoints.restore(module, optimizer, average) if checkpoints else (0, [])
+    free = {id(p) for p in unclipped or []}
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in free]
+    pending: list[dict[str, Tensor]] = []
+    module.train()
+    for step in range(start, steps):
+        factor = cosine(step, steps, warmup, final)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        losses = step_losses(step)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
+        _require_finite(losses, norm, step, checkpoints)
+        optimizer.step()
+        after_step(step)
+        if ema:
+            for name, tensor in module_tensors(module).items():
+                if tensor.is_floating_point():
+                    average[name].lerp_(tensor, 1 - ema)
+        pending.append({name: value.detach() for name, value in losses.items()} | {"gradient_norm": norm})
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+            means = {n: torch.stack([p[n].float() for p in pending]).mean().item() for n in pending[0]}
+            pending = []
+            history.append({"step": step + 1, **{n: float(f"{v:.6g}") for n, v in means.items()}})
+            observe(step + 1, means)
+        if checkpoints and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+            checkpoints.save(step + 1, module, optimizer, average, history)
+    if ema:
+        module.load_state_dict(average, strict=False)
+    module.eval()
+    return history
+
+
+def _require_finite(losses: dict[str, Tensor], norm: Tensor, step: int, checkpoints: Checkpoints | None) -> None:
+    if math.isfinite(norm.item()) and math.isfinite(losses["loss"].item()):
+        return
+    bad = [name for name, value in losses.items() if not math.isfinite(value.item())] or ["the gradient"]
+    kept = checkpoints.latest() if checkpoints else None
+    raise InfotokError(
+        f"training stopped at step {step + 1}: {', '.join(bad)} is not finite; lower the learning rate or use "
+        f"precision fp32" + (f" (the last good checkpoint stays: {kept})" if kept else "")
+    )

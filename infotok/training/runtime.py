@@ -1,0 +1,40 @@
+"""Where and how a process computes: device, threads, precision, random streams.
+
+On CPU one thread a process is the fastest for networks of this size, two processes fill two cores; every random
+draw of a training step comes from a generator seeded by (seed, step), so a resumed run and a paired twin draw the same.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def start() -> torch.device:
+    """Set threads and determinism, and return the device to compute on.
+
+    INFOTOK_THREADS overrides the single CPU thread; INFOTOK_DEVICE the choice of CUDA where there is one.
+    """
+    torch.set_num_threads(int(os.environ.get("INFOTOK_THREADS", "1")))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    name = os.environ.get("INFOTOK_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast, or none for fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def stream(device: torch.device, *key: int) -> torch.Generator:
+    """A generator for one purpose, e.g. (seed, step): the same key, the same numbers."""
+    state = 0
+    for part in key:  # splitmix64: neighbouring keys give unrelated streams
+        state = (state + part + 0x9E3779B97F4A7C15) % 2**64
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+        state ^= state >> 31
+    return torch.Generator(device=device).manual_seed(state % 2**63)
