@@ -28,6 +28,7 @@ from pipeline.params import Params
 SECTIONS = {
     "prepare": ["data"],
     "judge": ["data", "judge"],
+    "perceptual": ["data", "judge"],
     "pretrain": ["data", "judge", "tokenizer", "pretrain", "reconstruction"],
     "train": ["data", "judge", "tokenizer", "pretrain", "reconstruction", "backbone", "train"],
 }
@@ -57,6 +58,10 @@ class Layout:
     @property
     def judge(self) -> Path:
         return self.results / "judge"
+
+    @property
+    def perceptual(self) -> Path:
+        return self.results / "perceptual"
 
     def tokenizer(self, cell: Cell) -> Path:
         return self.results / "tokenizer" / cell.tokenizer_key

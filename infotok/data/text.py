@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from infotok.errors import InfotokError
@@ -43,6 +43,19 @@ class TextCodec:
             raise InfotokError(f"{path}: cannot be read as a text tokenizer ({error}); run `dvc repro prepare`") from None
         return cls(tokenizer, tokenizer.token_to_id(PAD), tokenizer.token_to_id(END))
 
+    @classmethod
+    def from_saved(cls, path: Path, remedy: str) -> TextCodec:
+        """Read the JSON {"marks": {"pad", "end"}, "tokenizer": text} that stands beside a trained model.
+
+        Raises:
+            InfotokError: it is missing or damaged; `remedy` says what would help.
+        """
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            return cls(Tokenizer.from_str(saved["tokenizer"]), saved["marks"]["pad"], saved["marks"]["end"])
+        except Exception as error:  # tokenizers raises bare Exception
+            raise InfotokError(f"{path}: cannot be read ({error}); {remedy}") from None
+
     @property
     def vocabulary(self) -> int:
         return self.tokenizer.get_vocab_size()
@@ -61,11 +74,3 @@ class TextCodec:
             if token != self.pad:
                 kept.append(int(token))
         return self.tokenizer.decode(kept).strip()
-
-    def pad_batch(self, sequences: list[list[int]], length: int | None = None) -> np.ndarray:
-        """Right-pad to (n, length), by default the longest."""
-        length = length or max((len(s) for s in sequences), default=1)
-        out = np.full((len(sequences), length), self.pad, dtype=np.int64)
-        for row, sequence in zip(out, sequences, strict=True):
-            row[: len(sequence)] = sequence[:length]
-        return out

@@ -42,7 +42,7 @@ class Family(nn.Module, abc.ABC):
         config = tokenizer.config
         self.tokens = config.tokens
         self.project = nn.Linear(config.dimension, width)
-        self.place = nn.Parameter(torch.randn(2, config.tokens, width) * 0.02)
+        self.place = nn.Parameter(torch.randn(2, config.tokens, width) * 0.5)  # of the size of the projected vectors
 
     def read_inputs(self, vectors: Tensor) -> Tensor:
         """Embeddings (B, K, width) of an image to understand, from its vectors (B, K, D)."""

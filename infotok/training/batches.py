@@ -9,6 +9,8 @@ from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
 from infotok.models.unified import TextBatch
 
+DESCRIBE = "describe the image"
+
 
 def order(count: int, batch: int, seed: int, step: int) -> np.ndarray:
     """Indices of the images of one step: epochs of seeded permutations, cut into whole batches."""
@@ -38,8 +40,9 @@ class Batches:
     """Random access to training batches."""
 
     def __init__(
-        self, split: Split, codec: TextCodec, *, batch: int, questions: int, caption_dropout: float, seed: int
+        self, split: Split, codec: TextCodec, *, batch: int, questions: int, caption_dropout: float, seed: int, describe: bool = False
     ):
+        self.describe = describe
         self.split, self.codec, self.seed = split, codec, seed
         self.batch, self.questions, self.caption_dropout = batch, questions, caption_dropout
 
@@ -59,6 +62,9 @@ class Batches:
                 sequences.append([*question, *answer, self.codec.end])
                 answers.append(len(question))
             captions.append(said[rng.integers(len(said))])
+            if self.describe:
+                sequences[-1] = [*self.codec.encode(DESCRIBE), *self.codec.encode(captions[-1]), self.codec.end]
+                answers[-1] = len(self.codec.encode(DESCRIBE))
         ids, valid = pad(sequences, self.codec.pad)
         shape = (self.batch, self.questions, ids.shape[1])
         predicted = valid & (torch.arange(ids.shape[1]) >= torch.tensor(answers)[:, None])

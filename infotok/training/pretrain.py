@@ -31,7 +31,7 @@ class PretrainConfig:
     revive_every: int
     pixel: float
     perceptual: float
-    precision: str = "bf16"
+    precision: str
 
 
 def pretrain(

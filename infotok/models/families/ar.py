@@ -18,7 +18,7 @@ class Family(family.Family):
 
     def __init__(self, tokenizer: DiscreteTokenizer, width: int):
         super().__init__(tokenizer, width)
-        self.begin = nn.Parameter(torch.randn(width) * 0.02)
+        self.begin = nn.Parameter(torch.randn(width) * 0.5)
         self.head = nn.Linear(width, tokenizer.config.codebook, bias=False)
 
     def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> Tensor:

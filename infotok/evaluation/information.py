@@ -1,0 +1,144 @@
+"""What the tokens carry: rate, bounds on I(X;Z), code statistics, and usable bits per factor. In bits per image."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infotok.data.arrow import Split
+from infotok.data.text import TextCodec
+from infotok.information.bounds import information_bounds
+from infotok.information.channel import Categorical
+from infotok.information.rate import code_statistics
+from infotok.models.unified import UnifiedModel
+from infotok.tokenizer.discrete import Tokens
+from infotok.training.batches import encode_captions
+from infotok.training.runtime import autocast, stream
+
+NATS = math.log(2)  # nats in a bit
+BOUND_IMAGES = 1000  # the lower bound cannot exceed log2 of it
+
+
+@torch.no_grad()
+def channel_information(model: UnifiedModel, train: Tensor, test: Tensor, codes: Tensor) -> dict[str, float]:
+    """Rate, bounds and code statistics of the channel.
+
+    Args:
+        train, test: logits (n, K, C) of the distributions that the tokens of those images follow.
+        codes: (n, K) sampled codes of the test images.
+
+    The rate's prior is the aggregate posterior of the training images per position, the best marginal prior there is,
+    so the rate does not depend on how well a learned prior was trained.
+    """
+    posterior, prior = Categorical(test), Categorical(train).aggregate()
+    rate = (posterior.code_length(prior) - posterior.entropy()).sum(-1).mean().item()
+    lower, upper = information_bounds(Categorical(test[:BOUND_IMAGES]).cross_log_prob(codes[:BOUND_IMAGES]))
+    statistics = code_statistics(codes, model.tokenizer.config.codebook)
+    return {
+        "information/rate_bits": rate / NATS,
+        "information/posterior_entropy_bits": posterior.entropy().sum(-1).mean().item() / NATS,
+        "information/lower_bits": lower.item() / NATS,
+        "information/upper_bits": upper.item() / NATS,
+        "information/capacity_bits": model.tokenizer.capacity_bits,
+        **{f"information/{name}": statistics[name] for name in ("code_entropy_bits", "perplexity", "dead_codes")},
+    }
+
+
+@torch.no_grad()
+def generator_code_length(
+    model: UnifiedModel, tokens: Tokens, captions: list[str], codec: TextCodec, *, precision: str, batch: int = 500
+) -> float:
+    """Mean -log2 p(z | caption) of images' tokens under the generator, bits per image."""
+    device, total = tokens.codes.device, 0.0
+    for start in range(0, len(captions), batch):
+        ids, valid = encode_captions(captions[start : start + batch], codec)
+        part = Tokens(tokens.vectors[start : start + batch], tokens.codes[start : start + batch])
+        with autocast(device, precision):
+            predicted = model.conditional(part, ids.to(device), valid.to(device), stream(device, 0))
+        total -= predicted.log_prob(part.codes).sum().item()
+    return total / len(captions) / NATS
+
+
+def usable_bits(
+    train_vectors: Tensor,
+    train: dict[str, np.ndarray],
+    test_vectors: Tensor,
+    test: dict[str, np.ndarray],
+    sizes: dict[str, int],
+    *,
+    steps: int,
+    seed: int,
+) -> dict[str, float]:
+    """V-information (Xu et al. 2020) about every factor that one small MLP extracts from the tokens.
+
+    H(f) - cross-entropy of the probe on test images, summed over a factor's slots; slots that are undefined (-1) in
+    some images count by how often they are defined. A probe worse than the constant guess counts as 0, which is the
+    constant guess.
+
+    Args:
+        train_vectors, test_vectors: (n, K, D). train, test: factor name -> (n, slots) categories.
+        sizes: factor name -> number of categories.
+
+    Returns:
+        bits per image by factor name.
+    """
+    device = train_vectors.device
+    slots = {name: train[name].shape[1] for name in sizes}
+    labels = {n: torch.from_numpy(np.ascontiguousarray(train[n])).long().to(device) for n in sizes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe = nn.Sequential(
+            nn.Linear(train_vectors[0].numel(), 256), nn.ReLU(), nn.Linear(256, sum(slots[n] * sizes[n] for n in sizes))
+        ).to(device)
+
+    def logits(vectors: Tensor) -> dict[str, Tensor]:
+        parts = probe(vectors.flatten(1)).split([slots[n] * sizes[n] for n in sizes], dim=-1)
+        return {n: part.view(len(vectors), slots[n], sizes[n]) for n, part in zip(sizes, parts, strict=True)}
+
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for step in range(steps):
+        chosen = torch.randint(len(train_vectors), (256,), generator=stream(device, seed, step), device=device)
+        out = logits(train_vectors[chosen])
+        losses = [
+            F.cross_entropy(out[n].flatten(0, 1), labels[n][chosen].flatten(), ignore_index=-1) * slots[n] for n in sizes
+        ]
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+        schedule.step()
+
+    bits = {}
+    with torch.no_grad():
+        for name, out in logits(test_vectors).items():
+            truth = torch.from_numpy(np.ascontiguousarray(test[name])).long().to(device)
+            total = 0.0
+            for slot in range(slots[name]):
+                defined = truth[:, slot] >= 0
+                values = truth[defined, slot]
+                if not len(values):
+                    continue
+                shares = torch.bincount(values, minlength=sizes[name]).double() / len(values)
+                entropy = -(shares[shares > 0] * shares[shares > 0].log()).sum().item()
+                gain = entropy - F.cross_entropy(out[defined, slot], values).item()
+                total += max(0.0, gain) / NATS * len(values) / len(truth)
+            bits[name] = total
+    return bits
+
+
+def factor_information(
+    train_vectors: Tensor, train: Split, test_vectors: Tensor, test: Split, factors: dict, *, steps: int, seed: int
+) -> dict[str, float]:
+    """`usable_bits` of all factors, and their sums over structure and over nuisance.
+
+    Args:
+        factors: {"structure": {name: categories}, "nuisance": {...}} of the data's manifest.
+    """
+    sizes = factors["structure"] | factors["nuisance"]
+    bits = usable_bits(train_vectors, train.factors, test_vectors, test.factors, sizes, steps=steps, seed=seed)
+    sums = {f"information/{kind}_bits": sum(bits[name] for name in names) for kind, names in factors.items()}
+    return sums | {f"information/factor/{name}": value for name, value in bits.items()}

@@ -1,0 +1,94 @@
+"""What stages hand to each other: data, judge, tokenizer and model, written whole and read with a clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from infotok.data.text import TextCodec
+from infotok.evaluation.networks import Judge, Perceptual
+from infotok.models.backbone import Backbone, BackboneConfig, text_codec
+from infotok.models.family import family_class
+from infotok.models.unified import UnifiedModel
+from infotok.tokenizer.discrete import DiscreteTokenizer, TokenizerConfig
+from infotok.training.checkpoints import load_module, module_tensors, read_tensors, write_tensors
+from pipeline.cells import Cell
+from pipeline.params import Params
+from pipeline.results import Layout, write_text
+
+ATTRIBUTES = ("shape", "color", "size")
+
+
+def attribute_classes(manifest: dict) -> dict[str, int]:
+    """Attribute name -> number of values, for the judge's heads."""
+    return {name: manifest["factors"]["structure"][name] for name in ATTRIBUTES}
+
+
+def save_module(module: torch.nn.Module, path: Path, description: dict) -> None:
+    """Weights, and in the header what builds the module again."""
+    write_tensors(path, module_tensors(module), description)
+
+
+def load_judge(layout: Layout) -> Judge:
+    return _load_examiner(layout.judge / "judge.safetensors", "judge", Judge)
+
+
+def load_perceptual(layout: Layout) -> Perceptual:
+    return _load_examiner(layout.perceptual / "perceptual.safetensors", "perceptual", Perceptual)
+
+
+def _load_examiner(path: Path, stage: str, kind: type):
+    remedy = f"delete {path.parent} and run `dvc repro {stage}`"
+    tensors, description = read_tensors(path, remedy)
+    module = kind(**description)
+    load_module(module, tensors, path, remedy)
+    return module.eval()
+
+
+def new_tokenizer(params: Params, cell: Cell) -> DiscreteTokenizer:
+    """An untrained tokenizer of this cell's family and budget, its weights drawn from the cell's seed."""
+    torch.manual_seed(cell.seed)
+    config = TokenizerConfig(
+        image_size=params.data.image_size, tokens=cell.tokens, **params.tokenizer.model_dump()
+    )
+    return family_class(cell.family).tokenizer_class(config)
+
+
+def load_tokenizer(layout: Layout, cell: Cell) -> DiscreteTokenizer:
+    """The pretrained tokenizer that the cell starts from."""
+    path = layout.tokenizer(cell) / "tokenizer.safetensors"
+    remedy = f"delete {path.parent} and run `dvc repro pretrain@{cell.tokenizer_key}`"
+    tensors, _ = read_tensors(path, remedy)
+    tokenizer = new_tokenizer(layout.params, cell)
+    load_module(tokenizer, tensors, path, remedy)
+    return tokenizer
+
+
+def new_model(layout: Layout, cell: Cell) -> tuple[UnifiedModel, TextCodec]:
+    """The model that joint training starts from, and its text tokenizer. All arms of a seed start alike."""
+    backbone = BackboneConfig(**layout.params.backbone.model_dump())
+    codec = text_codec(backbone, layout.data / "text.json")
+    tokenizer = load_tokenizer(layout, cell)
+    torch.manual_seed(cell.seed)
+    return UnifiedModel(cell.family, tokenizer, Backbone.create(backbone, codec.vocabulary)), codec
+
+
+def save_model(model: UnifiedModel, codec: TextCodec, folder: Path) -> None:
+    """`model.safetensors`, whose header describes the model, and `text.json`, its text tokenizer."""
+    marks = {"pad": codec.pad, "end": codec.end}
+    write_text(folder / "text.json", json.dumps({"marks": marks, "tokenizer": codec.tokenizer.to_str()}))
+    save_module(model, folder / "model.safetensors", model.describe())
+
+
+def load_model(layout: Layout, cell: Cell) -> tuple[UnifiedModel, TextCodec]:
+    """A trained model, built from its own file alone, ready to evaluate."""
+    folder = layout.stage("train", cell)
+    path = folder / "model.safetensors"
+    remedy = f"delete {folder} and run `dvc repro train@{cell.key}`"
+    tensors, description = read_tensors(path, remedy)
+    tokenizer = family_class(description["family"]).tokenizer_class(TokenizerConfig(**description["tokenizer"]))
+    model = UnifiedModel(description["family"], tokenizer, Backbone.from_description(description["backbone"]))
+    load_module(model, tensors, path, remedy)
+    return model.eval(), TextCodec.from_saved(folder / "text.json", remedy)

@@ -1,0 +1,319 @@
+"""An MLflow store and the runs in it, as `pipeline.tracking` needs them.
+
+One flat run per cell, found by its tags: kind (cell, tokenizer or judge), cell, fingerprint and configuration
+say what a run is; `logged.<stage>` and `source.<stage>` name the configuration and the code of the result it
+shows; stage is the last one finished. Everything here raises what MLflow raises. mlflow takes 2 s to import,
+so it is imported on first use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pipeline.cells import Cell
+from pipeline.results import SECTIONS, Layout, fingerprint
+from pipeline.view import saved_view
+
+log = logging.getLogger("infotok")
+
+SQLITE = "sqlite:///"
+BATCH = 1000  # metrics that one MLflow request may carry
+LOCK_SECONDS = 60.0
+# The stage whose configuration makes a run of this kind what it is.
+BASIS = {"judge": "judge", "tokenizer": "pretrain", "cell": "train"}
+# A training run repeated from the start would mix two histories in one run, so it gets a new one.
+WITH_HISTORY = ["judge", "pretrain", "train"]
+# Without these a store that is away would hold training up for minutes, and MLflow would report on its users.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+
+
+def store_uri(layout: Layout) -> str:
+    """Where MLflow keeps its runs: MLFLOW_TRACKING_URI, else `mlflow.db` in the repository's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{layout.root.resolve()}/mlflow.db"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes a run the run of this stage and cell; `configuration` also tells profiles apart."""
+
+    kind: str
+    key: str
+    fingerprint: str
+    configuration: str
+
+    @classmethod
+    def of(cls, layout: Layout, stage: str, cell: Cell | None) -> Identity:
+        if cell is None:
+            kind, key = "judge", "judge"
+        elif stage == "pretrain":
+            kind, key = "tokenizer", cell.tokenizer_key
+        else:
+            kind, key = "cell", cell.key
+        mark = fingerprint(layout.params, BASIS[kind], cell)
+        return cls(kind, key, mark, f"{layout.params.paths.results}:{mark}")
+
+    @property
+    def name(self) -> str:
+        return f"tokenizer-{self.key}" if self.kind == "tokenizer" else self.key
+
+
+class Store:
+    """An open MLflow store and this configuration's experiment. Its methods raise what MLflow raises."""
+
+    def __init__(self, layout: Layout):
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        uri = store_uri(layout)
+        _probe(uri)
+        from mlflow import MlflowClient
+
+        for name in ("mlflow.store.db.utils", "mlflow.tracking", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.layout = layout
+        # Several processes that create the same new database at once would crash.
+        with _locked(layout):
+            self.client = MlflowClient(tracking_uri=uri)
+            self.experiment = self._experiment(uri)
+
+    def _experiment(self, uri: str) -> str:
+        title = self.layout.params.report.title
+        found = self.client.get_experiment_by_name(title)
+        if found is None:
+            local = (self.layout.root.resolve() / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
+            made = self.client.create_experiment(title, artifact_location=local)
+            found = self.client.get_experiment(made)
+        elif found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        for tag, value in saved_view().items():
+            shown = json.loads(found.tags.get(tag, "{}"))
+            if shown.get("state") != json.loads(value)["state"]:
+                self.client.set_experiment_tag(found.experiment_id, tag, value)
+        return found.experiment_id
+
+    def find(self, stage: str, cell: Cell | None) -> Run | None:
+        """The run of this stage and cell under this configuration, if there is one."""
+        identity = Identity.of(self.layout, stage, cell)
+        wanted = {"kind": identity.kind, "cell": identity.key, "fingerprint": identity.fingerprint}
+        search = " and ".join(f"tags.{name} = '{value}'" for name, value in wanted.items())
+        for run in self.client.search_runs([self.experiment], search):
+            if run.data.tags.get("configuration") == identity.configuration:
+                return Run(self, stage, cell, run)
+        return None
+
+    def run(self, stage: str, cell: Cell | None, *, fresh: bool = False) -> Run:
+        """Find the run or create it. `fresh`: one that shows this stage already is put in MLflow's bin."""
+        # Two stages of one cell that start at once must not make two runs.
+        with _locked(self.layout):
+            found = self.find(stage, cell)
+            if found and fresh and f"logged.{stage}" in found.tags:
+                self.client.delete_run(found.id)
+                found = None
+            return found or Run(self, stage, cell, self._create(stage, cell))
+
+    def _create(self, stage: str, cell: Cell | None):
+        from mlflow.entities import Param
+
+        identity = Identity.of(self.layout, stage, cell)
+        tags = {
+            "cell": identity.key,
+            "kind": identity.kind,
+            "fingerprint": identity.fingerprint,
+            "configuration": identity.configuration,
+            "git": _commit(self.layout.root.resolve()),
+        }
+        run = self.client.create_run(self.experiment, tags=tags, run_name=identity.name)
+        settings = _settings(self.layout, identity.kind, cell)
+        params = [Param(name, str(value)) for name, value in settings.items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        self._log_data(run.info.run_id)
+        return run
+
+    def _log_data(self, run: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        path = self.layout.data / "manifest.json"
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        data = Dataset(
+            name=self.layout.params.data.source,
+            digest=hashlib.sha256(content).hexdigest()[:16],
+            source_type="local",
+            source=json.dumps({"uri": f"{self.layout.params.paths.results}/data"}),
+            profile=json.dumps(json.loads(content)),
+        )
+        tags = [InputTag("mlflow.data.context", "training")]
+        self.client.log_inputs(run, datasets=[DatasetInput(data, tags)])
+
+
+class Run:
+    """One stage's part of an MLflow run. Its methods raise what MLflow raises."""
+
+    def __init__(self, store: Store, stage: str, cell: Cell | None, run):
+        self.layout, self.client, self.stage, self.cell = store.layout, store.client, stage, cell
+        self.id: str = run.info.run_id
+        self.tags: dict[str, str] = run.data.tags
+        self._steps: dict[str, set[int]] = {}
+
+    def shows(self, result: dict) -> bool:
+        """Whether this very result is in the store."""
+        logged, source = self.tags.get(f"logged.{self.stage}"), self.tags.get(f"source.{self.stage}")
+        return logged == result["fingerprint"] and source == result["source"]
+
+    def history(self, points: list[tuple[int, dict[str, float], int]]) -> None:
+        """Log (step, metrics, milliseconds) but for steps that are there already, as after a resume."""
+        from mlflow.entities import Metric
+
+        fresh = []
+        for step, metrics, at in points:
+            for name, value in _numbers(metrics, self.stage).items():
+                if name not in self._steps:
+                    known = self.client.get_metric_history(self.id, name)
+                    self._steps[name] = {metric.step for metric in known}
+                if step not in self._steps[name]:
+                    self._steps[name].add(step)
+                    fresh.append(Metric(name, value, at, step))
+        for start in range(0, len(fresh), BATCH):
+            self.client.log_batch(self.id, metrics=fresh[start : start + BATCH])
+
+    def finish(self, result: dict, images: dict[str, Path]) -> None:
+        """Log a stage's metrics.json and images, and the tags that say so."""
+        from mlflow.entities import Metric, RunTag
+        from PIL import Image
+
+        metrics = _numbers(result["metrics"], self.stage)
+        if self.stage == "train" and (pretrained := self._pretrained()):
+            metrics |= {f"pretrain/{name.removeprefix('pretrain/')}": v for name, v in pretrained.items()}
+        for name, path in images.items():
+            try:
+                with Image.open(path) as image:
+                    image.load()
+                    self.client.log_image(self.id, image, artifact_file=f"samples/{name}.png")
+            except OSError as error:
+                log.warning("%s: is left out of MLflow (%s)", path, error)
+        # `logged` goes last: a stage cut off before it is filled in again.
+        tags = {
+            "stage": self.stage,
+            "warning": self._warnings(result),
+            f"source.{self.stage}": result["source"],
+            f"logged.{self.stage}": result["fingerprint"],
+        }
+        at = now()
+        self.client.log_batch(
+            self.id,
+            metrics=[Metric(name, value, at, 0) for name, value in metrics.items()],
+            tags=[RunTag(name, value) for name, value in tags.items() if value],
+        )
+
+    def _warnings(self, result: dict) -> str:
+        """All stages' warnings, `train: one, two; understand: three`; deletes a tag without any left."""
+        tags = self.client.get_run(self.id).data.tags
+        parts = [part for part in tags.get("warning", "").split("; ") if part]
+        parts = [part for part in parts if not part.startswith(f"{self.stage}: ")]
+        if result["warnings"]:
+            parts.append(f"{self.stage}: " + ", ".join(w.replace("; ", ", ") for w in result["warnings"]))
+        if not parts and "warning" in tags:
+            self.client.delete_tag(self.id, "warning")
+        return "; ".join(parts)
+
+    def _pretrained(self) -> dict[str, float]:
+        found = read_stored(self.layout.tokenizer(self.cell))
+        if not found or found["fingerprint"] != fingerprint(self.layout.params, "pretrain", self.cell):
+            return {}
+        return _numbers(found["metrics"], "pretrain")
+
+
+def read_stored(folder: Path) -> dict | None:
+    """A stage's metrics.json; None when there is none, or (after a warning) when it is damaged."""
+    path = folder / "metrics.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return {name: result[name] for name in ("fingerprint", "source", "metrics", "warnings")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("%s: is damaged; left out of MLflow", path)
+        return None
+
+
+def _settings(layout: Layout, kind: str, cell: Cell | None) -> dict:
+    """The run's params: the axes, then the shared settings its fingerprint depends on."""
+    settings = {}
+    if kind == "tokenizer":
+        settings = {"family": cell.family, "tokens": cell.tokens, "seed": cell.seed}
+    if kind == "cell":
+        settings = cell.as_dict()
+        if cell.beta > 0:
+            settings["log10_beta"] = round(math.log10(cell.beta), 4)
+    for section in SECTIONS[BASIS[kind]]:
+        values = getattr(layout.params, section).model_dump()
+        settings |= {f"{section}.{name}": value for name, value in values.items()}
+    return settings
+
+
+def _numbers(metrics: dict, stage: str) -> dict[str, float]:
+    """Metrics that are numbers, as floats; a name without a group gets the stage in front."""
+    names = {name: name if "/" in name else f"{stage}/{name}" for name in metrics}
+    return {names[name]: float(value) for name, value in metrics.items() if hasattr(value, "__float__")}
+
+
+def _probe(uri: str) -> None:
+    """Fail within 5 s on a local store that cannot be written; MLflow would retry for a minute."""
+    if uri.startswith(SQLITE):
+        with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=5, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+
+
+@contextmanager
+def _locked(layout: Layout) -> Iterator[None]:
+    """Hold this checkout's MLflow lock.
+
+    Raises:
+        TimeoutError: another process held it for a minute.
+    """
+    path = layout.root / ".ckpt" / "mlflow.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LOCK_SECONDS
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{path} is held by another process") from None
+                time.sleep(0.05)
+        yield
+
+
+@cache
+def _commit(root: Path) -> str:
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)

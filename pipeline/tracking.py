@@ -1,0 +1,193 @@
+"""A mirror of the results in MLflow that can be rebuilt at any time.
+
+What counts lies in the DVC outputs `metrics.json` and `history.jsonl`. Stages log live, and `rebuild` fills
+in whatever a stage did not log: it was restored from DVC's cache, or the store was away, locked or deleted.
+A stage never fails because of MLflow: it warns once and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infotok.errors import InfotokError
+from pipeline.cells import Cell
+from pipeline.results import Layout, fingerprint
+from pipeline.store import SQLITE, WITH_HISTORY, Run, Store, now, read_stored, store_uri
+
+log = logging.getLogger("infotok")
+
+FLUSH_METRICS, FLUSH_SECONDS = 100, 2.0
+IMAGES = ["samples", "reconstructions"]  # PNG files that the stage generate leaves
+
+
+def enabled() -> bool:
+    """False when the environment says INFOTOK_TRACKING=off."""
+    return os.environ.get("INFOTOK_TRACKING", "").lower() not in ("off", "0", "false", "no")
+
+
+def initialise(layout: Layout) -> str | None:
+    """Create the database, the experiment and its saved view; safe from several processes at once.
+
+    Returns:
+        The experiment's id, or None (after a warning) when the store cannot be used or tracking is off.
+    """
+    try:
+        return Store(layout).experiment if enabled() else None
+    except Exception as error:
+        log.warning("MLflow's store %s cannot be used (%s)", store_uri(layout), _brief(error))
+        return None
+
+
+@contextmanager
+def track_stage(
+    layout: Layout, cell: Cell | None, stage: str, *, key: str | None = None
+) -> Iterator[Tracker]:
+    """Log one stage live into its run; whatever goes wrong with MLflow is one warning.
+
+    Args:
+        cell: the stage's cell; None for judge, and for pretrain when `key` is given.
+        stage: judge, pretrain, train, understand or generate.
+        key: the tokenizer's key (`cell.tokenizer_key`), in place of a cell of the stage pretrain.
+    """
+    tracker = Tracker(layout, cell if key is None else _any_cell(key), stage)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.close(status)
+
+
+def rebuild(layout: Layout) -> int:
+    """Fill in what the store does not show yet, from the results on disk; idempotent.
+
+    Results of another configuration are left out with a warning.
+
+    Returns:
+        The number of stages filled in; 0 when tracking is off.
+
+    Raises:
+        InfotokError: the store cannot be used.
+    """
+    if not enabled():
+        return 0
+    try:
+        store = Store(layout)
+        return sum(_fill(store, stage, cell, folder) for stage, cell, folder in _results(layout))
+    except Exception as error:
+        uri = store_uri(layout)
+        remedy = "move it away and run `infotok track`" if uri.startswith(SQLITE) else "is the server up?"
+        raise InfotokError(f"{uri}: cannot be used as MLflow's store ({_brief(error)}); {remedy}") from None
+
+
+class Tracker:
+    """One running stage, as `track_stage` yields it. No method raises on account of MLflow."""
+
+    def __init__(self, layout: Layout, cell: Cell | None, stage: str):
+        self._run: Run | None = None
+        self._label = f"{stage} {cell.key}" if cell else stage
+        self._quiet = not enabled()
+        self._points: list[tuple[int, dict[str, float], int]] = []
+        self._sent = time.monotonic()
+        self._try(lambda: self._open(layout, cell, stage))
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Keep one step's metrics, sent every 2 s or 100 metrics. Names without a group get the stage's."""
+        if self._quiet:
+            return
+        self._points.append((step, metrics, now()))
+        waiting = sum(len(metrics) for _, metrics, _ in self._points)
+        if waiting >= FLUSH_METRICS or time.monotonic() - self._sent >= FLUSH_SECONDS:
+            self._try(self._flush)
+
+    def finish(self, result: dict, images: dict[str, Path] | None = None) -> None:
+        """Log the content of the stage's metrics.json, and images as `samples/<name>.png`."""
+        self._try(self._flush)
+        self._try(lambda: self._run.finish(result, images or {}))
+
+    def close(self, status: str) -> None:
+        """Send what is left and set the run's status: FINISHED, FAILED or KILLED."""
+        self._try(self._flush)
+        self._try(lambda: self._run.client.set_terminated(self._run.id, status))
+
+    def _open(self, layout: Layout, cell: Cell | None, stage: str) -> None:
+        self._run = Store(layout).run(stage, cell, fresh=stage in WITH_HISTORY)
+        self._run.client.update_run(self._run.id, status="RUNNING")
+
+    def _flush(self) -> None:
+        points, self._points, self._sent = self._points, [], time.monotonic()
+        self._run.history(points)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        if self._quiet:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever a broken store raises, training goes on
+            self._quiet = True
+            log.warning(
+                "MLflow no longer mirrors %s (%s); the stage goes on, `infotok track` fills it in later",
+                self._label,
+                _brief(error),
+            )
+
+
+def _results(layout: Layout) -> Iterator[tuple[str, Cell | None, Path]]:
+    """Every stage of the grid that MLflow shows, with the folder of its result."""
+    yield "judge", None, layout.judge
+    cells = layout.params.cells()
+    for cell in {cell.tokenizer_key: cell for cell in cells}.values():
+        yield "pretrain", cell, layout.tokenizer(cell)
+    for cell in cells:
+        for stage in ("train", "understand", "generate"):
+            yield stage, cell, layout.stage(stage, cell)
+
+
+def _fill(store: Store, stage: str, cell: Cell | None, folder: Path) -> bool:
+    """Log one stage's result unless the store shows it; says whether it did."""
+    if (result := read_stored(folder)) is None:
+        return False
+    if result["fingerprint"] != fingerprint(store.layout.params, stage, cell):
+        log.warning("%s: is from another configuration; left out of MLflow", folder / "metrics.json")
+        return False
+    found = store.find(stage, cell)
+    if found and found.shows(result):
+        return False
+    run = store.run(stage, cell, fresh=stage in WITH_HISTORY)
+    run.history(_history(folder))
+    images = {name: folder / f"{name}.png" for name in IMAGES if stage == "generate"}
+    run.finish(result, {name: path for name, path in images.items() if path.exists()})
+    run.client.set_terminated(run.id)
+    return True
+
+
+def _history(folder: Path) -> list[tuple[int, dict[str, float], int]]:
+    """The steps of history.jsonl; none without such a file, or (after a warning) if it is damaged."""
+    path, at = folder / "history.jsonl", now()
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [(line.pop("step"), line, at) for line in lines]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, AttributeError):
+        log.warning("%s: is damaged; left out of MLflow", path)
+        return []
+
+
+def _any_cell(key: str) -> Cell:
+    """A cell that shares the tokenizer of this key."""
+    family, tokens, seed = key.rsplit("-", 2)
+    return Cell(family, "none", 0.0, int(tokens), int(seed))
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -1,0 +1,273 @@
+"""The MLflow mirror on a real store: one run per cell, rebuilt from results, and never in training's way."""
+
+import base64
+import json
+import logging
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from PIL import Image
+
+from infotok.errors import InfotokError
+from pipeline.params import load_params
+from pipeline.results import Layout, fingerprint, write_result
+from pipeline.tracking import initialise, rebuild, store_uri, track_stage
+from pipeline.view import saved_view, serve
+
+ROOT = Path(__file__).parent.parent
+METRICS = {
+    "pretrain": {"reconstruction/psnr": 19.0},
+    "train": {"information/rate_bits": 31.5, "collapsed": False},
+    "understand": {"understanding/accuracy": 0.75, "information/structure_bits": 5.0},
+    "generate": {"generation/geneval": 0.6, "generation/gfid": None},
+}
+OPEN = """
+import sys
+from pathlib import Path
+from pipeline.params import load_params
+from pipeline.results import Layout
+from pipeline.tracking import initialise, rebuild
+layout = Layout(load_params(Path(sys.argv[1]) / "params.yaml"), Path(sys.argv[1]))
+print({"initialise": initialise, "rebuild": rebuild}[sys.argv[2]](layout))
+"""
+
+
+@pytest.fixture
+def layout(tmp_path, monkeypatch):
+    """The repository's params with two cells, results under tmp_path."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("INFOTOK_TRACKING", raising=False)
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["grid"] = {"family": ["ar"], "arm": ["none-0", "ceb-0.01"], "tokens": [8], "seed": [0]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    layout = Layout(load_params(tmp_path / "params.yaml"), tmp_path)
+    layout.data.mkdir(parents=True)
+    (layout.data / "manifest.json").write_text(json.dumps({"counts": {"train": 16000}}))
+    return layout
+
+
+def in_process(layout, action):
+    """A fresh process running `initialise` or `rebuild`, as another stage or `infotok track` would."""
+    command = [sys.executable, "-c", OPEN, str(layout.root), action]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def output(process):
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return out.strip()
+
+
+def write(layout, stage, cell, source="code", warnings=()):
+    """A finished stage's metrics.json."""
+    folder = layout.tokenizer(cell) if stage == "pretrain" else layout.stage(stage, cell)
+    values = {"source": source, "protocol": {}, "warnings": list(warnings), "seconds": 1.0}
+    return write_result(folder, layout.params, stage, cell, metrics=METRICS[stage], **values)
+
+
+def finish_cell(layout, cell):
+    """What DVC leaves of one finished cell, without MLflow."""
+    write(layout, "pretrain", cell)
+    write(layout, "train", cell, warnings=["codebook collapsed"])
+    lines = [{"step": step, "train/loss": 1 / step, "train/rate_bits": 30.0} for step in range(1, 151)]
+    (layout.stage("train", cell) / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    write(layout, "understand", cell)
+    write(layout, "generate", cell)
+    Image.new("RGB", (4, 4)).save(layout.stage("generate", cell) / "samples.png")
+
+
+def runs(layout, kind="cell"):
+    client = MlflowClient(tracking_uri=store_uri(layout))
+    experiment = client.get_experiment_by_name(layout.params.report.title).experiment_id
+    return client, client.search_runs([experiment], f"tags.kind = '{kind}'")
+
+
+def shown(layout):
+    """Everything a reader sees of the cells, but for times and ids."""
+    client, found = runs(layout)
+    content = {}
+    for run in found:
+        history = client.get_metric_history(run.info.run_id, "train/loss")
+        steps = [(point.step, point.value) for point in history]
+        images = [file.path for file in client.list_artifacts(run.info.run_id, "samples")]
+        tags = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")}
+        content[run.info.run_name] = [run.info.status, run.data.metrics, run.data.params, tags, steps, images]
+    return content
+
+
+def test_one_run_per_cell_with_steps(layout):
+    cell = layout.params.cells()[1]
+    with track_stage(layout, None, "pretrain", key=cell.tokenizer_key) as tracker:
+        tracker.log(10, {"loss": 2.0})
+        tracker.finish(write(layout, "pretrain", cell))
+    with track_stage(layout, cell, "train") as tracker:
+        for step in range(1, 6):
+            tracker.log(step, {"train/loss": 1 / step, "train/rate_bits": 30.0 + step})
+        tracker.finish(write(layout, "train", cell, warnings=["codebook collapsed", "3 dead; more"]))
+    for stage in ("understand", "generate"):
+        result = write(layout, stage, cell)
+        image = layout.stage(stage, cell) / "samples.png"
+        Image.new("RGB", (4, 4)).save(image)
+        with track_stage(layout, cell, stage) as tracker:
+            tracker.finish(result, {"samples": image})
+
+    client, (run,) = runs(layout)
+    assert run.info.run_name == "ar-ceb-0.01-8-0"
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(step, 1 / step) for step in range(1, 6)]
+    metrics = run.data.metrics
+    assert metrics["understanding/accuracy"] == 0.75
+    assert metrics["generation/geneval"] == 0.6
+    assert metrics["pretrain/reconstruction/psnr"] == 19.0
+    assert metrics["train/collapsed"] == 0.0
+    assert "generation/gfid" not in metrics
+    params, tags = run.data.params, run.data.tags
+    axes = [params[name] for name in ("family", "estimator", "beta", "tokens", "seed", "arm", "log10_beta")]
+    assert axes == ["ar", "ceb", "0.01", "8", "0", "ceb-0.01", "-2.0"]
+    assert params["train.steps"] == str(layout.params.train.steps)
+    assert tags["stage"] == "generate"
+    assert tags["warning"] == "train: codebook collapsed, 3 dead, more"
+    assert tags["git"] == "none"
+    assert tags["logged.train"] == fingerprint(layout.params, "train", cell)
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "samples")] == ["samples/samples.png"]
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.tags[0].value) == ("scenes", "training")
+    assert json.loads(data.dataset.profile)["counts"] == {"train": 16000}
+
+    _, (tokenizer,) = runs(layout, "tokenizer")
+    assert tokenizer.info.run_name == "tokenizer-ar-8-0"
+    assert tokenizer.data.metrics == {"pretrain/loss": 2.0, "reconstruction/psnr": 19.0}
+    assert rebuild(layout) == 0  # all of it was logged live
+
+
+def test_resumed_training_repeats_no_step_and_a_new_training_gets_a_new_run(layout):
+    cell = layout.params.cells()[0]
+    with pytest.raises(ZeroDivisionError), track_stage(layout, cell, "train") as tracker:
+        tracker.log(1, {"train/loss": 3.0})
+        tracker.log(2, {"train/loss": 2.0})
+        raise ZeroDivisionError
+    client, (failed,) = runs(layout)
+    assert failed.info.status == "FAILED"
+    with track_stage(layout, cell, "train") as tracker:
+        tracker.log(2, {"train/loss": 2.0})
+        tracker.log(3, {"train/loss": 1.0})
+        tracker.finish(write(layout, "train", cell))
+    _, (resumed,) = runs(layout)
+    assert resumed.info.run_id == failed.info.run_id
+    history = client.get_metric_history(resumed.info.run_id, "train/loss")
+    assert [point.step for point in history] == [1, 2, 3]
+    with track_stage(layout, cell, "train") as tracker:
+        tracker.log(1, {"train/loss": 9.0})
+    _, (repeated,) = runs(layout)
+    assert repeated.info.run_id != resumed.info.run_id
+    assert repeated.data.metrics == {"train/loss": 9.0}
+
+
+def test_rebuild_restores_a_deleted_store(layout, caplog):
+    for cell in layout.params.cells():
+        finish_cell(layout, cell)
+    assert rebuild(layout) == 7  # a shared tokenizer, and three stages of two cells
+    before = shown(layout)
+    assert set(before) == {"ar-none-0-8-0", "ar-ceb-0.01-8-0"}
+    status, metrics, _, tags, steps, images = before["ar-ceb-0.01-8-0"]
+    assert status == "FINISHED"
+    assert metrics["generation/geneval"] == 0.6
+    assert tags["warning"] == "train: codebook collapsed"
+    assert steps == [(step, 1 / step) for step in range(1, 151)]
+    assert images == ["samples/samples.png"]
+    (layout.root / "mlflow.db").unlink()
+    # In processes of their own: MLflow keeps a deleted database open in this one.
+    assert output(in_process(layout, "rebuild")) == "7"
+    assert output(in_process(layout, "rebuild")) == "0"
+    copy = layout.root / "copy.db"
+    (layout.root / "mlflow.db").rename(copy)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{copy}"  # the fixture's monkeypatch takes it back
+    assert shown(layout) == before
+
+    # Code that changed is told by its digest, and a configuration that changed by its fingerprint.
+    cell = layout.params.cells()[0]
+    write(layout, "understand", cell, source="newer code")
+    assert rebuild(layout) == 1
+    assert rebuild(layout) == 0
+    path = layout.stage("generate", cell) / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "another"}))
+    (layout.stage("train", cell) / "metrics.json").write_text("{")
+    assert rebuild(layout) == 0
+    assert "another configuration" in caplog.text
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["folder", "garbage", "away"])
+def test_training_goes_on_without_a_store(layout, broken, caplog, monkeypatch):
+    if broken == "folder":
+        (layout.root / "mlflow.db").mkdir()
+    elif broken == "garbage":
+        (layout.root / "mlflow.db").write_bytes(b"no database " * 1000)
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{layout.root}/missing/mlflow.db")
+    cell, steps = layout.params.cells()[0], 0
+    with caplog.at_level(logging.WARNING, "infotok"), track_stage(layout, cell, "train") as tracker:
+        for step in range(300):
+            tracker.log(step, {"train/loss": 1.0})
+            steps += 1
+        tracker.finish(write(layout, "train", cell))
+    assert steps == 300
+    assert len(caplog.records) == 1
+    assert "no longer mirrors train ar-none-0-8-0" in caplog.text
+    assert initialise(layout) is None
+    with pytest.raises(InfotokError, match="cannot be used as MLflow's store"):
+        rebuild(layout)
+
+
+def test_processes_may_initialise_a_fresh_store_at_once(layout):
+    processes = [in_process(layout, "initialise") for _ in range(4)]
+    assert len({output(process) for process in processes}) == 1
+    client = MlflowClient(tracking_uri=store_uri(layout))
+    names = [experiment.name for experiment in client.search_experiments()]
+    assert names.count(layout.params.report.title) == 1
+
+
+def test_saved_view_has_the_grids_columns(layout):
+    experiment = MlflowClient(tracking_uri=store_uri(layout)).get_experiment(initialise(layout))
+    value = experiment.tags["mlflow.sharedViewState.infotok"]
+    assert json.loads(value)["state"] == json.loads(saved_view()["mlflow.sharedViewState.infotok"])["state"]
+    packed = json.loads(value)["state"].removeprefix("deflate;")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert state["searchFilter"] == "tags.kind = 'cell'"
+    axes = [f"params.`{name}`" for name in ("family", "estimator", "beta", "tokens", "seed")]
+    scores = ["understanding/accuracy", "generation/geneval", "generation/geneval_t1"]
+    bits = [f"information/{name}_bits" for name in ("rate", "structure", "nuisance")]
+    assert state["selectedColumns"] == axes + [f"metrics.`{name}`" for name in scores + bits]
+    sections = {section["uuid"] for section in state["compareRunSections"]}
+    assert {chart["type"] for chart in state["compareRunCharts"]} == {"PARALLEL", "SCATTER", "BAR"}
+    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= sections
+
+
+def test_tracking_can_be_off(layout, monkeypatch):
+    monkeypatch.setenv("INFOTOK_TRACKING", "off")
+    cell = layout.params.cells()[0]
+    with track_stage(layout, cell, "train") as tracker:
+        tracker.log(1, {"train/loss": 1.0})
+        tracker.finish(write(layout, "train", cell))
+    assert initialise(layout) is None
+    assert rebuild(layout) == 0
+    assert not (layout.root / "mlflow.db").exists()
+    with pytest.raises(InfotokError, match="INFOTOK_TRACKING"):
+        serve(layout)
+
+
+def test_a_port_in_use_is_named(layout):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InfotokError, match="--port"):
+            serve(layout, taken.getsockname()[1])
