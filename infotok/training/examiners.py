@@ -60,3 +60,15 @@ def objects_right(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
     present = truth["presence"] == 1
     right = torch.stack([found[name] == truth[name] for name in ATTRIBUTES]).all(0)
     return (right & present).sum().item() / max(1, present.sum().item())
+
+
+def accuracies(module: nn.Module, split: Split, prefix: str) -> dict[str, float]:
+    """`objects_right` and the accuracy of every attribute where an object is, on a split; the judge's ceiling."""
+    found = examine(module, torch.from_numpy(split.images.copy()))
+    truth = {name: torch.from_numpy(split.factors[name].copy()).long() for name in ("presence", *ATTRIBUTES)}
+    present = truth["presence"] == 1
+    out = {f"{prefix}objects": objects_right(found, truth)}
+    for name in ATTRIBUTES:
+        out[f"{prefix}{name}"] = (found[name] == truth[name])[present].float().mean().item()
+    out[f"{prefix}presence"] = (found["presence"] == truth["presence"]).float().mean().item()
+    return out

@@ -1,0 +1,194 @@
+"""What every stage does around its work: options, one clear error, a lock, a progress line, the result."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from infotok.errors import InfotokError
+from pipeline.cells import Cell, parse_arm
+from pipeline.params import Params, load_params
+from pipeline.results import Layout, fingerprint, read_result, source_digest, write_result
+
+ParamsOption = Annotated[str, typer.Option("--params", help="The parameters, checked on reading.")]
+FamilyOption = Annotated[str, typer.Option(help="Family of unified model, as in grid.family.")]
+ArmOption = Annotated[str, typer.Option(help="<estimator>-<beta>, such as ceb-0.01; the baseline is none-0.")]
+TokensOption = Annotated[int, typer.Option(help="Token budget K of one image.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of weights, data order and sampling noise.")]
+
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def clear_errors(command: Callable) -> Callable:
+    """Turn an InfotokError into one line on standard error and exit code 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        handler = RichHandler(console=errors, show_time=False, show_path=False, markup=False)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+        try:
+            return command(*args, **kwargs)
+        except InfotokError as error:
+            errors.print(f"[bold red]error:[/] {str(error).replace('[', chr(92) + '[')}")
+            raise typer.Exit(2) from None
+
+    return wrapped
+
+
+def single(command: Callable) -> None:
+    """Run one stage as a program: `python -m stages.<name>`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
+
+
+def cell_of(params: Params, family: str, arm: str, tokens: int, seed: int) -> Cell:
+    """The cell of command-line options; it need not be in the grid.
+
+    Raises:
+        InfotokError: an option says something that no grid may say.
+    """
+    from infotok.models import families
+    from infotok.tokenizer import patch_grid
+
+    if family not in families():
+        raise InfotokError(f"--family: '{family}' is unknown; known: {', '.join(families())}")
+    try:
+        patch_grid(params.data.image_size, tokens)
+    except InfotokError as error:
+        raise InfotokError(f"--tokens: {error}") from None
+    if seed < 0:
+        raise InfotokError(f"--seed: {seed} is negative; use 0 or more")
+    return Cell(family, *parse_arm(arm, "--arm"), tokens, seed)
+
+
+class Stage:
+    """One running stage: its layout, its progress and its result."""
+
+    def __init__(self, name: str, params: Params, cell: Cell | None, key: str, folder: Path, tracker):
+        self.name, self.params, self.cell, self.key, self.folder = name, params, cell, key, folder
+        self.layout = Layout(params)
+        self.source = source_digest(name)
+        self.warnings: list[str] = []
+        self.tracker, self.started, self.steps = tracker, time.monotonic(), 0
+        self._progress = self._task = None
+
+    def checkpoints(self):
+        """Where this stage keeps its resumable state."""
+        from infotok.training.checkpoints import Checkpoints
+
+        return Checkpoints(self.layout.checkpoints(self.name, self.key, fingerprint(self.params, self.name, self.cell)))
+
+    def warn(self, message: str) -> None:
+        """Log a warning and keep it in the result, where MLflow and the report show it."""
+        logging.getLogger("infotok").warning("%s %s: %s", self.name, self.key, message)
+        self.warnings.append(message)
+
+    def observe(self, step: int, values: dict[str, float]) -> None:
+        """Show and track the values of one logged training step."""
+        self.tracker.log(step, {f"{self.name}/{name}": value for name, value in values.items()})
+        if self._progress is not None:
+            shown = ("loss", "understanding", "generation", "reconstruction", "rate_bits")
+            text = "  ".join(f"{name} {values[name]:.3g}" for name in shown if name in values)
+            self._progress.update(self._task, completed=step, values=text)
+
+    @contextmanager
+    def progress(self, steps: int) -> Iterator[None]:
+        """A progress line while training; nothing when the output is not a terminal."""
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            yield
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn()]
+        with Progress(*columns, TextColumn("{task.fields[values]}"), console=console) as self._progress:
+            self._task = self._progress.add_task(f"{self.name} {self.key}", total=steps, values="")
+            yield
+        self._progress = None
+
+    def finish(self, metrics: dict[str, float], protocol: dict, history: list[dict] | None = None) -> dict:
+        """Write history.jsonl and, last of all, metrics.json, which makes the result valid; mirror it in MLflow."""
+        import json
+
+        from pipeline.results import write_text
+
+        if history is not None:
+            lines = [{k if k == "step" else f"{self.name}/{k}": v for k, v in line.items()} for line in history]
+            write_text(self.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        result = write_result(
+            self.folder,
+            self.params,
+            self.name,
+            self.cell,
+            source=self.source,
+            metrics=metrics,
+            protocol=protocol,
+            warnings=self.warnings,
+            seconds=time.monotonic() - self.started,
+        )
+        images = {name: self.folder / f"{name}.png" for name in ("samples", "reconstructions")}
+        self.tracker.finish(result, {name: path for name, path in images.items() if path.exists()})
+        return result
+
+
+@contextmanager
+def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Iterator[Stage | None]:
+    """Run one stage alone in its cell.
+
+    A second process for the same stage and cell waits for the first (training goes on when its parent is killed),
+    and yields None when that one has finished the work.
+    """
+    from pipeline.tracking import track_stage
+
+    params = load_params(params_path)
+    cell = cell_of(params, *cell_options) if cell_options else None
+    layout = Layout(params)
+    folders = {"prepare": layout.data, "judge": layout.judge, "perceptual": layout.perceptual}
+    if cell is None:
+        key, folder = "all", folders[name]
+    elif name == "pretrain":
+        key, folder = cell.tokenizer_key, layout.tokenizer(cell)
+    else:
+        key, folder = cell.key, layout.stage(name, cell)
+    with _alone(layout, name, key) as waited:
+        if waited and _is_done(folder, params, name, cell):
+            yield None
+            return
+        with track_stage(layout, cell, name) as tracker:
+            yield Stage(name, params, cell, key, folder, tracker)
+
+
+def _is_done(folder: Path, params: Params, name: str, cell: Cell | None) -> bool:
+    try:
+        read_result(folder, params, name, cell)
+    except InfotokError:
+        return False
+    return True
+
+
+@contextmanager
+def _alone(layout: Layout, name: str, key: str) -> Iterator[bool]:
+    """Hold the lock of one stage and cell; yields whether another process held it first."""
+    path = layout.root / ".ckpt" / "locks" / f"{str(layout.params.paths.results).replace('/', '-')}-{name}-{key}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as lock:
+        waited = False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = True
+            print(f"{name} {key} is running in another process; waiting for it", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield waited
