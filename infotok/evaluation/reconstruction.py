@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from infotok.evaluation.networks import Judge, to_bytes
-from infotok.models.unified import UnifiedModel
+from infotok.evaluation.networks import Judge, to_bytes, to_unit
+from infotok.tokenizer.discrete import DiscreteTokenizer, Tokens
 from infotok.training.examiners import ATTRIBUTES, examine
+from infotok.training.runtime import stream
 
 
 @torch.no_grad()
-def reconstruct(model: UnifiedModel, vectors: Tensor, batch: int = 500) -> Tensor:
+def through(tokenizer: DiscreteTokenizer, images: np.ndarray, seed: int, batch: int = 500) -> tuple[Tokens, Tensor]:
+    """Send images (n, S, S, 3) uint8 through the channel as in training.
+
+    Returns:
+        their tokens, and the logits (n, K, C) of the distribution that the tokens follow.
+    """
+    device, vectors, codes, logits = next(tokenizer.parameters()).device, [], [], []
+    for start in range(0, len(images), batch):
+        posterior = tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch].copy()).to(device)))
+        tokens = tokenizer.sample(posterior, stream(device, seed, start, 6))
+        vectors.append(tokens.vectors)
+        codes.append(tokens.codes)
+        logits.append(tokenizer.channel_of(posterior).logits)
+    return Tokens(torch.cat(vectors), torch.cat(codes)), torch.cat(logits)
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: DiscreteTokenizer, vectors: Tensor, batch: int = 500) -> Tensor:
     """(n, S, S, 3) uint8 images of vectors (n, K, D)."""
-    return torch.cat([to_bytes(model.tokenizer.decode(part)).cpu() for part in vectors.split(batch)])
+    return torch.cat([to_bytes(tokenizer.decode(part)).cpu() for part in vectors.split(batch)])
 
 
-def fidelity(images: Tensor, decoded: Tensor) -> tuple[float, float]:
+def fidelity(images: np.ndarray | Tensor, decoded: Tensor) -> tuple[float, float]:
     """(PSNR in dB, SSIM) of uint8 images (n, S, S, 3), by torchmetrics; PSNR is the mean over images."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    a, b = (x.permute(0, 3, 1, 2).float() for x in (decoded, images))
+    a, b = (torch.as_tensor(x.copy() if isinstance(x, np.ndarray) else x) for x in (decoded, images))
+    a, b = (x.permute(0, 3, 1, 2).float() for x in (a, b))
     psnr = peak_signal_noise_ratio(a, b, data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3))
     return float(psnr), float(structural_similarity_index_measure(a, b, data_range=255.0))
 

@@ -10,29 +10,10 @@ import torch
 
 from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
-from infotok.evaluation.networks import to_unit
 from infotok.evaluation.statistics import wilson_interval
 from infotok.models.unified import UnifiedModel
-from infotok.tokenizer.discrete import Tokens
 from infotok.training.batches import pad
-from infotok.training.runtime import autocast, stream
-
-
-@torch.no_grad()
-def send(model: UnifiedModel, images: np.ndarray, seed: int, batch: int = 500) -> tuple[Tokens, torch.Tensor]:
-    """Send images (n, S, S, 3) uint8 through the channel as in training.
-
-    Returns:
-        their tokens, and the logits (n, K, C) of the distribution that the tokens follow.
-    """
-    device, vectors, codes, logits = next(model.parameters()).device, [], [], []
-    for start in range(0, len(images), batch):
-        posterior = model.tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch].copy()).to(device)))
-        tokens = model.tokenizer.sample(posterior, stream(device, seed, start, 6))
-        vectors.append(tokens.vectors)
-        codes.append(tokens.codes)
-        logits.append(model.tokenizer.channel_of(posterior).logits)
-    return Tokens(torch.cat(vectors), torch.cat(codes)), torch.cat(logits)
+from infotok.training.runtime import autocast
 
 
 @dataclass

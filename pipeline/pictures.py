@@ -1,0 +1,23 @@
+"""Grids of images as PNG files."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+
+def grid(images: Tensor, columns: int) -> np.ndarray:
+    """Tile uint8 images (n, S, S, 3) row by row, without padding; n must be a multiple of `columns`."""
+    count, height, width, channels = images.shape
+    tiles = images.numpy().reshape(count // columns, columns, height, width, channels)
+    return tiles.swapaxes(1, 2).reshape(count // columns * height, columns * width, channels)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 pixels, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    Image.fromarray(pixels).save(temporary, format="PNG")
+    os.replace(temporary, path)

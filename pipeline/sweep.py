@@ -1,0 +1,112 @@
+"""The grid over DVC: what is done, what would run, and cells side by side."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infotok.errors import InfotokError
+from pipeline.cells import Cell
+from pipeline.params import Params
+from pipeline.results import Layout, read_result
+
+CELL_STAGES = ("train", "understand", "generate")
+
+
+def dvc_file(params: Params) -> str:
+    """The dvc.yaml that runs this configuration, relative to the repository's root."""
+    return str(Path(params.paths.params).parent / "dvc.yaml")
+
+
+def state(layout: Layout, stage: str, cell: Cell | None, folder: Path) -> str:
+    """`done`, `missing`, or `stale`: made by another configuration or other code."""
+    if not (folder / "metrics.json").exists():
+        return "missing"
+    try:
+        read_result(folder, layout.params, stage, cell)
+    except InfotokError:
+        return "stale"
+    return "done"
+
+
+def cell_states(layout: Layout) -> dict[Cell, dict[str, str]]:
+    """State of every stage of every cell, pretraining included."""
+    states = {}
+    for cell in layout.params.cells():
+        states[cell] = {"pretrain": state(layout, "pretrain", cell, layout.tokenizer(cell))}
+        states[cell] |= {stage: state(layout, stage, cell, layout.stage(stage, cell)) for stage in CELL_STAGES}
+    return states
+
+
+@dataclass
+class Job:
+    """One `dvc repro` of named stages, started once the jobs it waits for have ended well."""
+
+    name: str
+    targets: list[str]
+    after: tuple[str, ...] = ()
+
+
+def jobs(params: Params) -> list[Job]:
+    """The grid as jobs: data, examiners, tokenizers, then every cell; largest budgets first."""
+    cells = sorted(params.cells(), key=lambda cell: -cell.tokens)
+    out = [
+        Job("prepare", ["prepare"]),
+        Job("perceptual", ["perceptual"], ("prepare",)),
+        Job("judge", ["judge"], ("prepare",)),
+    ]
+    for key in dict.fromkeys(cell.tokenizer_key for cell in cells):
+        out.append(Job(f"pretrain@{key}", [f"pretrain@{key}"], ("perceptual",)))
+    for cell in cells:
+        targets = [f"{stage}@{cell.key}" for stage in CELL_STAGES]
+        out.append(Job(cell.key, targets, ("judge", f"pretrain@{cell.tokenizer_key}")))
+    return out
+
+
+def sweep(params: Params, workers: int, say: Callable[[str], None]) -> list[str]:
+    """Run all jobs, `workers` at a time, going on past failures.
+
+    Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping; results equal
+    those of one `dvc repro`. Logs of failed jobs lie in `.ckpt/logs`.
+
+    Returns:
+        names of jobs that failed or that waited for one that failed.
+    """
+    waiting, running, done, failed = jobs(params), {}, set(), []
+    file, logs = dvc_file(params), Path(".ckpt") / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    total = len(waiting)
+    while waiting or running:
+        lost = [job for job in waiting if any(name in failed for name in job.after)]
+        for job in lost:
+            waiting.remove(job)
+            failed.append(job.name)
+            say(f"{job.name}: not run, since {next(n for n in job.after if n in failed)} failed")
+        ready = [job for job in waiting if all(name in done for name in job.after)]
+        for job in ready[: max(0, workers - len(running))]:
+            waiting.remove(job)
+            prefix = "" if file == "dvc.yaml" else f"{file}:"
+            command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
+            command += [f"{prefix}{target}" for target in job.targets]
+            log = open(logs / f"{params.paths.results.replace('/', '-')}-{job.name}.log", "w")  # noqa: SIM115
+            environment = {"INFOTOK_THREADS": "1", "OMP_NUM_THREADS": "1"} | dict(os.environ)
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            running[job.name] = (process, log, time.monotonic())
+        for name, (process, log, started) in list(running.items()):
+            if process.poll() is None:
+                continue
+            log.close()
+            del running[name]
+            if process.returncode == 0:
+                done.add(name)
+                say(f"[{len(done)}/{total}] {name} ({time.monotonic() - started:.0f} s)")
+            else:
+                failed.append(name)
+                say(f"{name}: failed, see {log.name}")
+        time.sleep(0.2)
+    return failed

@@ -1,0 +1,161 @@
+"""The console script `infotok`: the stages as subcommands, and what looks over the whole grid.
+
+Heavy imports wait inside the commands, so that help and plan answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stages.common import ParamsOption, clear_errors
+from stages.generate import generate
+from stages.judge import judge
+from stages.perceptual import perceptual
+from stages.prepare import prepare
+from stages.pretrain import pretrain
+from stages.report import report
+from stages.train import train
+from stages.understand import understand
+
+app = typer.Typer(
+    name="infotok",
+    help="Information-Bottleneck regularized visual tokens, as a pipeline of DVC stages.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (prepare, judge, perceptual, pretrain, train, understand, generate, report):
+    app.command(rich_help_panel="Stages, one cell at a time")(command)
+GRID = "The whole grid"
+MARKS = {"done": "[green]●[/]", "stale": "[yellow]◐[/]", "missing": "[dim]○[/]"}
+
+
+def _table(layout, states, title):
+    """Rows: arm and seed; columns: token budgets; a mark per stage."""
+    from rich.table import Table
+
+    budgets = sorted({cell.tokens for cell in states})
+    table = Table(title=title)
+    for name in ("family", "arm", "seed", *(f"K={tokens}" for tokens in budgets)):
+        table.add_column(name)
+    rows = dict.fromkeys((cell.family, cell.arm, cell.seed) for cell in states)
+    for row in rows:
+        marks = []
+        for tokens in budgets:
+            found = [s for c, s in states.items() if (c.family, c.arm, c.seed) == row and c.tokens == tokens]
+            marks.append(" ".join(MARKS[value] for value in found[0].values()) if found else "")
+        table.add_row(row[0], row[1], str(row[2]), *marks)
+    return table
+
+
+@app.command(rich_help_panel=GRID)
+@clear_errors
+def status(params: ParamsOption = "params.yaml") -> None:
+    """What is done: pretrain, train, understand, generate of every cell."""
+    from rich.console import Console
+
+    from pipeline.params import load_params
+    from pipeline.results import Layout
+    from pipeline.sweep import cell_states
+
+    layout, console = Layout(load_params(params)), Console()
+    states = cell_states(layout)
+    console.print(_table(layout, states, "pretrain · train · understand · generate"))
+    counts = [value for found in states.values() for value in found.values()]
+    console.print("  ".join(f"{mark} {name} {counts.count(name)}" for name, mark in MARKS.items()))
+
+
+@app.command(rich_help_panel=GRID)
+@clear_errors
+def plan(params: ParamsOption = "params.yaml") -> None:
+    """What `dvc repro` would run, without running it."""
+    from rich.console import Console
+
+    from pipeline.params import load_params
+    from pipeline.results import Layout
+    from pipeline.sweep import cell_states, dvc_file, state
+
+    layout, console = Layout(load_params(params)), Console()
+    folders = {"prepare": layout.data, "judge": layout.judge, "perceptual": layout.perceptual}
+    todo = [name for name, folder in folders.items() if state(layout, name, None, folder) != "done"]
+    tokenizers = {}
+    for cell, found in cell_states(layout).items():
+        if found["pretrain"] != "done":
+            tokenizers[f"pretrain@{cell.tokenizer_key}"] = None
+    todo += list(tokenizers)
+    for cell, found in cell_states(layout).items():
+        todo += [f"{name}@{cell.key}" for name in ("train", "understand", "generate") if found[name] != "done"]
+    console.print(_table(layout, cell_states(layout), "pretrain · train · understand · generate"))
+    for name in todo:
+        console.print(f"  {name}", highlight=False)
+    console.print(f"{len(todo)} stages would run, then report:  dvc repro {dvc_file(layout.params)}", highlight=False)
+
+
+@app.command(rich_help_panel=GRID)
+@clear_errors
+def sweep(
+    params: ParamsOption = "params.yaml",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes side by side, one thread each.")] = 2,
+) -> None:
+    """Run the grid's cells side by side over DVC, then the report; goes on past a failed cell."""
+    import json
+    import subprocess
+    import sys
+
+    from rich.console import Console
+
+    from pipeline.params import load_params
+    from pipeline.results import Layout
+    from pipeline.sweep import dvc_file
+    from pipeline.sweep import sweep as run
+    from pipeline.tables import headline_table
+    from pipeline.tracking import initialise
+
+    layout, console = Layout(load_params(params)), Console(highlight=False)
+    initialise(layout)
+    failed = run(layout.params, jobs, lambda line: console.print(line, markup=False))
+    if failed:
+        console.print(f"failed: {', '.join(failed)}", markup=False)
+        raise typer.Exit(1)
+    finished = subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", dvc_file(layout.params)], check=False)
+    if finished.returncode:
+        raise typer.Exit(finished.returncode)
+    console.print(headline_table(json.loads((layout.reports / "summary.json").read_text())))
+    console.print(f"Tables and figures: {layout.reports}/index.html, {layout.reports}/ablation.md")
+    console.print("Compare the runs in MLflow: infotok ui")
+
+
+@app.command(rich_help_panel=GRID)
+@clear_errors
+def track(params: ParamsOption = "params.yaml") -> None:
+    """Rebuild MLflow from the stages' outputs, where it lacks them."""
+    from pipeline.params import load_params
+    from pipeline.results import Layout
+    from pipeline.tracking import rebuild
+
+    print(f"{rebuild(Layout(load_params(params)))} stages filled in")
+
+
+@app.command(rich_help_panel=GRID)
+@clear_errors
+def ui(
+    params: ParamsOption = "params.yaml",
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open MLflow's page on the saved comparison of beta and token budget."""
+    from pipeline.params import load_params
+    from pipeline.results import Layout
+    from pipeline.view import serve
+
+    serve(Layout(load_params(params)), port)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Stage `report`: tables and figures over the whole grid."""
+
+from stages.common import ParamsOption, clear_errors, single
+
+
+@clear_errors
+def report(params: ParamsOption = "params.yaml") -> None:
+    """Compile all cells of the grid into tables, figures and a page; refuse results of another configuration."""
+    import json
+
+    from rich.console import Console
+
+    from pipeline.page import write_report
+    from pipeline.params import load_params
+    from pipeline.results import Layout, read_result
+    from pipeline.tables import headline_table
+
+    loaded = load_params(params)
+    layout = Layout(loaded)
+    stages = ("train", "understand", "generate")
+    results = {
+        cell: {stage: read_result(layout.stage(stage, cell), loaded, stage, cell) for stage in stages}
+        for cell in loaded.cells()
+    }
+    judge = read_result(layout.judge, loaded, "judge", None)
+    write_report(results, judge, layout, loaded)
+    console = Console()
+    if console.is_terminal:
+        console.print(headline_table(json.loads((layout.reports / "summary.json").read_text())))
+
+
+if __name__ == "__main__":
+    single(report)
