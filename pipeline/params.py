@@ -91,6 +91,8 @@ class Pretrain(Section):
     warmup: Natural
     usage_weight: Weight
     revive_every: Natural
+    precision: Literal["bf16", "fp32", "auto"]
+    checkpoint_every: Count
 
 
 class Reconstruction(Section):
@@ -109,6 +111,7 @@ class Train(Section):
     steps: Count
     batch: Annotated[int, Field(ge=2)]
     learning_rate: Positive
+    tokenizer_learning_rate: Positive
     prior_learning_rate: Positive
     warmup: Natural
     final_fraction: Fraction
@@ -119,9 +122,10 @@ class Train(Section):
     generation: Weight
     reconstruction: Weight
     questions: Count
+    describe: bool
     caption_dropout: Fraction
     ema: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-    precision: Literal["bf16", "fp32"]
+    precision: Literal["bf16", "fp32", "auto"]
     checkpoint_every: Count
 
 

@@ -85,14 +85,14 @@ def fingerprint(params: Params, stage: str, cell: Cell | None = None) -> str:
 
 
 @cache
-def source_digest(stage: str, root: Path = Path(".")) -> str:
+def source_digest(stage: str, family: str = "", root: Path = Path(".")) -> str:
     """Hash of the code files that dvc.yaml names as this stage's dependencies.
 
     DVC hashes dependencies after the command, so code edited while a stage runs would pass as the code that
     made its result. A stage takes this digest when it starts; the report compares.
     """
     stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
-    names = [d for d in stages[stage]["deps"] if not d.startswith("$")]
+    names = [d.replace("${item.family}", family) for d in stages[stage]["deps"] if not d.startswith("$")]
     digest = hashlib.sha256()
     for name in sorted(names):
         path = root / name
@@ -156,7 +156,7 @@ def read_result(folder: Path, params: Params, stage: str, cell: Cell | None, roo
         raise InfotokError(
             f"{path}: is from another configuration (fingerprint {found}, params.yaml has {expected}); run `dvc repro`"
         )
-    if result["source"] != source_digest(stage, root):
+    if result["source"] != source_digest(stage, cell.family if cell else "", root):
         raise InfotokError(
             f"{path}: was made by other code than the files now here (edited while it ran?); "
             f"run `dvc repro --force --single-item {stage}{'@' + cell.key if cell else ''}`"

@@ -95,6 +95,8 @@ def sweep(params: Params, workers: int, say: Callable[[str], None]) -> list[str]
             command += [f"{prefix}{target}" for target in job.targets]
             log = open(logs / f"{params.paths.results.replace('/', '-')}-{job.name}.log", "w")  # noqa: SIM115
             environment = {"INFOTOK_THREADS": "1", "OMP_NUM_THREADS": "1"} | dict(os.environ)
+            # The stages' `python` is the one that runs this, activated environment or not.
+            environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             running[job.name] = (process, log, time.monotonic())
         for name, (process, log, started) in list(running.items()):

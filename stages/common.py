@@ -79,7 +79,7 @@ class Stage:
     def __init__(self, name: str, params: Params, cell: Cell | None, key: str, folder: Path, tracker):
         self.name, self.params, self.cell, self.key, self.folder = name, params, cell, key, folder
         self.layout = Layout(params)
-        self.source = source_digest(name)
+        self.source = source_digest(name, cell.family if cell else "")
         self.warnings: list[str] = []
         self.tracker, self.started, self.steps = tracker, time.monotonic(), 0
         self._progress = self._task = None

@@ -3,7 +3,7 @@
 import base64
 import json
 import logging
-import os
+import socket
 import subprocess
 import sys
 import zlib
@@ -136,7 +136,8 @@ def test_one_run_per_cell_with_steps(layout):
     assert tags["warning"] == "train: codebook collapsed, 3 dead, more"
     assert tags["git"] == "none"
     assert tags["logged.train"] == fingerprint(layout.params, "train", cell)
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "samples")] == ["samples/samples.png"]
+    images = client.list_artifacts(run.info.run_id, "samples")
+    assert [image.path for image in images] == ["samples/samples.png"]
     (data,) = run.inputs.dataset_inputs
     assert (data.dataset.name, data.tags[0].value) == ("scenes", "training")
     assert json.loads(data.dataset.profile)["counts"] == {"train": 16000}
@@ -149,10 +150,15 @@ def test_one_run_per_cell_with_steps(layout):
 
 def test_resumed_training_repeats_no_step_and_a_new_training_gets_a_new_run(layout):
     cell = layout.params.cells()[0]
-    with pytest.raises(ZeroDivisionError), track_stage(layout, cell, "train") as tracker:
-        tracker.log(1, {"train/loss": 3.0})
-        tracker.log(2, {"train/loss": 2.0})
-        raise ZeroDivisionError
+
+    def cut_off():
+        with track_stage(layout, cell, "train") as tracker:
+            tracker.log(1, {"train/loss": 3.0})
+            tracker.log(2, {"train/loss": 2.0})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cut_off()
     client, (failed,) = runs(layout)
     assert failed.info.status == "FAILED"
     with track_stage(layout, cell, "train") as tracker:
@@ -170,7 +176,7 @@ def test_resumed_training_repeats_no_step_and_a_new_training_gets_a_new_run(layo
     assert repeated.data.metrics == {"train/loss": 9.0}
 
 
-def test_rebuild_restores_a_deleted_store(layout, caplog):
+def test_rebuild_restores_a_deleted_store(layout, caplog, monkeypatch):
     for cell in layout.params.cells():
         finish_cell(layout, cell)
     assert rebuild(layout) == 7  # a shared tokenizer, and three stages of two cells
@@ -188,7 +194,7 @@ def test_rebuild_restores_a_deleted_store(layout, caplog):
     assert output(in_process(layout, "rebuild")) == "0"
     copy = layout.root / "copy.db"
     (layout.root / "mlflow.db").rename(copy)
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{copy}"  # the fixture's monkeypatch takes it back
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
     assert shown(layout) == before
 
     # Code that changed is told by its digest, and a configuration that changed by its fingerprint.
@@ -264,8 +270,6 @@ def test_tracking_can_be_off(layout, monkeypatch):
 
 
 def test_a_port_in_use_is_named(layout):
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
