@@ -47,7 +47,11 @@ def generate(
                 model, judge, asked[split], config.images, codec, metadata, sampling, seed=noise, precision=precision
             )
 
-        tried = [Sampling(temperature=t, guidance=g, top_k=config.top_k) for g in config.guidance for t in config.temperatures]
+        tried = [
+            Sampling(temperature=t, guidance=g, top_k=config.top_k)
+            for g in config.guidance
+            for t in config.temperatures
+        ]
         scores = [score("validation", sampling)[0].score for sampling in tried]
         chosen = tried[scores.index(max(scores))]
         plain = Sampling(top_k=config.top_k)
@@ -88,7 +92,8 @@ def generate(
         write_png(run.folder / "reconstructions.png", grid(torch.cat([real[:shown], decoded[:shown]]), shown))
 
         protocol = {
-            "geneval": f"{len(asked['test'])} test prompts of {len(set(tags))} tags, {config.images} images each; mean over tags",
+            "geneval": f"{len(asked['test'])} test prompts of {len(set(tags))} tags, "
+            f"{config.images} images each; mean over tags",
             "geneval_novel": f"{len(asked['novel'])} prompts with unseen color-shape pairs",
             "chosen": f"on {len(asked['validation'])} validation prompts among temperatures {config.temperatures} "
             f"and guidance {config.guidance}",

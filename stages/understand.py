@@ -66,7 +66,8 @@ def understand(
         )
         protocol = {
             "answers": "greedy, exact match after trimming and lowering case",
-            "images": f"{len(splits['test'])} test, {len(splits['novel'])} novel, {len(splits['validation'])} validation",
+            "images": f"{len(splits['test'])} test, {len(splits['novel'])} novel, "
+            f"{len(splits['validation'])} validation",
             "questions": f"{sum(map(len, splits['test'].questions))} test",
             "channel": model.tokenizer.config.channel,
             "question_only": "most frequent training answer to the same text, else start, else family",

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from infotok.information import (
     gaussian_information_bottleneck,
     gaussian_rate,

@@ -6,10 +6,13 @@ import math
 import subprocess
 import sys
 
-import infotok.information as information
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
+from torch import distributions
+
+import infotok.information as information
 from infotok.information import (
     categorical_code_length,
     categorical_entropy,
@@ -19,8 +22,6 @@ from infotok.information import (
     hsic,
     information_bounds,
 )
-from scipy.stats import entropy
-from torch import distributions
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,9 @@ def write_split(split: Split, path: Path) -> str:
     count = len(split)
     flat = np.ascontiguousarray(split.images).reshape(count, -1)
     offsets = np.arange(count + 1, dtype=np.int64) * flat.shape[1]
-    image = pa.LargeBinaryArray.from_buffers(pa.large_binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(flat)])
+    image = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(flat)]
+    )
     columns = {
         "image": image,
         "captions": pa.array(split.captions, pa.list_(pa.string())),

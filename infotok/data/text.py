@@ -40,7 +40,9 @@ class TextCodec:
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a missing and for a damaged file
-            raise InfotokError(f"{path}: cannot be read as a text tokenizer ({error}); run `dvc repro prepare`") from None
+            raise InfotokError(
+                f"{path}: cannot be read as a text tokenizer ({error}); run `dvc repro prepare`"
+            ) from None
         return cls(tokenizer, tokenizer.token_to_id(PAD), tokenizer.token_to_id(END))
 
     @classmethod

@@ -105,7 +105,8 @@ def usable_bits(
         chosen = torch.randint(len(train_vectors), (256,), generator=stream(device, seed, step), device=device)
         out = logits(train_vectors[chosen])
         losses = [
-            F.cross_entropy(out[n].flatten(0, 1), labels[n][chosen].flatten(), ignore_index=-1) * slots[n] for n in sizes
+            F.cross_entropy(out[n].flatten(0, 1), labels[n][chosen].flatten(), ignore_index=-1) * slots[n]
+            for n in sizes
         ]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()

@@ -38,9 +38,7 @@ def paired_interval(
     """
     _check_level(level)
     if len(baseline) != len(treated):
-        raise ValueError(
-            f"pairs need both sides, got {len(baseline)} baseline and {len(treated)} treated values"
-        )
+        raise ValueError(f"pairs need both sides, got {len(baseline)} baseline and {len(treated)} treated values")
     differences = [after - before for before, after in zip(baseline, treated, strict=True)]
     difference, deviation = mean_and_deviation(differences)
     if math.isnan(deviation):

@@ -104,7 +104,7 @@ class UnifiedModel(nn.Module):
         """
         from transformers import DynamicCache
 
-        batch, length = questions.shape
+        batch = len(questions)
         image = self._image_part(vectors)
         start = torch.full((batch,), self.family.tokens, device=questions.device)
         cache = DynamicCache()

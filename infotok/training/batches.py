@@ -40,7 +40,15 @@ class Batches:
     """Random access to training batches."""
 
     def __init__(
-        self, split: Split, codec: TextCodec, *, batch: int, questions: int, caption_dropout: float, seed: int, describe: bool = False
+        self,
+        split: Split,
+        codec: TextCodec,
+        *,
+        batch: int,
+        questions: int,
+        caption_dropout: float,
+        seed: int,
+        describe: bool = False,
     ):
         self.describe = describe
         self.split, self.codec, self.seed = split, codec, seed

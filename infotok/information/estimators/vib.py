@@ -1,4 +1,4 @@
-"""Variational information bottleneck (Alemi et al. 2017): the rate under the marginal prior, an upper bound on I(X;Z)."""
+"""Variational information bottleneck (Alemi et al. 2017): the rate under the marginal prior, which bounds I(X;Z)."""
 
 from infotok.information.objective import Observed, code_cost
 

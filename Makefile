@@ -1,0 +1,22 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: repro test clean
+
+repro: $(VENV)/installed  ## the default grid, from data to tables
+	PATH="$(CURDIR)/$(BIN):$$PATH" infotok sweep --jobs $(JOBS)
+
+test: $(VENV)/installed  ## ruff and the test suite
+	$(BIN)/ruff check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:  ## everything but the environment
+	rm -rf runs .ckpt mlflow.db mlartifacts
