@@ -63,7 +63,7 @@ class UnifiedModel(nn.Module):
         self.family = family_class(family)(tokenizer, backbone.width)
 
     def forward(self, images: Tensor, texts: TextBatch, generator: torch.Generator) -> Outputs:
-        """One pass over images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family."""
+        """Images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family."""
         posterior = self.tokenizer.encode(images)
         tokens = self.tokenizer.sample(posterior, generator)
         batch, count, length = texts.questions.shape
