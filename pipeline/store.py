@@ -270,9 +270,12 @@ def _settings(layout: Layout, kind: str, cell: Cell | None) -> dict:
 
 
 def _numbers(metrics: dict, stage: str) -> dict[str, float]:
-    """Metrics that are numbers, as floats; a name without a group gets the stage in front."""
-    names = {name: name if "/" in name else f"{stage}/{name}" for name in metrics}
-    return {names[name]: float(value) for name, value in metrics.items() if hasattr(value, "__float__")}
+    """Metrics that are finite numbers, as floats; a name without a group gets the stage in front.
+
+    MLflow would store infinity as 1.8e308, which ruins a chart's axis.
+    """
+    numbers = {name: float(value) for name, value in metrics.items() if hasattr(value, "__float__")}
+    return {name if "/" in name else f"{stage}/{name}": v for name, v in numbers.items() if math.isfinite(v)}
 
 
 def _probe(uri: str) -> None:

@@ -51,8 +51,9 @@ def track_stage(
     """Log one stage live into its run; whatever goes wrong with MLflow is one warning.
 
     Args:
-        cell: the stage's cell; None for judge, and for pretrain when `key` is given.
-        stage: judge, pretrain, train, understand or generate.
+        cell: the stage's cell; None for pretrain when `key` is given, and for the stages that belong to no cell
+            (prepare, judge, perceptual), which have no run: nothing is logged.
+        stage: the stage's name.
         key: the tokenizer's key (`cell.tokenizer_key`), in place of a cell of the stage pretrain.
     """
     tracker = Tracker(layout, cell if key is None else _any_cell(key), stage)
@@ -95,7 +96,7 @@ class Tracker:
     def __init__(self, layout: Layout, cell: Cell | None, stage: str):
         self._run: Run | None = None
         self._label = f"{stage} {cell.key}" if cell else stage
-        self._quiet = not enabled()
+        self._quiet = cell is None or not enabled()
         self._points: list[tuple[int, dict[str, float], int]] = []
         self._sent = time.monotonic()
         self._try(lambda: self._open(layout, cell, stage))
@@ -141,9 +142,8 @@ class Tracker:
             )
 
 
-def _results(layout: Layout) -> Iterator[tuple[str, Cell | None, Path]]:
+def _results(layout: Layout) -> Iterator[tuple[str, Cell, Path]]:
     """Every stage of the grid that MLflow shows, with the folder of its result."""
-    yield "judge", None, layout.judge
     cells = layout.params.cells()
     for cell in {cell.tokenizer_key: cell for cell in cells}.values():
         yield "pretrain", cell, layout.tokenizer(cell)
