@@ -66,8 +66,8 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], path: Path, remed
 class Checkpoints:
     """The resumable state of one training run in a folder of its own.
 
-    Files: `step-<n>.safetensors` with weights, optimizer moments and the moving average; `history.jsonl`, the log
-    up to that step. The folder belongs to one configuration (its name holds the fingerprint) and goes away when
+    One file, `step-<n>.safetensors`, with weights, optimizer moments and the moving average; its header holds the
+    history up to that step. The folder belongs to one configuration (its name holds the fingerprint) and goes away when
     the run has ended well.
     """
 

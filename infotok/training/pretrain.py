@@ -98,7 +98,7 @@ def codebook_health(tokenizer: DiscreteTokenizer, images: np.ndarray, seed: int,
     """`code_statistics` of images (n, S, S, 3) sent through the channel."""
     device, codes = next(tokenizer.parameters()).device, []
     for start in range(0, len(images), batch):
-        posterior = tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch]).to(device)))
+        posterior = tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch].copy()).to(device)))
         codes.append(tokenizer.sample(posterior, stream(device, seed, start, 4)).codes)
     return code_statistics(torch.cat(codes), tokenizer.config.codebook)
 
