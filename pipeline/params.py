@@ -215,7 +215,7 @@ def _explain(error: dict) -> str:
         hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(fields)}"
         return f"unknown key '{key}'; {hint}"
     if kind == "missing":
-        return f"'{key}' is missing; add it (profiles and README show its default)"
+        return f"'{key}' is missing; add it (the params.yaml of the repository shows its default)"
     return f"'{key}' is {error['input']!r}: {error['msg'][0].lower() + error['msg'][1:]}"
 
 
@@ -243,7 +243,8 @@ def load_params(path: str | Path) -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as problem:
-        error = problem.errors()[0]
+        # A misspelled key is also a missing one; the misspelling is what to name.
+        error = min(problem.errors(), key=lambda error: error["type"] != "extra_forbidden")
         raise InfotokError(f"{path}:{lines.of(error['loc'])}: {_explain(error)}") from None
     _check_meaning(params, path, lines)
     return params
