@@ -82,6 +82,7 @@ class Tokenizer(Section):
     blocks: Natural
     logit_scale: Positive
     channel: Literal["sampled", "deterministic"]
+    relaxation: Positive
 
 
 class Pretrain(Section):

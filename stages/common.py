@@ -53,6 +53,55 @@ def single(command: Callable) -> None:
     app()
 
 
+def _command(body: Callable[[Stage], None], command: Callable) -> Callable:
+    command.__name__, command.__doc__ = body.__name__, body.__doc__
+    return clear_errors(command)
+
+
+def shared_stage(body: Callable[[Stage], None]) -> Callable:
+    """Make `body(run)` the command of a stage that runs once for the whole grid; it bears the stage's name."""
+
+    def command(params: ParamsOption = "params.yaml") -> None:
+        _run(body, params, None)
+
+    return _command(body, command)
+
+
+def tokenizer_stage(body: Callable[[Stage], None]) -> Callable:
+    """Make `body(run)` the command of a stage that runs once for all arms of a family, budget and seed."""
+
+    def command(
+        family: FamilyOption = "ar",
+        tokens: TokensOption = 8,
+        seed: SeedOption = 0,
+        params: ParamsOption = "params.yaml",
+    ) -> None:
+        _run(body, params, (family, "none-0", tokens, seed))
+
+    return _command(body, command)
+
+
+def cell_stage(body: Callable[[Stage], None]) -> Callable:
+    """Make `body(run)` the command of a stage that runs once for every cell of the grid."""
+
+    def command(
+        family: FamilyOption = "ar",
+        arm: ArmOption = "none-0",
+        tokens: TokensOption = 8,
+        seed: SeedOption = 0,
+        params: ParamsOption = "params.yaml",
+    ) -> None:
+        _run(body, params, (family, arm, tokens, seed))
+
+    return _command(body, command)
+
+
+def _run(body: Callable[[Stage], None], params: str, cell_options: tuple | None) -> None:
+    with stage(body.__name__, params, cell_options) as run:
+        if run is not None:
+            body(run)
+
+
 def cell_of(params: Params, family: str, arm: str, tokens: int, seed: int) -> Cell:
     """The cell of command-line options; it need not be in the grid.
 

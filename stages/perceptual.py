@@ -1,10 +1,10 @@
 """Stage `perceptual`: train the features that reconstructions are compared in."""
 
-from stages.common import ParamsOption, clear_errors, single, stage
+from stages.common import Stage, shared_stage, single
 
 
-@clear_errors
-def perceptual(params: ParamsOption = "params.yaml") -> None:
+@shared_stage
+def perceptual(run: Stage) -> None:
     """Train the perceptual features on the training images; another architecture and seed than the judge."""
     import torch
 
@@ -14,27 +14,24 @@ def perceptual(params: ParamsOption = "params.yaml") -> None:
     from infotok.training.runtime import start
     from pipeline.artifacts import attribute_classes, save_module
 
-    with stage("perceptual", params) as run:
-        if run is None:
-            return
-        device, config, data = start(), run.params.judge, run.layout.data
-        description = {"classes": attribute_classes(read_manifest(data))}
-        torch.manual_seed(config.seed + 1)
-        network = Perceptual(**description)
-        with run.progress(config.perceptual_steps):
-            history = train_examiner(
-                network,
-                read_split(data, "train"),
-                steps=config.perceptual_steps,
-                batch=config.batch,
-                learning_rate=config.learning_rate,
-                seed=config.seed + 1,
-                device=device,
-                observe=run.observe,
-            )
-        save_module(network, run.folder / "perceptual.safetensors", description)
-        metrics = accuracies(network, read_split(data, "test"), "perceptual/")
-        run.finish(metrics, {"reference": "test renders", "seed": config.seed + 1}, history)
+    device, config, data = start(), run.params.judge, run.layout.data
+    description = {"classes": attribute_classes(read_manifest(data))}
+    torch.manual_seed(config.seed + 1)
+    network = Perceptual(**description)
+    with run.progress(config.perceptual_steps):
+        history = train_examiner(
+            network,
+            read_split(data, "train"),
+            steps=config.perceptual_steps,
+            batch=config.batch,
+            learning_rate=config.learning_rate,
+            seed=config.seed + 1,
+            device=device,
+            observe=run.observe,
+        )
+    save_module(network, run.folder / "perceptual.safetensors", description)
+    metrics = accuracies(network, read_split(data, "test"), "perceptual/")
+    run.finish(metrics, {"reference": "test renders", "seed": config.seed + 1}, history)
 
 
 if __name__ == "__main__":

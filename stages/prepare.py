@@ -2,11 +2,11 @@
 
 import json
 
-from stages.common import ParamsOption, clear_errors, single, stage
+from stages.common import Stage, shared_stage, single
 
 
-@clear_errors
-def prepare(params: ParamsOption = "params.yaml") -> None:
+@shared_stage
+def prepare(run: Stage) -> None:
     """Make the data: images, captions, questions and factors as Arrow, a manifest, and the text tokenizer."""
     import importlib
 
@@ -14,29 +14,26 @@ def prepare(params: ParamsOption = "params.yaml") -> None:
     from infotok.data.text import train_text_tokenizer
     from pipeline.results import write_text
 
-    with stage("prepare", params) as run:
-        if run is None:
-            return
-        config = run.params.data
-        source = importlib.import_module(f"infotok.data.sources.{config.source}")
-        folder, splits, texts = run.folder, {}, []
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, split in source.prepare(config.model_dump()):
-            questions = [pair for asked in split.questions for pair in asked]
-            splits[name] = {
-                "images": len(split),
-                "captions": sum(map(len, split.captions)),
-                "questions": len(questions),
-                "sha256": write_split(split, folder / f"{name}.arrow"),
-            }
-            if name == "train":
-                texts = [text for said in split.captions for text in said]
-                texts += [text for pair in questions for text in (pair["question"], pair["answer"])]
-        write_text(folder / "text.json", train_text_tokenizer(texts, config.vocabulary).to_str())
-        manifest = {"source": config.source, "config": config.model_dump(), "splits": splits, **source.METADATA}
-        write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-        counts = {f"data/{name}": float(about["images"]) for name, about in splits.items()}
-        run.finish(counts, {"source": config.source, "seed": config.seed})
+    config = run.params.data
+    source = importlib.import_module(f"infotok.data.sources.{config.source}")
+    folder, splits, texts = run.folder, {}, []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, split in source.prepare(config.model_dump()):
+        questions = [pair for asked in split.questions for pair in asked]
+        splits[name] = {
+            "images": len(split),
+            "captions": sum(map(len, split.captions)),
+            "questions": len(questions),
+            "sha256": write_split(split, folder / f"{name}.arrow"),
+        }
+        if name == "train":
+            texts = [text for said in split.captions for text in said]
+            texts += [text for pair in questions for text in (pair["question"], pair["answer"])]
+    write_text(folder / "text.json", train_text_tokenizer(texts, config.vocabulary).to_str())
+    manifest = {"source": config.source, "config": config.model_dump(), "splits": splits, **source.METADATA}
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    counts = {f"data/{name}": float(about["images"]) for name, about in splits.items()}
+    run.finish(counts, {"source": config.source, "seed": config.seed})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Stage `pretrain`: teach a tokenizer to reconstruct, before any language."""
 
-from stages.common import FamilyOption, ParamsOption, SeedOption, TokensOption, clear_errors, single, stage
+from stages.common import Stage, single, tokenizer_stage
 
 
-@clear_errors
-def pretrain(
-    family: FamilyOption = "ar", tokens: TokensOption = 8, seed: SeedOption = 0, params: ParamsOption = "params.yaml"
-) -> None:
+@tokenizer_stage
+def pretrain(run: Stage) -> None:
     """Pretrain the tokenizer that all arms of one family, budget and seed share."""
     from infotok.data.arrow import read_split
     from infotok.evaluation.reconstruction import fidelity, reconstruct, through
@@ -15,34 +13,31 @@ def pretrain(
     from infotok.training.runtime import start
     from pipeline.artifacts import load_perceptual, new_tokenizer, save_module
 
-    with stage("pretrain", params, (family, "none-0", tokens, seed)) as run:
-        if run is None:
-            return
-        device, config = start(), run.params.pretrain
-        tokenizer = new_tokenizer(run.params, run.cell)
-        checkpoints = run.checkpoints()
-        settings = config.model_dump(exclude={"checkpoint_every"}) | run.params.reconstruction.model_dump()
-        with run.progress(config.steps):
-            history = train(
-                tokenizer,
-                load_perceptual(run.layout),
-                read_split(run.layout.data, "train").images,
-                PretrainConfig(**settings),
-                seed=seed,
-                device=device,
-                checkpoints=checkpoints,
-                checkpoint_every=config.checkpoint_every,
-                observe=run.observe,
-            )
-        images = read_split(run.layout.data, "validation").images
-        health = codebook_health(tokenizer, images, seed)
-        if warning := collapse_warning(health, tokenizer.config.codebook):
-            run.warn(warning)
-        psnr, ssim = fidelity(images, reconstruct(tokenizer, through(tokenizer, images, seed)[0].vectors))
-        save_module(tokenizer, run.folder / "tokenizer.safetensors", {"tokenizer": vars(tokenizer.config)})
-        metrics = {f"pretrain/{name}": value for name, value in health.items()}
-        run.finish(metrics | {"pretrain/psnr": psnr, "pretrain/ssim": ssim}, {"split": "validation"}, history)
-        checkpoints.clear()
+    device, config, seed = start(), run.params.pretrain, run.cell.seed
+    tokenizer = new_tokenizer(run.params, run.cell)
+    checkpoints = run.checkpoints()
+    settings = config.model_dump(exclude={"checkpoint_every"}) | run.params.reconstruction.model_dump()
+    with run.progress(config.steps):
+        history = train(
+            tokenizer,
+            load_perceptual(run.layout),
+            read_split(run.layout.data, "train").images,
+            PretrainConfig(**settings),
+            seed=seed,
+            device=device,
+            checkpoints=checkpoints,
+            checkpoint_every=config.checkpoint_every,
+            observe=run.observe,
+        )
+    images = read_split(run.layout.data, "validation").images
+    health = codebook_health(tokenizer, images, seed)
+    if warning := collapse_warning(health, tokenizer.config.codebook):
+        run.warn(warning)
+    psnr, ssim = fidelity(images, reconstruct(tokenizer, through(tokenizer, images, seed)[0].vectors))
+    save_module(tokenizer, run.folder / "tokenizer.safetensors", {"tokenizer": vars(tokenizer.config)})
+    metrics = {f"pretrain/{name}": value for name, value in health.items()}
+    run.finish(metrics | {"pretrain/psnr": psnr, "pretrain/ssim": ssim}, {"split": "validation"}, history)
+    checkpoints.clear()
 
 
 if __name__ == "__main__":

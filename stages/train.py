@@ -1,16 +1,10 @@
 """Stage `train`: IB-regularized joint training of one cell of the grid."""
 
-from stages.common import ArmOption, FamilyOption, ParamsOption, SeedOption, TokensOption, clear_errors, single, stage
+from stages.common import Stage, cell_stage, single
 
 
-@clear_errors
-def train(
-    family: FamilyOption = "ar",
-    arm: ArmOption = "none-0",
-    tokens: TokensOption = 8,
-    seed: SeedOption = 0,
-    params: ParamsOption = "params.yaml",
-) -> None:
+@cell_stage
+def train(run: Stage) -> None:
     """Train tokenizer, prior and language model together, from the pretrained tokenizer."""
     from infotok.data.arrow import read_split
     from infotok.training.batches import Batches
@@ -19,46 +13,43 @@ def train(
     from infotok.training.runtime import start
     from pipeline.artifacts import load_perceptual, new_model, save_model
 
-    with stage("train", params, (family, arm, tokens, seed)) as run:
-        if run is None:
-            return
-        device, config = start(), run.params.train
-        model, codec = new_model(run.layout, run.cell)
-        batches = Batches(
-            read_split(run.layout.data, "train"),
-            codec,
-            batch=config.batch,
-            questions=config.questions,
-            describe=config.describe,
-            caption_dropout=config.caption_dropout,
+    device, config, seed = start(), run.params.train, run.cell.seed
+    model, codec = new_model(run.layout, run.cell)
+    batches = Batches(
+        read_split(run.layout.data, "train"),
+        codec,
+        batch=config.batch,
+        questions=config.questions,
+        describe=config.describe,
+        caption_dropout=config.caption_dropout,
+        seed=seed,
+    )
+    shared = config.model_dump(exclude={"batch", "questions", "describe", "caption_dropout", "checkpoint_every"})
+    checkpoints = run.checkpoints()
+    with run.progress(config.steps):
+        history = train_jointly(
+            model,
+            load_perceptual(run.layout),
+            batches,
+            JointConfig(
+                estimator=run.cell.estimator,
+                beta=run.cell.beta,
+                **shared,
+                **run.params.reconstruction.model_dump(),
+            ),
             seed=seed,
+            device=device,
+            checkpoints=checkpoints,
+            checkpoint_every=config.checkpoint_every,
+            observe=run.observe,
         )
-        shared = config.model_dump(exclude={"batch", "questions", "describe", "caption_dropout", "checkpoint_every"})
-        checkpoints = run.checkpoints()
-        with run.progress(config.steps):
-            history = train_jointly(
-                model,
-                load_perceptual(run.layout),
-                batches,
-                JointConfig(
-                    estimator=run.cell.estimator,
-                    beta=run.cell.beta,
-                    **shared,
-                    **run.params.reconstruction.model_dump(),
-                ),
-                seed=seed,
-                device=device,
-                checkpoints=checkpoints,
-                checkpoint_every=config.checkpoint_every,
-                observe=run.observe,
-            )
-        health = codebook_health(model.tokenizer, read_split(run.layout.data, "validation").images, seed)
-        if warning := collapse_warning(health, model.tokenizer.config.codebook):
-            run.warn(warning)
-        save_model(model, codec, run.folder)
-        last = {f"train/{name}": value for name, value in history[-1].items() if name != "step"}
-        run.finish(last | {f"train/{name}": value for name, value in health.items()}, {"steps": config.steps}, history)
-        checkpoints.clear()
+    health = codebook_health(model.tokenizer, read_split(run.layout.data, "validation").images, seed)
+    if warning := collapse_warning(health, model.tokenizer.config.codebook):
+        run.warn(warning)
+    save_model(model, codec, run.folder)
+    last = {f"train/{name}": value for name, value in history[-1].items() if name != "step"}
+    run.finish(last | {f"train/{name}": value for name, value in health.items()}, {"steps": config.steps}, history)
+    checkpoints.clear()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,10 @@
 """Stage `understand`: answers, and what information the tokens hold."""
 
-from stages.common import ArmOption, FamilyOption, ParamsOption, SeedOption, TokensOption, clear_errors, single, stage
+from stages.common import Stage, cell_stage, single
 
 
-@clear_errors
-def understand(
-    family: FamilyOption = "ar",
-    arm: ArmOption = "none-0",
-    tokens: TokensOption = 8,
-    seed: SeedOption = 0,
-    params: ParamsOption = "params.yaml",
-) -> None:
+@cell_stage
+def understand(run: Stage) -> None:
     """Answer every question of validation, test and novel images, and measure the information in the tokens."""
     import numpy as np
 
@@ -21,60 +15,58 @@ def understand(
     from infotok.training.runtime import start
     from pipeline.artifacts import load_model
 
-    with stage("understand", params, (family, arm, tokens, seed)) as run:
-        if run is None:
-            return
-        device, config, precision = start(), run.params.understanding, run.params.train.precision
-        model, codec = load_model(run.layout, run.cell)
-        model.to(device)
-        data, metrics, sent = run.layout.data, {}, {}
-        splits = {name: read_split(data, name) for name in ("train", "validation", "test", "novel")}
-        splits["train"] = splits["train"].take(np.arange(min(config.probe_images, len(splits["train"]))))
-        for name, split in splits.items():
-            sent[name] = through(model.tokenizer, split.images, seed)
-            if name == "train":
-                continue
-            answers = answer_all(model, sent[name][0].vectors, split, codec, batch=config.batch, precision=precision)
-            if name == "test":
-                low, high = answers.interval()
-                metrics |= {"understanding/accuracy": answers.accuracy}
-                metrics |= {"understanding/accuracy_low": low, "understanding/accuracy_high": high}
-                metrics |= {f"understanding/family/{kind}": value for kind, value in answers.by_family().items()}
-            elif name == "novel":
-                low, high = answers.interval()
-                metrics |= {"understanding/accuracy_novel": answers.accuracy}
-                metrics |= {"understanding/accuracy_novel_low": low, "understanding/accuracy_novel_high": high}
-            else:
-                metrics["understanding/validation"] = answers.accuracy
-        whole = read_split(data, "train")
-        metrics["understanding/question_only"] = question_only(whole, splits["test"])
-        metrics["understanding/question_only_novel"] = question_only(whole, splits["novel"])
-        (seen, seen_logits), (held, held_logits) = sent["train"], sent["test"]
-        metrics |= channel_information(model, seen_logits, held_logits, held.codes)
-        captions = [max(said, key=len) for said in splits["test"].captions]
-        metrics["information/generator_nll_bits"] = generator_code_length(
-            model, held, captions, codec, precision=precision
-        )
-        metrics |= factor_information(
-            seen.vectors,
-            splits["train"],
-            held.vectors,
-            splits["test"],
-            read_manifest(data)["factors"],
-            steps=config.probe_steps,
-            seed=seed,
-        )
-        protocol = {
-            "answers": "greedy, exact match after trimming and lowering case",
-            "images": f"{len(splits['test'])} test, {len(splits['novel'])} novel, "
-            f"{len(splits['validation'])} validation",
-            "questions": f"{sum(map(len, splits['test'].questions))} test",
-            "channel": model.tokenizer.config.channel,
-            "question_only": "most frequent training answer to the same text, else start, else family",
-            "probe": f"MLP 256, {config.probe_steps} steps on {len(splits['train'])} training images",
-            "generator_nll": "given the longest caption of each test image",
-        }
-        run.finish(metrics, protocol)
+    device, seed = start(), run.cell.seed
+    config, precision = run.params.understanding, run.params.train.precision
+    model, codec = load_model(run.layout, run.cell)
+    model.to(device)
+    data, metrics, sent = run.layout.data, {}, {}
+    splits = {name: read_split(data, name) for name in ("train", "validation", "test", "novel")}
+    splits["train"] = splits["train"].take(np.arange(min(config.probe_images, len(splits["train"]))))
+    for name, split in splits.items():
+        sent[name] = through(model.tokenizer, split.images, seed)
+        if name == "train":
+            continue
+        answers = answer_all(model, sent[name][0].vectors, split, codec, batch=config.batch, precision=precision)
+        if name == "test":
+            low, high = answers.interval()
+            metrics |= {"understanding/accuracy": answers.accuracy}
+            metrics |= {"understanding/accuracy_low": low, "understanding/accuracy_high": high}
+            metrics |= {f"understanding/family/{kind}": value for kind, value in answers.by_family().items()}
+        elif name == "novel":
+            low, high = answers.interval()
+            metrics |= {"understanding/accuracy_novel": answers.accuracy}
+            metrics |= {"understanding/accuracy_novel_low": low, "understanding/accuracy_novel_high": high}
+        else:
+            metrics["understanding/validation"] = answers.accuracy
+    whole = read_split(data, "train")
+    metrics["understanding/question_only"] = question_only(whole, splits["test"])
+    metrics["understanding/question_only_novel"] = question_only(whole, splits["novel"])
+    (seen, seen_logits), (held, held_logits) = sent["train"], sent["test"]
+    metrics |= channel_information(model, seen_logits, held_logits, held.codes)
+    captions = [max(said, key=len) for said in splits["test"].captions]
+    metrics["information/generator_nll_bits"] = generator_code_length(
+        model, held, captions, codec, precision=precision
+    )
+    metrics |= factor_information(
+        seen.vectors,
+        splits["train"],
+        held.vectors,
+        splits["test"],
+        read_manifest(data)["factors"],
+        steps=config.probe_steps,
+        seed=seed,
+    )
+    protocol = {
+        "answers": "greedy, exact match after trimming and lowering case",
+        "images": f"{len(splits['test'])} test, {len(splits['novel'])} novel, "
+        f"{len(splits['validation'])} validation",
+        "questions": f"{sum(map(len, splits['test'].questions))} test",
+        "channel": model.tokenizer.config.channel,
+        "question_only": "most frequent training answer to the same text, else start, else family",
+        "probe": f"MLP 256, {config.probe_steps} steps on {len(splits['train'])} training images",
+        "generator_nll": "given the longest caption of each test image",
+    }
+    run.finish(metrics, protocol)
 
 
 if __name__ == "__main__":

@@ -21,22 +21,27 @@ from infotok.tokenizer.discrete import DiscreteTokenizer, Tokens
 
 
 @dataclass
-class TextBatch:
-    """Tokenized texts of B examples.
+class Asked:
+    """One question of every example with its answer: ids (B, L) of question, answer and end mark; valid (B, L);
+    answers (B, L), True on answer and end mark, the columns to be predicted."""
 
-    questions: (B, n, L) ids of question, answer and end mark; questions_valid: the same shape; answers: the same
-    shape, True on answer and end mark, the columns to be predicted. captions: (B, M) ids behind a begin mark;
-    captions_valid: (B, M).
-    """
-
-    questions: Tensor
-    questions_valid: Tensor
+    ids: Tensor
+    valid: Tensor
     answers: Tensor
+
+
+@dataclass
+class TextBatch:
+    """Tokenized texts of B examples. questions: one `Asked` per question of an example, each as wide as its own
+    longest row. captions: (B, M) ids behind a begin mark; captions_valid: (B, M)."""
+
+    questions: list[Asked]
     captions: Tensor
     captions_valid: Tensor
 
     def to(self, device: torch.device) -> TextBatch:
-        return TextBatch(*(value.to(device) for value in vars(self).values()))
+        asked = [Asked(*(value.to(device) for value in vars(one).values())) for one in self.questions]
+        return TextBatch(asked, self.captions.to(device), self.captions_valid.to(device))
 
 
 @dataclass
@@ -66,22 +71,20 @@ class UnifiedModel(nn.Module):
         """Images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family."""
         posterior = self.tokenizer.encode(images)
         tokens = self.tokenizer.sample(posterior, generator)
-        batch, count, length = texts.questions.shape
         size = self.family.tokens
-        zero = torch.zeros(batch, dtype=torch.long, device=images.device)
+        start = torch.full((len(images),), size, device=images.device)
         parts = [self._image_part(tokens.vectors)]
-        embedded = self.backbone.embed_text(texts.questions)
-        for index in range(count):
-            parts.append(Part(embedded[:, index], texts.questions_valid[:, index], zero + size, sees=(0,)))
+        for asked in texts.questions:
+            parts.append(Part(self.backbone.embed_text(asked.ids), asked.valid, start, sees=(0,)))
         parts += self._drawing_parts(tokens, texts.captions, texts.captions_valid, generator, first=len(parts))
-        hidden = self.backbone(*pack(parts))
+        hidden = self.backbone(*pack(parts)).split([part.embeddings.shape[1] for part in parts], 1)
+        _, *questions, captions, drawing = hidden
 
-        questions = hidden[:, size : size + count * length].reshape(batch, count, length, -1)
-        predicting = texts.answers[:, :, 1:]
-        logits = self.backbone.text_logits(questions[:, :, :-1][predicting]).float()
-        answer_loss = F.cross_entropy(logits, texts.questions[:, :, 1:][predicting])
-        generation_loss, conditional = self.family.generation_loss(hidden[:, -size:], tokens)
-        captions = hidden[:, size + count * length : -size]
+        asked = texts.questions
+        states = torch.cat([h[:, :-1][one.answers[:, 1:]] for h, one in zip(questions, asked, strict=True)])
+        wanted = torch.cat([one.ids[:, 1:][one.answers[:, 1:]] for one in asked])
+        answer_loss = F.cross_entropy(self.backbone.text_logits(states).float(), wanted)
+        generation_loss, conditional = self.family.generation_loss(drawing, tokens)
         weight = texts.captions_valid[..., None].to(captions.dtype)
         text = (captions * weight).sum(1) / weight.sum(1)
         return Outputs(posterior, tokens, answer_loss, generation_loss, conditional, text)

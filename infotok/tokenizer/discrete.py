@@ -1,7 +1,9 @@
 """The discrete visual tokenizer: a patch encoder, a cosine codebook as a noisy channel, a patch decoder.
 
 The posterior is q(c|x) = softmax(scale * cos(feature, code)), with a learned scale. In training tokens are sampled
-from it (Gumbel straight-through; Jang et al. 2017), so that the rate bounds what really flows.
+from it (Gumbel straight-through; Jang et al. 2017), so that the rate bounds what really flows. The scale is sharp, so
+that little of the capacity carries noise, and the backward pass softens it by `relaxation`, the temperature of the
+Gumbel softmax: a sharp softmax passes no gradient.
 Shapes: B images, K tokens, C codes, D dimensions of a code.
 """
 
@@ -22,7 +24,9 @@ from infotok.tokenizer.patches import PatchDecoder, PatchEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Sizes of a tokenizer; `channel` is `sampled` or `deterministic` (argmax straight-through)."""
+    """Sizes of a tokenizer. logit_scale: initial sharpness of the posterior. channel: `sampled` or `deterministic`
+    (argmax straight-through). relaxation: temperature of the softmax that the backward pass sees; the codes that
+    flow do not depend on it."""
 
     image_size: int
     tokens: int
@@ -33,6 +37,7 @@ class TokenizerConfig:
     blocks: int
     logit_scale: float
     channel: str
+    relaxation: float
 
 
 @dataclass
@@ -94,7 +99,7 @@ class DiscreteTokenizer(nn.Module):
             if self.config.channel == "sampled":
                 uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
                 logits = logits - torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
-            codes, soft = logits.argmax(-1), logits.softmax(-1)
+            codes, soft = logits.argmax(-1), (logits / self.config.relaxation).softmax(-1)
             hard = F.one_hot(codes, soft.shape[-1]).to(soft.dtype)
             return Tokens((hard - soft.detach() + soft) @ self._scaled_codes(), codes)
 

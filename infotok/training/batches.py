@@ -7,7 +7,7 @@ import torch
 
 from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
-from infotok.models.unified import TextBatch
+from infotok.models.unified import Asked, TextBatch
 
 DESCRIBE = "describe the image"
 
@@ -59,24 +59,28 @@ class Batches:
         return torch.from_numpy(self.split.images[order(len(self.split), self.batch, self.seed, step)])
 
     def texts(self, step: int) -> TextBatch:
-        """Questions and captions of the same images; a dropped caption keeps its begin mark alone."""
+        """Questions and captions of the same images; a dropped caption keeps its begin mark alone.
+
+        With `describe` the last question asks for the caption.
+        """
         rng = np.random.default_rng([self.seed, step, 1])
-        sequences, answers, captions = [], [], []
+        pairs: list[list[tuple[str, str]]] = [[] for _ in range(self.questions)]
+        captions = []
         for index in order(len(self.split), self.batch, self.seed, step):
             asked, said = self.split.questions[index], self.split.captions[index]
-            chosen = rng.choice(len(asked), self.questions, replace=len(asked) < self.questions)
-            for pair in (asked[i] for i in chosen):
-                question, answer = self.codec.encode(pair["question"]), self.codec.encode(pair["answer"])
-                sequences.append([*question, *answer, self.codec.end])
-                answers.append(len(question))
             captions.append(said[rng.integers(len(said))])
-            if self.describe:
-                sequences[-1] = [*self.codec.encode(DESCRIBE), *self.codec.encode(captions[-1]), self.codec.end]
-                answers[-1] = len(self.codec.encode(DESCRIBE))
-        ids, valid = pad(sequences, self.codec.pad)
-        shape = (self.batch, self.questions, ids.shape[1])
-        predicted = valid & (torch.arange(ids.shape[1]) >= torch.tensor(answers)[:, None])
-        caption_ids, caption_valid = encode_captions(captions, self.codec)
-        dropped = torch.from_numpy(rng.random(self.batch) < self.caption_dropout)
-        caption_valid[dropped, 1:] = False
-        return TextBatch(ids.view(shape), valid.view(shape), predicted.view(shape), caption_ids, caption_valid)
+            chosen = rng.choice(len(asked), self.questions, replace=len(asked) < self.questions)
+            for row, pair in zip(pairs, (asked[i] for i in chosen), strict=True):
+                row.append((pair["question"], pair["answer"]))
+        if self.describe:
+            pairs[-1] = [(DESCRIBE, caption) for caption in captions]
+        ids, valid = encode_captions(captions, self.codec)
+        valid[torch.from_numpy(rng.random(self.batch) < self.caption_dropout), 1:] = False
+        return TextBatch([self._asked(row) for row in pairs], ids, valid)
+
+    def _asked(self, pairs: list[tuple[str, str]]) -> Asked:
+        questions = [self.codec.encode(question) for question, _ in pairs]
+        answers = [self.codec.encode(answer) for _, answer in pairs]
+        ids, valid = pad([[*q, *a, self.codec.end] for q, a in zip(questions, answers, strict=True)], self.codec.pad)
+        starts = torch.tensor([len(question) for question in questions])
+        return Asked(ids, valid, valid & (torch.arange(ids.shape[1]) >= starts[:, None]))

@@ -18,7 +18,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"json": json.dumps(meta, sort_keys=True)})
+    save_file(contiguous, temporary, metadata={"json": json.dumps(meta)})
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -33,7 +33,7 @@ def make_optimizer(
             if chosen:
                 decay = weight_decay if decays else 0.0
                 settings.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
-    return optim.AdamW(settings, betas=(0.9, 0.95), fused=device.type == "cuda", foreach=device.type != "cuda")
+    return optim.AdamW(settings, betas=(0.9, 0.95), fused=True)
 
 
 def run(

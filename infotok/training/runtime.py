@@ -18,6 +18,8 @@ def start() -> torch.device:
     """
     torch.set_num_threads(int(os.environ.get("INFOTOK_THREADS", "1")))
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Deterministic mode fills every new tensor, which took a tenth of a training step; no code here reads one unset.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     name = os.environ.get("INFOTOK_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
