@@ -63,6 +63,12 @@ class Layout:
     def perceptual(self) -> Path:
         return self.results / "perceptual"
 
+    def folder(self, stage: str, cell: Cell | None) -> Path:
+        """The output folder of any stage; `cell` is None for those that run once for the whole grid."""
+        if cell is None:
+            return {"prepare": self.data, "judge": self.judge, "perceptual": self.perceptual}[stage]
+        return self.tokenizer(cell) if stage == "pretrain" else self.stage(stage, cell)
+
     def tokenizer(self, cell: Cell) -> Path:
         return self.results / "tokenizer" / cell.tokenizer_key
 

@@ -1,6 +1,6 @@
 """An MLflow store and the runs in it, as `pipeline.tracking` needs them.
 
-One flat run per cell, found by its tags: kind (cell, tokenizer or judge), cell, fingerprint and configuration
+One flat run per cell, found by its tags: kind (cell or tokenizer), cell, fingerprint and configuration
 say what a run is; `logged.<stage>` and `source.<stage>` name the configuration and the code of the result it
 shows; stage is the last one finished. Everything here raises what MLflow raises. mlflow takes 2 s to import,
 so it is imported on first use.
@@ -33,9 +33,9 @@ SQLITE = "sqlite:///"
 BATCH = 1000  # metrics that one MLflow request may carry
 LOCK_SECONDS = 60.0
 # The stage whose configuration makes a run of this kind what it is.
-BASIS = {"judge": "judge", "tokenizer": "pretrain", "cell": "train"}
+BASIS = {"tokenizer": "pretrain", "cell": "train"}
 # A training run repeated from the start would mix two histories in one run, so it gets a new one.
-WITH_HISTORY = ["judge", "pretrain", "train"]
+WITH_HISTORY = ["pretrain", "train"]
 # Without these a store that is away would hold training up for minutes, and MLflow would report on its users.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -60,10 +60,8 @@ class Identity:
     configuration: str
 
     @classmethod
-    def of(cls, layout: Layout, stage: str, cell: Cell | None) -> Identity:
-        if cell is None:
-            kind, key = "judge", "judge"
-        elif stage == "pretrain":
+    def of(cls, layout: Layout, stage: str, cell: Cell) -> Identity:
+        if stage == "pretrain":
             kind, key = "tokenizer", cell.tokenizer_key
         else:
             kind, key = "cell", cell.key
@@ -108,7 +106,7 @@ class Store:
                 self.client.set_experiment_tag(found.experiment_id, tag, value)
         return found.experiment_id
 
-    def find(self, stage: str, cell: Cell | None) -> Run | None:
+    def find(self, stage: str, cell: Cell) -> Run | None:
         """The run of this stage and cell under this configuration, if there is one."""
         identity = Identity.of(self.layout, stage, cell)
         wanted = {"kind": identity.kind, "cell": identity.key, "fingerprint": identity.fingerprint}
@@ -118,7 +116,7 @@ class Store:
                 return Run(self, stage, cell, run)
         return None
 
-    def run(self, stage: str, cell: Cell | None, *, fresh: bool = False) -> Run:
+    def run(self, stage: str, cell: Cell, *, fresh: bool = False) -> Run:
         """Find the run or create it. `fresh`: one that shows this stage already is put in MLflow's bin."""
         # Two stages of one cell that start at once must not make two runs.
         with _locked(self.layout):
@@ -128,7 +126,7 @@ class Store:
                 found = None
             return found or Run(self, stage, cell, self._create(stage, cell))
 
-    def _create(self, stage: str, cell: Cell | None):
+    def _create(self, stage: str, cell: Cell):
         from mlflow.entities import Param
 
         identity = Identity.of(self.layout, stage, cell)
@@ -167,7 +165,7 @@ class Store:
 class Run:
     """One stage's part of an MLflow run. Its methods raise what MLflow raises."""
 
-    def __init__(self, store: Store, stage: str, cell: Cell | None, run):
+    def __init__(self, store: Store, stage: str, cell: Cell, run):
         self.layout, self.client, self.stage, self.cell = store.layout, store.client, stage, cell
         self.id: str = run.info.run_id
         self.tags: dict[str, str] = run.data.tags
@@ -254,11 +252,9 @@ def read_stored(folder: Path) -> dict | None:
         return None
 
 
-def _settings(layout: Layout, kind: str, cell: Cell | None) -> dict:
+def _settings(layout: Layout, kind: str, cell: Cell) -> dict:
     """The run's params: the axes, then the shared settings its fingerprint depends on."""
-    settings = {}
-    if kind == "tokenizer":
-        settings = {"family": cell.family, "tokens": cell.tokens, "seed": cell.seed}
+    settings = {"family": cell.family, "tokens": cell.tokens, "seed": cell.seed}
     if kind == "cell":
         settings = cell.as_dict()
         if cell.beta > 0:

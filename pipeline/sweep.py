@@ -23,8 +23,9 @@ def dvc_file(params: Params) -> str:
     return str(Path(params.paths.params).parent / "dvc.yaml")
 
 
-def state(layout: Layout, stage: str, cell: Cell | None, folder: Path) -> str:
+def state(layout: Layout, stage: str, cell: Cell | None) -> str:
     """`done`, `missing`, or `stale`: made by another configuration or other code."""
+    folder = layout.folder(stage, cell)
     if not (folder / "metrics.json").exists():
         return "missing"
     try:
@@ -36,11 +37,8 @@ def state(layout: Layout, stage: str, cell: Cell | None, folder: Path) -> str:
 
 def cell_states(layout: Layout) -> dict[Cell, dict[str, str]]:
     """State of every stage of every cell, pretraining included."""
-    states = {}
-    for cell in layout.params.cells():
-        states[cell] = {"pretrain": state(layout, "pretrain", cell, layout.tokenizer(cell))}
-        states[cell] |= {stage: state(layout, stage, cell, layout.stage(stage, cell)) for stage in CELL_STAGES}
-    return states
+    stages = ("pretrain", *CELL_STAGES)
+    return {cell: {stage: state(layout, stage, cell) for stage in stages} for cell in layout.params.cells()}
 
 
 @dataclass

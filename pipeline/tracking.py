@@ -45,18 +45,15 @@ def initialise(layout: Layout) -> str | None:
 
 
 @contextmanager
-def track_stage(
-    layout: Layout, cell: Cell | None, stage: str, *, key: str | None = None
-) -> Iterator[Tracker]:
+def track_stage(layout: Layout, cell: Cell | None, stage: str) -> Iterator[Tracker]:
     """Log one stage live into its run; whatever goes wrong with MLflow is one warning.
 
     Args:
-        cell: the stage's cell; None for pretrain when `key` is given, and for the stages that belong to no cell
-            (prepare, judge, perceptual), which have no run: nothing is logged.
+        cell: the stage's cell, for pretrain any that shares the tokenizer; None for the stages that belong to no
+            cell (prepare, judge, perceptual), which have no run: nothing is logged.
         stage: the stage's name.
-        key: the tokenizer's key (`cell.tokenizer_key`), in place of a cell of the stage pretrain.
     """
-    tracker = Tracker(layout, cell if key is None else _any_cell(key), stage)
+    tracker = Tracker(layout, cell, stage)
     status = "FAILED"
     try:
         yield tracker
@@ -152,7 +149,7 @@ def _results(layout: Layout) -> Iterator[tuple[str, Cell, Path]]:
             yield stage, cell, layout.stage(stage, cell)
 
 
-def _fill(store: Store, stage: str, cell: Cell | None, folder: Path) -> bool:
+def _fill(store: Store, stage: str, cell: Cell, folder: Path) -> bool:
     """Log one stage's result unless the store shows it; says whether it did."""
     if (result := read_stored(folder)) is None:
         return False
@@ -181,12 +178,6 @@ def _history(folder: Path) -> list[tuple[int, dict[str, float], int]]:
     except (OSError, ValueError, KeyError, AttributeError):
         log.warning("%s: is damaged; left out of MLflow", path)
         return []
-
-
-def _any_cell(key: str) -> Cell:
-    """A cell that shares the tokenizer of this key."""
-    family, tokens, seed = key.rsplit("-", 2)
-    return Cell(family, "none", 0.0, int(tokens), int(seed))
 
 
 def _brief(error: Exception) -> str:

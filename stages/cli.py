@@ -32,7 +32,7 @@ GRID = "The whole grid"
 MARKS = {"done": "[green]●[/]", "stale": "[yellow]◐[/]", "missing": "[dim]○[/]"}
 
 
-def _table(layout, states, title):
+def _table(states, title):
     """Rows: arm and seed; columns: token budgets; a mark per stage."""
     from rich.table import Table
 
@@ -62,7 +62,7 @@ def status(params: ParamsOption = "params.yaml") -> None:
 
     layout, console = Layout(load_params(params)), Console()
     states = cell_states(layout)
-    console.print(_table(layout, states, "pretrain · train · understand · generate"))
+    console.print(_table(states, "pretrain · train · understand · generate"))
     counts = [value for found in states.values() for value in found.values()]
     console.print("  ".join(f"{mark} {name} {counts.count(name)}" for name, mark in MARKS.items()))
 
@@ -78,16 +78,13 @@ def plan(params: ParamsOption = "params.yaml") -> None:
     from pipeline.sweep import cell_states, dvc_file, state
 
     layout, console = Layout(load_params(params)), Console()
-    folders = {"prepare": layout.data, "judge": layout.judge, "perceptual": layout.perceptual}
-    todo = [name for name, folder in folders.items() if state(layout, name, None, folder) != "done"]
-    tokenizers = {}
-    for cell, found in cell_states(layout).items():
-        if found["pretrain"] != "done":
-            tokenizers[f"pretrain@{cell.tokenizer_key}"] = None
-    todo += list(tokenizers)
-    for cell, found in cell_states(layout).items():
+    states = cell_states(layout)
+    todo = [name for name in ("prepare", "judge", "perceptual") if state(layout, name, None) != "done"]
+    # Cells that share a tokenizer pretrain it once.
+    todo += dict.fromkeys(f"pretrain@{c.tokenizer_key}" for c, found in states.items() if found["pretrain"] != "done")
+    for cell, found in states.items():
         todo += [f"{name}@{cell.key}" for name in ("train", "understand", "generate") if found[name] != "done"]
-    console.print(_table(layout, cell_states(layout), "pretrain · train · understand · generate"))
+    console.print(_table(states, "pretrain · train · understand · generate"))
     for name in todo:
         console.print(f"  {name}", highlight=False)
     console.print(f"{len(todo)} stages would run, then report:  dvc repro {dvc_file(layout.params)}", highlight=False)

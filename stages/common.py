@@ -134,10 +134,14 @@ class Stage:
         self._progress = self._task = None
 
     def checkpoints(self):
-        """Where this stage keeps its resumable state."""
+        """Where this stage keeps its resumable state; says so where there is some to go on from."""
         from infotok.training.checkpoints import Checkpoints
 
-        return Checkpoints(self.layout.checkpoints(self.name, self.key, fingerprint(self.params, self.name, self.cell)))
+        mark = fingerprint(self.params, self.name, self.cell)
+        kept = Checkpoints(self.layout.checkpoints(self.name, self.key, mark))
+        if path := kept.latest():
+            errors.print(f"{self.name} {self.key}: goes on from {path}", markup=False)
+        return kept
 
     def warn(self, message: str) -> None:
         """Log a warning and keep it in the result, where MLflow and the report show it."""
@@ -204,19 +208,20 @@ def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Ite
     params = load_params(params_path)
     cell = cell_of(params, *cell_options) if cell_options else None
     layout = Layout(params)
-    folders = {"prepare": layout.data, "judge": layout.judge, "perceptual": layout.perceptual}
-    if cell is None:
-        key, folder = "all", folders[name]
-    elif name == "pretrain":
-        key, folder = cell.tokenizer_key, layout.tokenizer(cell)
-    else:
-        key, folder = cell.key, layout.stage(name, cell)
+    folder, key = layout.folder(name, cell), stage_key(name, cell)
     with _alone(layout, name, key) as waited:
         if waited and _is_done(folder, params, name, cell):
             yield None
             return
         with track_stage(layout, cell, name) as tracker:
             yield Stage(name, params, cell, key, folder, tracker)
+
+
+def stage_key(name: str, cell: Cell | None) -> str:
+    """What tells one run of a stage from its others, as behind the @ of its DVC name."""
+    if cell is None:
+        return "all"
+    return cell.tokenizer_key if name == "pretrain" else cell.key
 
 
 def _is_done(folder: Path, params: Params, name: str, cell: Cell | None) -> bool:

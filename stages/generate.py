@@ -95,7 +95,7 @@ def generate(run: Stage) -> None:
         "geneval_t1": "temperature 1, no guidance",
         "seeds": f"sampling {config.seed} + 1000 * {seed}",
         "gfid": f"{len(drawn)} images drawn from the longest caption of each test image against those images, "
-        "in 128 features of the judge; KID over 50 subsets",
+        "in 128 features of the judge, standardized over them; KID over 50 subsets",
         "judge": "reads objects per quadrant; its ceiling stands in the judge's metrics",
         "channel": model.tokenizer.config.channel,
     }

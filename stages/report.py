@@ -17,9 +17,9 @@ def report(params: ParamsOption = "params.yaml") -> None:
 
     loaded = load_params(params)
     layout = Layout(loaded)
-    stages = ("train", "understand", "generate")
+    stages = ("pretrain", "train", "understand", "generate")
     results = {
-        cell: {stage: read_result(layout.stage(stage, cell), loaded, stage, cell) for stage in stages}
+        cell: {stage: read_result(layout.folder(stage, cell), loaded, stage, cell) for stage in stages}
         for cell in loaded.cells()
     }
     judge = read_result(layout.judge, loaded, "judge", None)

@@ -11,7 +11,7 @@ def understand(run: Stage) -> None:
     from infotok.data.arrow import read_manifest, read_split
     from infotok.evaluation.information import channel_information, factor_information, generator_code_length
     from infotok.evaluation.reconstruction import through
-    from infotok.evaluation.understanding import answer_all, question_only
+    from infotok.evaluation.understanding import answer_all
     from infotok.training.runtime import start
     from pipeline.artifacts import load_model
 
@@ -38,9 +38,9 @@ def understand(run: Stage) -> None:
             metrics |= {"understanding/accuracy_novel_low": low, "understanding/accuracy_novel_high": high}
         else:
             metrics["understanding/validation"] = answers.accuracy
-    whole = read_split(data, "train")
-    metrics["understanding/question_only"] = question_only(whole, splits["test"])
-    metrics["understanding/question_only_novel"] = question_only(whole, splits["novel"])
+    manifest = read_manifest(data)
+    metrics["understanding/question_only"] = manifest["splits"]["test"]["question_only"]
+    metrics["understanding/question_only_novel"] = manifest["splits"]["novel"]["question_only"]
     (seen, seen_logits), (held, held_logits) = sent["train"], sent["test"]
     metrics |= channel_information(model, seen_logits, held_logits, held.codes)
     captions = [max(said, key=len) for said in splits["test"].captions]
@@ -52,7 +52,7 @@ def understand(run: Stage) -> None:
         splits["train"],
         held.vectors,
         splits["test"],
-        read_manifest(data)["factors"],
+        manifest["factors"],
         steps=config.probe_steps,
         seed=seed,
     )

@@ -103,7 +103,7 @@ def shown(layout):
 
 def test_one_run_per_cell_with_steps(layout):
     cell = layout.params.cells()[1]
-    with track_stage(layout, None, "pretrain", key=cell.tokenizer_key) as tracker:
+    with track_stage(layout, cell, "pretrain") as tracker:
         tracker.log(10, {"loss": 2.0})
         tracker.finish(write(layout, "pretrain", cell))
     with track_stage(layout, cell, "train") as tracker:

@@ -147,6 +147,27 @@ def ask(scene: Scene, number: int, vocabulary: tuple, rng: np.random.Generator) 
     return out
 
 
+def question_only(train: list[list[dict[str, str]]], test: list[list[dict[str, str]]]) -> float:
+    """Accuracy of the best guess without the image: the most frequent training answer to the same text, else to the
+    same first three words, else to the same family, else overall.
+
+    Args:
+        train, test: per image the questions of `ask`.
+    """
+
+    def keys(pair: dict) -> list:
+        return [pair["question"], tuple(pair["question"].split()[:3]), ("family", pair["family"]), None]
+
+    seen: dict = {}
+    for pair in itertools.chain.from_iterable(train):
+        for key in keys(pair):
+            seen.setdefault(key, Counter())[pair["answer"]] += 1
+    guesses = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
+    pairs = list(itertools.chain.from_iterable(test))
+    right = sum(next(guesses[key] for key in keys(pair) if key in guesses) == pair["answer"] for pair in pairs)
+    return right / len(pairs)
+
+
 def _all_prompts(tag: str, shapes, colors, sizes, most: int) -> list[dict]:
     """Every prompt of one tag as GenEval metadata: tag, prompt, include, exclude."""
 

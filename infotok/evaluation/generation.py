@@ -96,24 +96,34 @@ def geneval(
 
 
 class _Features(nn.Module):
-    """The judge's features of uint8 images (n, 3, S, S), as torchmetrics asks for them."""
+    """The judge's features of uint8 images (n, 3, S, S), as torchmetrics asks for them; every dimension has mean 0 and
+    variance 1 over the reference images, so that the scores do not depend on the scale of the judge's weights."""
 
-    def __init__(self, judge: Judge):
+    def __init__(self, judge: Judge, reference: Tensor):
         super().__init__()
         self.judge, self.num_features = judge, judge.num_features
+        features = torch.cat([self._raw(chunk.permute(0, 3, 1, 2)) for chunk in reference.split(500)])
+        # A dimension that is constant over the reference, a dead unit, stays unscaled.
+        deviation = features.std(0)
+        self.mean, self.deviation = features.mean(0), torch.where(deviation > 1e-6, deviation, 1.0)
+
+    def _raw(self, images: Tensor) -> Tensor:
+        device = next(self.judge.parameters()).device
+        return self.judge.features(to_unit(images.to(device).permute(0, 2, 3, 1)))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.judge.features(to_unit(images.permute(0, 2, 3, 1)))
+        return (self._raw(images) - self.mean) / self.deviation
 
 
 @torch.no_grad()
 def frechet_and_kernel(judge: Judge, real: Tensor, drawn: Tensor, seed: int) -> tuple[float, float]:
-    """(FID, KID) of uint8 images (n, S, S, 3) by torchmetrics, in the judge's 128 features. KID: mean over 50 subsets
-    of at most 500 images. Values compare only with values of the same judge and numbers of images."""
+    """(FID, KID) of uint8 images (n, S, S, 3) by torchmetrics, in the judge's 128 features, standardized over the real
+    images. KID: mean over 50 subsets of at most 500 images. Values compare only with values of the same judge and
+    numbers of images."""
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    features = _Features(judge)
+    features = _Features(judge, real)
     device = next(judge.parameters()).device
     size = min(500, len(real), len(drawn))
     fid = FrechetInceptionDistance(feature=features).to(device)

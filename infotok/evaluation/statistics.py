@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 
 def wilson_interval(correct: float, total: float, level: float = 0.95) -> tuple[float, float]:
@@ -9,14 +10,12 @@ def wilson_interval(correct: float, total: float, level: float = 0.95) -> tuple[
 
     Raises ValueError unless 0 ≤ correct ≤ total, total > 0 and 0 < level < 1.
     """
-    from scipy.stats import norm
-
     _check_level(level)
     if not total > 0:
         raise ValueError(f"total must be positive, got {total}")
     if not 0 <= correct <= total:
         raise ValueError(f"correct must lie in [0, {total}], got {correct}")
-    quantile = float(norm.ppf((1 + level) / 2))
+    quantile = NormalDist().inv_cdf((1 + level) / 2)
     share = correct / total
     shrink = 1 + quantile**2 / total
     centre = (share + quantile**2 / (2 * total)) / shrink

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,24 +56,3 @@ def answer_all(
         for row, answer in zip(rows, out.tolist(), strict=True):
             right[row] = codec.decode(answer).lower() == pairs[row][1]["answer"].strip().lower()
     return Answers(right, np.array([pair["family"] for _, pair in pairs]))
-
-
-def question_only(train: Split, test: Split) -> float:
-    """Accuracy of the best guess without the image: the most frequent training answer to the same text, else to the
-    same first three words, else to the same family, else overall."""
-
-    def keys(pair: dict) -> list:
-        return [pair["question"], tuple(pair["question"].split()[:3]), ("family", pair["family"]), None]
-
-    seen: dict = {}
-    for asked in train.questions:
-        for pair in asked:
-            for key in keys(pair):
-                seen.setdefault(key, Counter())[pair["answer"]] += 1
-    right = total = 0
-    for asked in test.questions:
-        for pair in asked:
-            counts = next(seen[key] for key in keys(pair) if key in seen)
-            right += counts.most_common(1)[0][0] == pair["answer"]
-            total += 1
-    return right / total

@@ -16,13 +16,15 @@ def start() -> torch.device:
 
     INFOTOK_THREADS overrides the single CPU thread; INFOTOK_DEVICE the choice of CUDA where there is one.
     """
-    torch.set_num_threads(int(os.environ.get("INFOTOK_THREADS", "1")))
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Deterministic mode fills every new tensor, which took a tenth of a training step; no code here reads one unset.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    threads = int(os.environ.get("INFOTOK_THREADS", "1"))
+    torch.set_num_threads(threads)
     name = os.environ.get("INFOTOK_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # One CPU thread repeats itself anyway, and the switch alone costs a second of imports.
+    if name.startswith("cuda") or threads > 1:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads an unset tensor
     return torch.device(name)
 
 

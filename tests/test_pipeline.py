@@ -1,0 +1,256 @@
+"""The whole pipeline at the smoke profile's size, run by the real `dvc repro` in a copy of this repository."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+CODE = ["infotok", "pipeline", "stages", "profiles", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"]
+PROFILE, FILE = "profiles/smoke/params.yaml", "profiles/smoke/dvc.yaml"
+CELLS = ["ar-none-0-4-0", "ar-ceb-0.01-4-0"]
+CELL = ["--params", PROFILE, "--family", "ar", "--arm", "ceb-0.01", "--tokens", "4", "--seed", "0"]
+METRICS = {
+    "understanding": ["accuracy", "accuracy_novel", "question_only"],
+    "generation": ["geneval", "geneval_t1", "geneval_novel", "gfid"],
+    "reconstruction": ["psnr", "objects"],
+    "information": ["rate_bits", "code_entropy_bits", "perplexity", "structure_bits", "nuisance_bits"],
+}
+NAMES = [f"{group}/{name}" for group, names in METRICS.items() for name in names]
+
+
+def environment() -> dict[str, str]:
+    """The stages' `python` is this one, and they import the copy's code, not the installed one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def copy_of_the_code(folder: Path) -> Path:
+    for name in CODE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A copy of the repository in which `dvc repro` of the smoke profile has run."""
+    folder = copy_of_the_code(tmp_path_factory.mktemp("pipeline"))
+    done = run(folder, "dvc", "repro", FILE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def one_line_error(process: subprocess.CompletedProcess) -> str:
+    """The single line of a refused command."""
+    assert process.returncode == 2, process.stdout + process.stderr
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_the_report_holds_every_cell_with_the_names_others_rely_on(workspace):
+    reports = workspace / "reports" / "smoke"
+    ablation = pd.read_csv(reports / "ablation.csv")
+    assert list(ablation.columns[:5]) == ["family", "estimator", "beta", "tokens", "seed"]
+    assert ablation.estimator.tolist() == ["none", "ceb"]
+    assert ablation[NAMES].notna().all().all()
+    paired = pd.read_csv(reports / "paired.csv")
+    wanted = ["family", "estimator", "beta", "tokens", "metric", "baseline", "infotok", "difference"]
+    wanted += ["ci_low", "ci_high", "seeds"]
+    assert list(paired.columns) == wanted
+    row = paired[paired.metric == "accuracy"].iloc[0]
+    accuracy = dict(zip(ablation.estimator, ablation["understanding/accuracy"], strict=True))
+    assert row.difference == pytest.approx(accuracy["ceb"] - accuracy["none"], abs=1e-5)
+    assert json.loads((reports / "summary.json").read_text())["cells"] == 2
+    assert "\\toprule" in (reports / "ablation.tex").read_text()
+    figures = {path.name for path in (reports / "figures").glob("*.png")}
+    assert {"score_over_beta.png", "information_plane.png", "samples.png", "structure_nuisance.png"} <= figures
+    for name in figures:
+        with Image.open(reports / "figures" / name) as image:
+            assert min(image.size) > 300
+        assert (reports / "figures" / name).with_suffix(".svg").exists()
+
+
+def test_every_metrics_file_carries_its_protocol(workspace):
+    protocol = json.loads((workspace / "runs/smoke/generate" / CELLS[0] / "metrics.json").read_text())["protocol"]
+    assert {"temperature", "guidance", "top_k", "geneval", "chosen", "seeds", "gfid"} <= set(protocol)
+
+
+def shown_in_mlflow(folder: Path) -> dict[str, dict[str, float]]:
+    """Cell -> metrics of its one MLflow run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.kind = 'cell'")
+    assert len({run.data.tags["cell"] for run in runs}) == len(runs)
+    return {run.data.tags["cell"]: run.data.metrics for run in runs}
+
+
+def test_one_mlflow_run_per_cell_also_after_the_store_was_deleted(workspace):
+    before = shown_in_mlflow(workspace)
+    assert sorted(before) == sorted(CELLS)
+    assert all(set(NAMES) <= set(metrics) for metrics in before.values())
+    (workspace / "mlflow.db").rename(workspace / "gone.db")
+    rebuilt = run(workspace, "stages.cli", "track", "--params", PROFILE)
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert shown_in_mlflow(workspace) == before
+
+
+def test_a_second_repro_does_nothing(workspace):
+    again = run(workspace, "dvc", "repro", FILE)
+    assert again.returncode == 0
+    assert "Running stage" not in again.stdout
+    assert "up to date" in again.stdout
+
+
+NEW = "ar-dib-0.01-4-0"
+
+
+@pytest.fixture
+def grown(workspace):
+    """The workspace with one more arm in its grid."""
+    path = workspace / PROFILE
+    text = path.read_text()
+    path.write_text(text.replace("ceb-0.01]", "ceb-0.01, dib-0.01]"))
+    yield workspace
+    path.write_text(text)
+
+
+def checkpoints(folder: Path, key: str) -> list[Path]:
+    return list((folder / ".ckpt").glob(f"*train-{key}/*/step-*.safetensors"))
+
+
+def kill_after_first_checkpoint(folder: Path, key: str) -> bool:
+    """Start one cell's training and kill -9 DVC and all its children; says whether a checkpoint was left."""
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", f"{FILE}:train@{key}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=folder, env=environment(), start_new_session=True, **quiet)
+    while process.poll() is None and not checkpoints(folder, key):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return bool(checkpoints(folder, key))
+
+
+def test_a_new_cell_runs_alone_and_killed_training_ends_with_the_weights_of_an_undisturbed_run(grown):
+    new = [f"{stage}@{NEW}" for stage in ("train", "understand", "generate")]
+    plan = run(grown, "stages.cli", "plan", "--params", PROFILE).stdout
+    assert [line.strip() for line in plan.splitlines() if "@" in line] == new
+
+    # A run may end between its first checkpoint and the signal: it left nothing to resume.
+    assert any(kill_after_first_checkpoint(grown, NEW) for _ in range(5))
+    weights = grown / "runs/smoke/train" / NEW / "model.safetensors"
+    assert not weights.exists()
+    resumed = run(grown, "dvc", "repro", FILE)
+    said = resumed.stdout + resumed.stderr
+    assert resumed.returncode == 0, said
+    assert f"train {NEW}: goes on from " in said
+    assert not checkpoints(grown, NEW)
+    ran = [line.split("'")[1].split(":")[-1] for line in said.splitlines() if line.startswith("Running stage")]
+    assert sorted(ran) == sorted([*new, "report"])
+
+    after_the_kill = sha256(weights)
+    undisturbed = run(grown, "dvc", "repro", "--force", "--single-item", f"{FILE}:train@{NEW}")
+    assert "Running stage" in undisturbed.stdout
+    assert "goes on from" not in undisturbed.stdout + undisturbed.stderr
+    assert sha256(weights) == after_the_kill
+
+
+def test_results_of_another_configuration_are_refused(workspace):
+    path, page = workspace / PROFILE, workspace / "reports/smoke/index.html"
+    text, before = path.read_text(), sha256(page)
+    try:
+        path.write_text(text.replace("caption_dropout: 0.1", "caption_dropout: 0.2"))
+        refused = run(workspace, "stages.report", "--params", PROFILE)
+    finally:
+        path.write_text(text)
+    line = one_line_error(refused)
+    assert f"runs/smoke/train/{CELLS[0]}/metrics.json: is from another configuration" in line
+    assert "dvc repro" in line
+    assert sha256(page) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "damaged"),
+    [
+        ("understand", "train/{cell}/model.safetensors"),
+        ("generate", "judge/judge.safetensors"),
+        ("train", "data/train.arrow"),
+        ("train", "tokenizer/ar-4-0/tokenizer.safetensors"),
+    ],
+)
+def test_a_truncated_input_is_named_and_results_stay(workspace, stage, damaged):
+    path = workspace / "runs/smoke" / damaged.format(cell=CELLS[1])
+    result = workspace / "runs/smoke" / stage / CELLS[1] / "metrics.json"
+    whole, before = path.read_bytes(), sha256(result)
+    path.unlink()  # the file may be a link into DVC's cache
+    try:
+        path.write_bytes(whole[: len(whole) // 2])
+        line = one_line_error(run(workspace, f"stages.{stage}", *CELL))
+    finally:
+        path.write_bytes(whole)
+    assert f"{path.relative_to(workspace)}: is damaged" in line
+    assert "dvc repro" in line
+    assert sha256(result) == before
+
+
+def test_a_truncated_checkpoint_is_named_and_left_alone(workspace):
+    from pipeline.cells import Cell
+    from pipeline.params import load_params
+    from pipeline.results import Layout, fingerprint
+
+    params, cell = load_params(workspace / PROFILE), Cell("ar", "ceb", 0.01, 4, 0)
+    folder = Layout(params, workspace).checkpoints("train", cell.key, fingerprint(params, "train", cell))
+    folder.mkdir(parents=True)
+    path = folder / "step-00000010.safetensors"
+    path.write_bytes((workspace / "runs/smoke/train" / CELLS[1] / "model.safetensors").read_bytes()[:5000])
+    before = sha256(path)
+    try:
+        refused = run(workspace, "stages.train", *CELL)
+        assert refused.returncode == 2
+        assert "is damaged" in refused.stderr.splitlines()[-1]
+        assert "delete it to train again from the start" in refused.stderr.splitlines()[-1]
+        assert sha256(path) == before
+    finally:
+        shutil.rmtree(folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--tokens", "5"], "--tokens: a 32 x 32 image cannot be cut into 5 equal patches"),
+        (["--arm", "ceb--0.01"], "--arm: arm 'ceb--0.01' has a negative beta"),
+        (["--arm", "cebra"], "--arm: arm 'cebra' is not <estimator>-<beta>"),
+        (["--family", "arr"], "--family: 'arr' is unknown; known: "),
+        (["--params", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+    ],
+)
+def test_a_bad_option_is_named(workspace, options, says):
+    assert says in one_line_error(run(workspace, "stages.train", *CELL, *options))
