@@ -14,7 +14,13 @@ def generate(run: Stage) -> None:
 
     from infotok.data.arrow import read_manifest, read_split
     from infotok.data.questions import prompts
-    from infotok.evaluation.generation import draw, frechet_and_kernel, geneval
+    from infotok.evaluation.generation import (
+        draw,
+        frechet_distance,
+        geneval,
+        kernel_distance,
+        standardized_features,
+    )
     from infotok.evaluation.reconstruction import fidelity, objects_kept, reconstruct, through
     from infotok.models.family import Sampling
     from infotok.training.runtime import start
@@ -62,12 +68,13 @@ def generate(run: Stage) -> None:
     real = torch.from_numpy(test.images.copy())
     captions = [max(said, key=len) for said in test.captions]
     drawn = draw(model, captions, codec, chosen, seed=config.seed + 1000 * seed, precision=precision)
-    metrics["generation/gfid"], metrics["generation/kid"] = frechet_and_kernel(judge, real, drawn, seed)
-
     decoded = reconstruct(model.tokenizer, through(model.tokenizer, test.images, seed)[0].vectors)
     psnr, ssim = fidelity(real, decoded)
     metrics |= {"reconstruction/psnr": psnr, "reconstruction/ssim": ssim}
-    metrics["reconstruction/rfid"] = frechet_and_kernel(judge, real, decoded, seed)[0]
+    reference, of_drawn, of_decoded = standardized_features(judge, real, drawn, decoded)
+    metrics["generation/gfid"] = frechet_distance(reference, of_drawn)
+    metrics["generation/kid"] = kernel_distance(reference, of_drawn, seed)
+    metrics["reconstruction/rfid"] = frechet_distance(reference, of_decoded)
     metrics["reconstruction/objects"] = objects_kept(judge, real, decoded)
 
     tags = [prompt["tag"] for prompt in asked["test"]]

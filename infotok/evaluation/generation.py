@@ -95,43 +95,50 @@ def geneval(
     return Verdict(np.array(right).reshape(len(prompts), -1), [prompt["tag"] for prompt in prompts]), images
 
 
-class _Features(nn.Module):
-    """The judge's features of uint8 images (n, 3, S, S), as torchmetrics asks for them; every dimension has mean 0 and
-    variance 1 over the reference images, so that the scores do not depend on the scale of the judge's weights."""
-
-    def __init__(self, judge: Judge, reference: Tensor):
-        super().__init__()
-        self.judge, self.num_features = judge, judge.num_features
-        features = torch.cat([self._raw(chunk.permute(0, 3, 1, 2)) for chunk in reference.split(500)])
-        # A dimension that is constant over the reference, a dead unit, stays unscaled.
-        deviation = features.std(0)
-        self.mean, self.deviation = features.mean(0), torch.where(deviation > 1e-6, deviation, 1.0)
-
-    def _raw(self, images: Tensor) -> Tensor:
-        device = next(self.judge.parameters()).device
-        return self.judge.features(to_unit(images.to(device).permute(0, 2, 3, 1)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (self._raw(images) - self.mean) / self.deviation
-
-
 @torch.no_grad()
-def frechet_and_kernel(judge: Judge, real: Tensor, drawn: Tensor, seed: int) -> tuple[float, float]:
-    """(FID, KID) of uint8 images (n, S, S, 3) by torchmetrics, in the judge's 128 features, standardized over the real
-    images. KID: mean over 50 subsets of at most 500 images. Values compare only with values of the same judge and
-    numbers of images."""
+def standardized_features(judge: Judge, reference: Tensor, *others: Tensor, batch: int = 500) -> list[Tensor]:
+    """The judge's features (n, 128) of sets of uint8 images (n, S, S, 3), `reference` first. Every dimension has mean 0
+    and variance 1 over the reference, so that distances do not depend on the scale of the judge's weights."""
+    device = next(judge.parameters()).device
+    sets = [
+        torch.cat([judge.features(to_unit(chunk.to(device))) for chunk in images.split(batch)])
+        for images in (reference, *others)
+    ]
+    mean, deviation = sets[0].mean(0), sets[0].std(0)
+    # A dimension that is constant over the reference, a dead unit, stays unscaled.
+    scale = torch.where(deviation > 1e-6, deviation, 1.0)
+    return [(features - mean) / scale for features in sets]
+
+
+class _Given(nn.Module):
+    """Stands where torchmetrics wants a network: what it is given are features already."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet_distance(real: Tensor, drawn: Tensor) -> float:
+    """FID of features (n, d) by torchmetrics; comparable only for the same features and numbers of images."""
     from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1])).to(real.device)
+    metric.update(real, real=True)
+    metric.update(drawn, real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(real: Tensor, drawn: Tensor, seed: int) -> float:
+    """KID of features (n, d) by torchmetrics: mean over 50 subsets of at most 500 images."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    features = _Features(judge, real)
-    device = next(judge.parameters()).device
     size = min(500, len(real), len(drawn))
-    fid = FrechetInceptionDistance(feature=features).to(device)
-    kid = KernelInceptionDistance(feature=features, subsets=50, subset_size=size).to(device)
-    for images, is_real in ((real, True), (drawn, False)):
-        for chunk in images.split(500):
-            for metric in (fid, kid):
-                metric.update(chunk.permute(0, 3, 1, 2).to(device), real=is_real)
+    metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=50, subset_size=size).to(real.device)
+    metric.update(real, real=True)
+    metric.update(drawn, real=False)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # torchmetrics draws KID's subsets from the global stream
-        return float(fid.compute()), float(kid.compute()[0])
+        torch.manual_seed(seed)  # torchmetrics draws the subsets from the global stream
+        return float(metric.compute()[0])

@@ -32,7 +32,8 @@ def channel_information(model: UnifiedModel, train: Tensor, test: Tensor, codes:
         codes: (n, K) sampled codes of the test images.
 
     The rate's prior is the aggregate posterior of the training images per position, the best marginal prior there is,
-    so the rate does not depend on how well a learned prior was trained.
+    so the rate does not depend on how well a learned prior was trained. `upper_bits` is the lower of the two upper
+    bounds, the rate and the leave-one-out one, which says little where no two images share a code.
     """
     posterior, prior = Categorical(test), Categorical(train).aggregate()
     rate = (posterior.code_length(prior) - posterior.entropy()).sum(-1).mean().item()
@@ -42,7 +43,7 @@ def channel_information(model: UnifiedModel, train: Tensor, test: Tensor, codes:
         "information/rate_bits": rate / NATS,
         "information/posterior_entropy_bits": posterior.entropy().sum(-1).mean().item() / NATS,
         "information/lower_bits": lower.item() / NATS,
-        "information/upper_bits": upper.item() / NATS,
+        "information/upper_bits": min(upper.item(), rate) / NATS,
         "information/capacity_bits": model.tokenizer.capacity_bits,
         **{f"information/{name}": statistics[name] for name in ("code_entropy_bits", "perplexity", "dead_codes")},
     }

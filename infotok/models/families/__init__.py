@@ -1,1 +1,1 @@
-"""One module per family. Each defines `Family`, a subclass of `infotok.models.unified.Generator`."""
+"""One module per family. Each defines `Family`, a subclass of `infotok.models.family.Family`."""

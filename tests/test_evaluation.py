@@ -1,0 +1,146 @@
+"""Evaluations against closed forms, scipy and hand-worked images."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import nn
+
+from infotok.data.sources import scenes
+from infotok.evaluation.generation import frechet_distance, kernel_distance, standardized_features
+from infotok.evaluation.information import usable_bits
+from infotok.evaluation.networks import Judge, Perceptual, to_bytes, to_unit
+from infotok.evaluation.reconstruction import fidelity, objects_kept
+from infotok.training.checkpoints import load_module, read_tensors
+from infotok.training.examiners import accuracies, examine, objects_right, train_examiner
+from pipeline.artifacts import save_module
+
+CLASSES = {"shape": 4, "color": 6, "size": 2}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def split():
+    config = {"seed": 0, "image_size": 32, "objects": 2, "nuisance": 1.0, "questions": 1}
+    return scenes.make_split("judge", 400, config)
+
+
+@pytest.fixture(scope="module")
+def judge():
+    torch.manual_seed(0)
+    return Judge(CLASSES, 32).eval()
+
+
+class ReadsPixels(nn.Module):
+    """A judge whose reading stands in the image: pixel (0, quadrant) holds presence, shape, color as bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        values = ((images[:, :, 0, :4] + 1) * 127.5).round().long()  # (B, 3, 4)
+        sizes = torch.zeros_like(values[:, 0])
+        found = {"presence": values[:, 0], "shape": values[:, 1], "color": values[:, 2], "size": sizes}
+        counts = {"presence": 2, **CLASSES}
+        return {name: nn.functional.one_hot(v, counts[name]).float() for name, v in found.items()}
+
+
+def written(*quadrants):
+    """One image that `ReadsPixels` reads as these (presence, shape, color)."""
+    image = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    image[0, 0, :4] = torch.tensor(quadrants, dtype=torch.uint8)
+    return image
+
+
+def test_objects_are_compared_quadrant_by_quadrant():
+    before = written((1, 2, 3), (0, 0, 0), (1, 1, 1), (0, 3, 0))
+    after = written((1, 2, 3), (1, 0, 0), (1, 1, 2), (0, 0, 0))
+    # Three quadrants hold an object in either image: one is kept, one appeared, one changed color.
+    assert objects_kept(ReadsPixels(), before, after) == pytest.approx(1 / 3)
+    found, truth = examine(ReadsPixels(), after), examine(ReadsPixels(), before)
+    assert found["shape"][0].tolist() == [2, 0, 1, -1]
+    assert objects_right(found, truth) == pytest.approx(1 / 2)
+
+
+def test_psnr_of_a_constant_offset_is_its_closed_form(split):
+    image = torch.full((2, 16, 16, 3), 100, dtype=torch.uint8)
+    assert fidelity(image, image + 8)[0] == pytest.approx(20 * np.log10(255 / 8), abs=1e-4)
+    assert fidelity(split.images[:4], torch.from_numpy(split.images[:4].copy()))[1] == pytest.approx(1.0)
+
+
+def test_a_factor_is_worth_its_entropy_where_the_tokens_show_it_and_nothing_where_they_do_not():
+    rng = np.random.default_rng(0)
+    factor, hidden = rng.integers(0, 4, (3000, 1)), rng.integers(0, 4, (3000, 1))
+    half = np.where(rng.random((3000, 1)) < 0.5, factor, -1)  # defined in half of the images
+    vectors = torch.eye(4)[factor[:, 0]][:, None]
+    values = {"factor": factor, "hidden": hidden, "half": half}
+    train, test = ({name: v[rows] for name, v in values.items()} for rows in (np.s_[:2000], np.s_[2000:]))
+    sizes = dict.fromkeys(values, 4)
+    bits = usable_bits(vectors[:2000], train, vectors[2000:], test, sizes, steps=200, seed=0)
+    assert bits["factor"] == pytest.approx(2.0, abs=0.03)
+    assert bits["half"] == pytest.approx(1.0, abs=0.06)
+    assert bits["hidden"] < 0.03
+
+
+def test_fid_is_the_frechet_distance_of_standardized_features(judge, split):
+    real = torch.from_numpy(split.images[:200].copy())
+    drawn = torch.from_numpy(255 - split.images[200:])
+    features = standardized_features(judge, real, drawn)
+    fid, kid = frechet_distance(*features), kernel_distance(*features, 0)
+    with torch.no_grad():
+        a, b = (judge.features(to_unit(images)).double().numpy() for images in (real, drawn))
+    scale = a.std(0, ddof=1)
+    scale[scale < 1e-6] = 1
+    a, b = (a - a.mean(0)) / scale, (b - a.mean(0)) / scale
+    assert np.allclose(features[1].numpy(), b, atol=1e-3)
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert fid == pytest.approx(expected, rel=0.02)
+    assert abs(frechet_distance(features[0], features[0].clone())) < 0.02 * fid
+    assert abs(kernel_distance(features[0], features[0].clone(), 0)) < 0.05 * kid
+
+
+def test_a_saved_judge_reads_as_before(judge, split, tmp_path):
+    save_module(judge, tmp_path / "judge.safetensors", {"classes": CLASSES, "image_size": 32})
+    tensors, description = read_tensors(tmp_path / "judge.safetensors", "")
+    loaded = Judge(**description)
+    load_module(loaded, tensors, tmp_path / "judge.safetensors", "")
+    images = to_unit(torch.from_numpy(split.images[:8].copy()))
+    with torch.no_grad():
+        before, after = judge(images), loaded.eval()(images)
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_judge_learns(split):
+    torch.manual_seed(1)
+    network = Judge(CLASSES, 32)
+    untrained = accuracies(network, split, "")["presence"]
+    history = train_examiner(
+        network, split, steps=40, batch=64, learning_rate=3e-3, seed=0, device=torch.device("cpu")
+    )
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert accuracies(network, split, "")["presence"] > max(0.75, untrained)
+
+
+def test_the_perceptual_distance_vanishes_between_equal_images_alone(split):
+    torch.manual_seed(0)
+    network = Perceptual(CLASSES)
+    images = to_unit(torch.from_numpy(split.images[:8].copy()))
+    assert network.distance(images, images).item() == 0
+    assert network.distance(images, images.flip(0)).item() > 0.01
+
+
+def test_bytes_and_unit_images_are_inverse():
+    images = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
+    assert torch.equal(to_bytes(to_unit(images)), images)
+    assert to_unit(images).min() == -1
+    assert to_unit(images).max() == 1
