@@ -2,14 +2,17 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch import nn
 
-from infotok.data.text import TextCodec
+from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.errors import InfotokError
+from infotok.information.channel import Categorical
 from infotok.information.objective import Observed, penalty_of
 from infotok.models.backbone import Backbone, BackboneConfig, text_codec
 from infotok.models.family import Sampling
@@ -18,6 +21,9 @@ from infotok.models.unified import Asked, TextBatch, UnifiedModel
 from infotok.tokenizer import patch_grid
 from infotok.tokenizer.discrete import DiscreteTokenizer, TokenizerConfig, Tokens
 from infotok.training.checkpoints import load_module, module_tensors
+from pipeline.artifacts import load_model, save_model
+from pipeline.params import load_params
+from pipeline.results import Layout
 
 TINY = BackboneConfig(name="llama", width=16, layers=2, heads=2)
 VOCABULARY, END = 20, 1
@@ -314,3 +320,300 @@ def test_a_backbone_that_cannot_be_loaded_is_named(tmp_path):
     for load in (lambda: Backbone.create(config, 8), lambda: text_codec(config, tmp_path)):
         with pytest.raises(InfotokError, match=r"^backbone\.name: .* cannot be loaded"):
             load()
+
+
+def test_a_drawn_image_sees_its_caption_alone_and_stands_behind_its_last_word():
+    yes, no = True, False
+    parts = [
+        Part(torch.zeros(2, 1, 4), torch.ones(2, 1, dtype=torch.bool), torch.tensor([0, 0]), bidirectional=True),
+        Part(torch.zeros(2, 1, 4), torch.ones(2, 1, dtype=torch.bool), torch.tensor([1, 1]), sees=(0,)),
+        Part(torch.zeros(2, 2, 4), torch.tensor([[yes, yes], [yes, no]]), torch.tensor([0, 0])),
+        Part(torch.zeros(2, 2, 4), torch.ones(2, 2, dtype=torch.bool), torch.tensor([2, 1]), sees=(2,)),
+    ]
+    _, allowed, positions = pack(parts)
+    shared = [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0]]
+    assert allowed[0].int().tolist() == [*shared, [0, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
+    assert allowed[1].int().tolist() == [*shared, [0, 0, 1, 0, 1, 0], [0, 0, 1, 0, 1, 1]]
+    assert positions.tolist() == [[0, 1, 0, 1, 2, 3], [0, 1, 0, 1, 1, 2]]
+
+
+@torch.no_grad()
+def test_every_question_is_answered_as_if_it_stood_alone():
+    tested, both = model(), texts()
+    losses, counts = [], []
+    for asked in both.questions:
+        alone = TextBatch([asked], both.captions, both.captions_valid)
+        losses.append(tested(images(), alone, seeded()).answer_loss.item())
+        counts.append(int(asked.answers.sum()))
+    together = tested(images(), both, seeded()).answer_loss.item()
+    assert together == pytest.approx(np.average(losses, weights=counts), abs=1e-5)
+    assert abs(losses[0] - losses[1]) > 1e-2
+
+
+@torch.no_grad()
+def test_padding_of_captions_does_not_count():
+    tested, short = model(), texts()
+    extra = torch.full((3, 3), 17)
+    captions = torch.cat([short.captions, extra], 1)
+    wide = TextBatch(short.questions, captions, torch.cat([short.captions_valid, extra < 0], 1))
+    one, other = (tested(images(), batch, seeded()) for batch in (short, wide))
+    torch.testing.assert_close(other.generation_loss, one.generation_loss)
+    torch.testing.assert_close(other.answer_loss, one.answer_loss)
+    torch.testing.assert_close(other.conditional.logits, one.conditional.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other.text, one.text, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_losses_are_those_of_a_plain_causal_pass_row_by_row():
+    tested, batch = model(), texts()
+    out = tested(images(), batch, seeded())
+    drawn, pooled, answered = [], [], []
+    llama = tested.backbone.model
+    for row in range(3):
+        words = batch.captions[row][batch.captions_valid[row]]
+        codes = out.tokens.codes[row]
+        vectors = tested.family.project(tested.tokenizer.embed(codes[:-1]))
+        inputs = torch.cat([tested.family.begin[None], vectors]) + tested.family.place[1]
+        sequence = torch.cat([llama.get_input_embeddings()(words), inputs])[None]
+        hidden = llama.base_model(inputs_embeds=sequence).last_hidden_state[0]
+        predicted = tested.family.head(hidden[len(words) :]).log_softmax(-1)
+        drawn += [-predicted[place, code].item() for place, code in enumerate(codes)]
+        pooled.append(hidden[: len(words)].mean(0))
+        for asked in batch.questions:
+            ids = asked.ids[row][asked.valid[row]]
+            read = tested.family.project(tested.tokenizer.embed(codes)) + tested.family.place[0]
+            sequence = torch.cat([read, llama.get_input_embeddings()(ids)])[None]
+            allowed = torch.ones(len(sequence[0]), len(sequence[0])).tril()
+            allowed[:4, :4] = 1
+            mask = (1 - allowed)[None, None] * -1e30
+            hidden = llama.base_model(inputs_embeds=sequence, attention_mask=mask).last_hidden_state[0, 4:]
+            spoken = llama.lm_head(hidden).log_softmax(-1)
+            answered += [-spoken[k - 1, ids[k]].item() for k in range(2, len(ids))]
+    assert out.generation_loss.item() == pytest.approx(np.mean(drawn), abs=1e-5)
+    assert out.answer_loss.item() == pytest.approx(np.mean(answered), abs=1e-5)
+    torch.testing.assert_close(out.text, torch.stack(pooled), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_drawn_code_sees_the_caption_and_earlier_codes_only():
+    tested, batch = model(), texts()
+    out = tested(images(), batch, seeded())
+    alone = tested.conditional(out.tokens, batch.captions, batch.captions_valid, seeded()).logits
+    torch.testing.assert_close(alone, out.conditional.logits, atol=1e-5, rtol=1e-5)
+    codes = out.tokens.codes.clone()
+    codes[:, 2] = (codes[:, 2] + 1) % 8
+    changed = Tokens(tested.tokenizer.embed(codes), codes)
+    moved = tested.conditional(changed, batch.captions, batch.captions_valid, seeded()).logits
+    torch.testing.assert_close(moved[:, :3], alone[:, :3], atol=1e-5, rtol=1e-5)
+    assert (moved[:, 3] - alone[:, 3]).abs().amax() > 1e-2
+
+
+def test_an_answer_stays_at_its_end_mark():
+    tested = model()
+    vectors = tested.tokenizer.embed(torch.randint(8, (8, 4), generator=seeded()))
+    ids = torch.randint(2, VOCABULARY, (8, 3), generator=seeded(1))
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    free = tested.answer(vectors, ids, valid, 6, -1)
+    end = next(int(row[1]) for row in free if row[0] != row[1] and row[1] != row[2])
+    said = tested.answer(vectors, ids, valid, 6, end).tolist()
+    expected = []
+    for row in free.tolist():
+        kept = row[: row.index(end)] if end in row else row
+        expected.append(kept + [end] * (6 - len(kept)))
+    assert said == expected
+    assert said != free.tolist()
+
+
+@torch.no_grad()
+def test_the_first_of_the_top_codes_is_the_argmax_at_every_place_whatever_the_padding():
+    tested = model()
+    batch = texts()
+    drawn = tested.family.draw(
+        tested.backbone, tested.tokenizer, batch.captions, batch.captions_valid, Sampling(top_k=1), seeded()
+    )
+    for row in range(3):
+        caption = batch.captions[row][batch.captions_valid[row]][None]
+        codes = torch.zeros(1, 4, dtype=torch.long)
+        for place in range(4):
+            tokens = Tokens(tested.tokenizer.embed(codes), codes)
+            predicted = tested.conditional(tokens, caption, torch.ones_like(caption, dtype=torch.bool), seeded())
+            codes[0, place] = predicted.logits[0, place].argmax()
+        assert drawn.codes[row].tolist() == codes[0].tolist()
+    unit = tested.tokenizer.codebook[drawn.codes]
+    unit = unit / unit.square().sum(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(drawn.vectors, unit * 4**0.5)
+
+
+@torch.no_grad()
+def test_guided_truncated_draws_follow_the_enumerated_distribution_at_every_place():
+    tested = model(tokens=2, codebook=3)
+    tested.family.head.weight.mul_(2)
+    caption = torch.tensor([[END, 11, 12]])
+    conditional, bare = (sequences(tested, words)[1].log_softmax(-1) for words in (caption, caption[:, :1]))
+    logits = (bare + 1.5 * (conditional - bare)) / 0.8
+    lowest = logits.argmin(-1, keepdim=True)
+    table = logits.scatter(-1, lowest, -torch.inf).softmax(-1)  # two of three codes stay
+    codes = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    exact = table.gather(-1, codes[..., None])[..., 0].prod(-1).double().numpy()
+    assert exact.sum() == pytest.approx(1, abs=1e-5)
+    many = caption.expand(6000, -1)
+    drawn = tested.family.draw(
+        tested.backbone,
+        tested.tokenizer,
+        many,
+        torch.ones_like(many, dtype=torch.bool),
+        Sampling(temperature=0.8, guidance=1.5, top_k=2),
+        seeded(4),
+    )
+    counts = np.bincount((drawn.codes[:, 0] * 3 + drawn.codes[:, 1]).numpy(), minlength=9)
+    possible = exact > 0
+    assert possible.sum() == 4
+    assert counts[~possible].sum() == 0
+    assert chisquare(counts[possible], exact[possible] / exact.sum() * 6000).pvalue > 1e-3
+
+
+def test_the_backward_pass_is_that_of_the_relaxed_softmax():
+    tested = tokenizer(channel="deterministic", relaxation=3.0)
+    logits = (4 * torch.randn(2, 4, 8, generator=seeded())).requires_grad_()
+    pull = torch.randn(2, 4, 4, generator=seeded(1))
+    (tested.sample(Categorical(logits), seeded()).vectors * pull).sum().backward()
+    # d softmax(l / t)_c / d l_j = p_c (1[c = j] - p_j) / t, contracted with the pull on every code's vector.
+    unit = tested.codebook / tested.codebook.norm(dim=-1, keepdim=True) * 2
+    with torch.no_grad():
+        p, gain = (logits / 3).softmax(-1), pull @ unit.T
+        expected = p * (gain - (p * gain).sum(-1, keepdim=True)) / 3
+    torch.testing.assert_close(logits.grad, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_codebook_without_dead_codes_is_left_alone():
+    tested = tokenizer()
+    before = tested.codebook.detach().clone()
+    assert tested.revive(torch.zeros(8, dtype=torch.bool), torch.randn(2, 4, 4), seeded()) == 0
+    assert torch.equal(tested.codebook, before)
+
+
+@pytest.mark.parametrize(("size", "most"), [(16, 64), (24, 64), (32, 256)])
+def test_patch_grids_are_the_squarest_that_brute_force_finds(size, most):
+    for tokens in range(1, most + 1):
+        found = [
+            (rows, tokens // rows)
+            for rows in range(1, size // 2 + 1)
+            if tokens % rows == 0 and size % rows == 0 and size % (tokens // rows) == 0
+        ]
+        found = [(rows, columns) for rows, columns in found if rows <= columns <= min(4 * rows, size // 2)]
+        if found:
+            assert patch_grid(size, tokens) == min(found, key=lambda pair: pair[1] - pair[0])
+        else:
+            with pytest.raises(InfotokError, match=f"into {tokens} equal patches"):
+                patch_grid(size, tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("token", range(8))
+def test_every_patch_of_an_oblong_grid_has_its_own_token(token):
+    tested = tokenizer(tokens=8, blocks=0)  # 2 rows of 8 pixels, 4 columns of 4
+    row, column = divmod(token, 4)
+    place = (slice(8 * row, 8 * row + 8), slice(4 * column, 4 * column + 4))
+    picture, vectors = images(1), torch.randn(1, 8, 4, generator=seeded())
+    changed, other = picture.clone(), vectors.clone()
+    changed[0, :, place[0], place[1]] *= -1
+    other[0, token] += 1
+    moved = (tested.features(picture) - tested.features(changed)).abs().sum(-1)[0] > 1e-6
+    assert moved.nonzero().flatten().tolist() == [token]
+    touched = (tested.decode(vectors) - tested.decode(other)).abs().sum((0, 1)) > 1e-7
+    inside = torch.zeros(16, 16, dtype=torch.bool)
+    inside[place] = True
+    assert torch.equal(touched, inside)
+
+
+@torch.no_grad()
+def test_the_decoder_lays_pixels_where_the_encoder_took_them():
+    tested, pictures, cut = tokenizer(tokens=8), images(2), []
+    tested.encoder.embed.register_forward_pre_hook(lambda module, inputs: cut.append(inputs[0]))
+    tested.features(pictures)
+    assert torch.equal(cut[0][0, 1], pictures[0, :, :8, 4:8].flatten())
+    tested.decoder.head = nn.Identity()
+    tested.decoder.embed, tested.decoder.blocks = nn.Identity(), nn.ModuleList()
+    tested.decoder.position = nn.Parameter(torch.zeros(1))
+    assert torch.equal(tested.decode(cut[0]), pictures)
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return Layout(load_params(Path(__file__).parent.parent / "profiles/smoke/params.yaml"), root=tmp_path / "root")
+
+
+@pytest.mark.parametrize("name", ["llama", "folder"])
+def test_a_saved_model_is_loaded_from_its_own_files_alone(saved_lm, layout, name):
+    if name == "folder":
+        config = BackboneConfig(name=str(saved_lm), width=1, layers=1, heads=1)
+        codec, made = text_codec(config, saved_lm / "unused.json"), model(config)
+    else:
+        trained = train_text_tokenizer(["what color", "a red thing"], 300)
+        codec = TextCodec(trained, trained.token_to_id("<pad>"), trained.token_to_id("<end>"))
+        made = model()
+    cell = layout.params.cells()[0]
+    folder = layout.stage("train", cell)
+    save_model(made, codec, folder)
+    for file in saved_lm.iterdir():  # the pretrained folder may be gone by then
+        if file.is_file():
+            file.unlink()
+    back, codec_back = load_model(layout, cell)
+    assert not back.training
+    assert (codec_back.pad, codec_back.end) == (codec.pad, codec.end)
+    assert codec_back.encode("a red thing") == codec.encode("a red thing")
+    captions = torch.tensor([[1, 5, 6], [1, 4, 7], [1, 2, 3]])
+    batch = TextBatch([question([[2, 3, 4, 1]] * 3, 2)], captions, torch.ones_like(captions, dtype=torch.bool))
+    with torch.no_grad():
+        one, other = (each(images(), batch, seeded()) for each in (made, back))
+        assert torch.equal(one.answer_loss, other.answer_loss)
+        assert torch.equal(one.conditional.logits, other.conditional.logits)
+        assert torch.equal(one.text, other.text)
+        asked = [each.answer(one.tokens.vectors, captions, captions > 0, 4, codec.end) for each in (made, back)]
+        assert torch.equal(*asked)
+        assert torch.equal(made.tokenizer.decode(one.tokens.vectors), back.tokenizer.decode(one.tokens.vectors))
+
+
+def test_a_missing_model_is_named_with_the_command_that_makes_it(layout):
+    cell = layout.params.cells()[0]
+    with pytest.raises(InfotokError, match=r"model\.safetensors: is missing; .*`dvc repro train@ar-none-0-4-0`"):
+        load_model(layout, cell)
+
+
+def without_tokenizer(kind, folder):
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    if kind == "llama":
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).save_pretrained(folder)
+    else:
+        GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=16, n_layer=1, n_head=2)).save_pretrained(folder)
+    return BackboneConfig(name=str(folder), width=1, layers=1, heads=1)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", "gpt2"],
+)
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path, kind):
+    config = without_tokenizer(kind, tmp_path / kind)
+    assert Backbone.create(config, 8).width == 16
+    with pytest.raises(InfotokError, match=r"^backbone\.name: "):
+        text_codec(config, tmp_path / "unused.json")
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(saved_lm):
+    settings = json.loads((saved_lm / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (saved_lm / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InfotokError, match=r"^backbone\.name: .* no fast tokenizer with an end token"):
+        text_codec(BackboneConfig(name=str(saved_lm), width=1, layers=1, heads=1), saved_lm / "unused.json")
+
+
+def test_a_pretrained_lm_computes_the_same_twice_in_training(saved_lm):
+    tested = model(BackboneConfig(name=str(saved_lm), width=1, layers=1, heads=1)).train()
+    captions = torch.ones(3, 2, dtype=torch.long)
+    batch = TextBatch([question([[2, 3, 4, 1]] * 3, 2)], captions, captions > 0)
+    with torch.no_grad():
+        one, other = (tested(images(), batch, seeded()) for _ in range(2))
+    assert torch.equal(one.answer_loss, other.answer_loss)

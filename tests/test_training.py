@@ -14,11 +14,11 @@ from infotok.evaluation.networks import Perceptual
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.unified import UnifiedModel
 from infotok.tokenizer.discrete import DiscreteTokenizer, TokenizerConfig
-from infotok.training.batches import Batches, order
+from infotok.training.batches import Batches, order, pad
 from infotok.training.checkpoints import Checkpoints, read_tensors, write_tensors
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.loop import cosine, make_optimizer, run
-from infotok.training.pretrain import collapse_warning
+from infotok.training.pretrain import PretrainConfig, codebook_health, collapse_warning, pretrain
 from infotok.training.runtime import stream
 
 CPU = torch.device("cpu")
@@ -211,3 +211,417 @@ def test_twins_start_alike_and_beta_lowers_the_code_length(split, codec):
     assert pressed[-1]["penalty_nats"] < 0.7 * free[-1]["penalty_nats"]
     assert [line["beta"] for line in pressed][-1] == 1.0
     assert pressed[0]["beta"] < 0.3
+
+
+def test_what_fills_no_whole_batch_waits_for_the_next_epoch():
+    for epoch in range(3):
+        seen = np.concatenate([order(11, 4, 3, 2 * epoch + step) for step in range(2)])
+        assert len(set(seen.tolist())) == 8
+        assert set(seen.tolist()) <= set(range(11))
+    assert {int(index) for step in range(20) for index in order(11, 4, 3, step)} == set(range(11))
+
+
+def test_padding_stands_on_the_right_and_is_not_valid():
+    ids, valid = pad([[5, 6, 7], [8], [9, 4]], 0)
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0], [9, 4, 0]]
+    assert valid.int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+
+
+def test_answers_and_their_end_marks_are_what_is_predicted(split, codec):
+    for asked in batches(split, codec).texts(2).questions:
+        for ids, valid, answers in zip(asked.ids, asked.valid, asked.answers, strict=True):
+            count, predicted = int(valid.sum()), answers.nonzero().flatten().tolist()
+            assert valid.tolist() == [True] * count + [False] * (len(ids) - count)
+            assert predicted == list(range(predicted[0], count))
+            assert 0 < predicted[0] < count - 1
+            assert ids[count - 1] == codec.end
+            assert codec.end not in ids[: count - 1]
+
+
+def moments(optimizer):
+    return [
+        {name: value.clone() for name, value in optimizer.state[parameter].items()}
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+
+
+def test_a_checkpoint_brings_back_weights_moments_average_and_history(tmp_path):
+    def optimized(module):
+        return make_optimizer([(list(module.parameters()), 0.01)], 0.1, CPU)
+
+    module = linear()
+    optimizer = optimized(module)
+    for step in range(3):
+        module(torch.randn(8, 4, generator=stream(CPU, step))).square().mean().backward()
+        optimizer.step()
+    average = {name: tensor.detach() * 2 for name, tensor in module.state_dict().items()}
+    history = [{"step": 3, "loss": 0.1}]
+    kept = Checkpoints(tmp_path / "run")
+    kept.save(2, linear(), optimized(linear()), {}, [], [])
+    kept.save(3, module, optimizer, average, history, [{"loss": 0.5}])
+    assert [path.name for path in kept.folder.iterdir()] == ["step-00000003.safetensors"]
+
+    other = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    other_optimizer = optimized(other)
+    other_average = {name: torch.zeros_like(tensor) for name, tensor in other.state_dict().items()}
+    assert kept.restore(other, other_optimizer, other_average) == (3, history, [{"loss": 0.5}])
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
+        assert torch.equal(other_average[name], 2 * tensor)
+    for one, two in zip(moments(optimizer), moments(other_optimizer), strict=True):
+        assert set(one) == {"step", "exp_avg", "exp_avg_sq"}
+        assert one["step"] == 3
+        assert all(torch.equal(two[name], value) for name, value in one.items())
+    kept.clear()
+    assert not kept.folder.exists()
+    assert Checkpoints(tmp_path / "none").restore(other, other_optimizer, {}) == (0, [], [])
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(Stopped):
+        train(linear(), kept, stop_at=15)
+    wide = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 1))
+    with pytest.raises(InfotokError, match=r"step-00000010\.safetensors: does not fit .*'0\.\w+'.*; delete it"):
+        train(wide, kept)
+
+
+def headers(tmp_path):
+    """A checkpoint's bytes and the places of its header."""
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(Stopped):
+        train(linear(), kept, 0.9, stop_at=15)
+    content = kept.latest().read_bytes()
+    return kept, content, range(8, 8 + int.from_bytes(content[:8], "little"))
+
+
+def restored(kept, content):
+    kept.latest().write_bytes(content)
+    module = linear()
+    average = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
+    optimizer = make_optimizer([(list(module.parameters()), 0.01)], 0.1, CPU)
+    return kept.restore(module, optimizer, average)
+
+
+@pytest.mark.parametrize("bit", [0, 3, 6])
+def test_a_flipped_bit_in_the_headers_syntax_names_the_file(tmp_path, bit):
+    kept, content, places = headers(tmp_path)
+    for place in (places[0], places[1], content.index(b"dtype") - 1, content.index(b"F32")):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << bit
+        with pytest.raises(InfotokError, match=r"step-00000010\.safetensors: .*; delete it"):
+            restored(kept, bytes(damaged))
+        assert kept.latest().read_bytes() == bytes(damaged)
+
+
+def test_a_flipped_bit_anywhere_in_the_header_names_the_file(tmp_path):
+    kept, content, places = headers(tmp_path)
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 3
+        with pytest.raises(InfotokError, match=r"step-00000010\.safetensors: "):
+            restored(kept, bytes(damaged))
+
+
+def test_a_checkpoint_of_a_killed_writer_alone_starts_the_run_anew(tmp_path):
+    (tmp_path / "step-00000010.safetensors.99.tmp").write_bytes(b"half of a file")
+    kept, fresh, other = Checkpoints(tmp_path), linear(), linear()
+    assert kept.latest() is None
+    assert train(fresh, kept) == train(other)
+    assert torch.equal(fresh[0].weight, other[0].weight)
+
+
+def test_a_resumed_history_is_whole_where_checkpoints_fall_between_logged_steps(tmp_path):
+    def trained(checkpoints, stop_at=None):
+        module = linear()
+
+        def losses(step):
+            if step == stop_at:
+                raise Stopped
+            x = torch.randn(16, 4, generator=stream(CPU, step))
+            return {"loss": (module(x) - x.sum(1, keepdim=True)).square().mean()}
+
+        optimizer = make_optimizer([(list(module.parameters()), 0.01)], 0.1, CPU)
+        return run(module, optimizer, losses, steps=40, warmup=5, checkpoints=checkpoints, checkpoint_every=15)
+
+    with pytest.raises(Stopped):
+        trained(Checkpoints(tmp_path), stop_at=17)
+    assert trained(Checkpoints(tmp_path)) == trained(None)
+
+
+def test_the_average_of_weights_is_the_recursion_worked_by_hand():
+    module, seen = linear(), []
+    start = module[0].weight.detach().clone()
+    optimizer = make_optimizer([(list(module.parameters()), 0.01)], 0.0, CPU)
+
+    def losses(step):
+        x = torch.randn(16, 4, generator=stream(CPU, step))
+        return {"loss": module(x).square().mean()}
+
+    run(
+        module,
+        optimizer,
+        losses,
+        steps=6,
+        warmup=1,
+        ema=0.7,
+        after_step=lambda step: seen.append(module[0].weight.detach().clone()),
+    )
+    expected = start
+    for weight in seen:
+        expected = 0.7 * expected + 0.3 * weight
+    torch.testing.assert_close(module[0].weight.detach(), expected)
+    assert not torch.allclose(expected, seen[-1])
+
+
+def test_matrices_decay_and_vectors_do_not():
+    module = linear()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    run(
+        module,
+        make_optimizer([(list(module.parameters()), 0.01)], 0.5, CPU),
+        lambda step: {"loss": 0.0 * sum(parameter.sum() for parameter in module.parameters())},
+        steps=1,
+        warmup=1,
+    )
+    for name, tensor in module.state_dict().items():
+        shrunk = 1 - 0.01 * 0.5 if tensor.ndim == 2 else 1.0
+        torch.testing.assert_close(tensor, before[name] * shrunk)
+
+
+def test_clipping_scales_what_it_bounds_and_leaves_the_unclipped_alone():
+    module = nn.Module()
+    module.bound, module.free = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [module.bound, module.free], "lr": 1.0, "peak": 0.5}])
+    history = run(
+        module,
+        optimizer,
+        lambda step: {"loss": 3 * module.bound[0] + 4 * module.bound[1] + 100 * module.free[0]},
+        steps=1,
+        warmup=1,
+        clip=2.0,
+        unclipped=[module.free],
+    )
+    # The gradient (3, 4) of norm 5 shrinks to norm 2; the step is half of it.
+    assert module.bound.tolist() == pytest.approx([-0.6, -0.8], abs=1e-5)
+    assert module.free.tolist() == [-50.0]
+    assert history[0]["gradient_norm"] == pytest.approx(5.0)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step():
+    module = nn.Linear(1, 1)
+    before = module.weight.detach().clone()
+    optimizer = make_optimizer([(list(module.parameters()), 0.01)], 0.0, CPU)
+    with pytest.raises(InfotokError, match=r"step 1: the gradient is not finite"):
+        run(module, optimizer, lambda step: {"loss": (0 * module.weight).sqrt().sum()}, steps=3, warmup=1)
+    assert torch.equal(module.weight, before)
+
+
+def small_tokenizer(seed=0, **changes):
+    torch.manual_seed(seed)
+    sizes = {"image_size": 16, "tokens": 4, "codebook": 16, "dimension": 4, "width": 16, "hidden": 32, "blocks": 1}
+    settings = sizes | {"logit_scale": 20.0, "channel": "sampled", "relaxation": 2.0} | changes
+    return DiscreteTokenizer(TokenizerConfig(**settings))
+
+
+def test_a_resumed_pretraining_with_revivals_is_the_undisturbed_one(split, tmp_path):
+    config = PretrainConfig(
+        steps=50,
+        batch=16,
+        learning_rate=0.003,
+        warmup=3,
+        usage_weight=0.01,
+        revive_every=5,
+        pixel=1.0,
+        perceptual=0.0,
+        precision="fp32",
+    )
+
+    def pretrained(checkpoints=None, observe=lambda step, values: None):
+        tokenizer = small_tokenizer(logit_scale=200.0)
+        judge = Perceptual({"shape": 4})
+        settings = {"checkpoints": checkpoints, "checkpoint_every": 12, "observe": observe}
+        return tokenizer, pretrain(tokenizer, judge, split.images, config, seed=0, device=CPU, **settings)
+
+    def interrupt(step, values):
+        if step == 30:
+            raise Stopped
+
+    whole, history = pretrained()
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(Stopped):
+        pretrained(kept, interrupt)
+    assert kept.latest().name == "step-00000020.safetensors"
+    resumed, resumed_history = pretrained(kept)
+    assert resumed_history == history
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def unit(images):
+    return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def test_a_collapsed_tokenizer_is_reported_and_a_healthy_one_is_not(split):
+    healthy, collapsed = small_tokenizer(logit_scale=50.0), small_tokenizer(logit_scale=50.0)
+    with torch.no_grad():
+        features = healthy.features(unit(split.images))
+        healthy.revive(torch.ones(16, dtype=torch.bool), features, stream(CPU, 1))
+        centre = features.mean((0, 1))
+        collapsed.codebook.copy_(-centre.expand(16, -1))  # every code but one points away from every feature
+        collapsed.codebook[0] = centre
+    found = codebook_health(collapsed, split.images, seed=0)
+    assert (collapsed.encode(unit(split.images)).logits.argmax(-1) == 0).float().mean() > 0.95
+    assert found["perplexity"] < 1.6
+    assert collapse_warning(found, 16).startswith("codebook collapse: perplexity 1.")
+    assert collapse_warning(codebook_health(healthy, split.images, seed=0), 16) is None
+
+
+def joint_model(codec, seed=0):
+    tokenizer = small_tokenizer(seed)
+    backbone = Backbone.create(BackboneConfig(name="llama", width=16, layers=1, heads=2), codec.vocabulary)
+    return UnifiedModel("ar", tokenizer, backbone)
+
+
+def joint_config(**changes):
+    settings = {"estimator": "none", "beta": 0.0, "steps": 30, "learning_rate": 0.01, "tokenizer_learning_rate": 0.01}
+    settings |= {"prior_learning_rate": 0.1, "warmup": 3, "final_fraction": 0.1, "beta_warmup": 0.3, "clip": 1.0}
+    settings |= {"weight_decay": 0.0, "understanding": 1.0, "generation": 1.0, "reconstruction": 1.0, "pixel": 1.0}
+    return JointConfig(**settings | {"perceptual": 0.0, "ema": 0.0, "precision": "fp32"} | changes)
+
+
+def trained_jointly(split, codec, checkpoints=None, observe=lambda step, values: None, source=None, **changes):
+    model, judge = joint_model(codec), Perceptual({"shape": 4})
+    settings = {"seed": 0, "device": CPU, "checkpoints": checkpoints, "checkpoint_every": 10, "observe": observe}
+    return model, train_jointly(model, judge, source or batches(split, codec), joint_config(**changes), **settings)
+
+
+class Recorded:
+    """Batches that remember what they gave."""
+
+    def __init__(self, inner):
+        self.inner, self.seen = inner, []
+
+    def images(self, step):
+        given = self.inner.images(step)
+        self.seen.append((step, "images", given))
+        return given
+
+    def texts(self, step):
+        given = self.inner.texts(step)
+        self.seen.append((step, "texts", given.captions))
+        self.seen += [(step, "question", asked.ids) for asked in given.questions]
+        return given
+
+
+def test_paired_arms_see_the_same_data_from_the_same_start(split, codec):
+    seen, first, ends = [], [], []
+    for estimator, beta in (("none", 0.0), ("ceb", 0.5)):
+        source = Recorded(batches(split, codec))
+        model, _ = trained_jointly(split, codec, source=source, estimator=estimator, beta=beta, steps=12)
+        seen.append(source.seen)
+        ends.append(model.tokenizer.codebook.detach())
+        first.append(trained_jointly(split, codec, estimator=estimator, beta=beta, steps=1)[1][0])
+    assert len(seen[0]) == len(seen[1]) == 12 * 4
+    for one, two in zip(*seen, strict=True):
+        assert one[:2] == two[:2]
+        assert torch.equal(one[2], two[2])
+    for name in ("understanding", "generation", "reconstruction", "rate_bits"):
+        assert first[0][name] == first[1][name]
+    assert not torch.equal(*ends)
+
+
+def test_beta_rises_linearly_over_its_share_of_the_steps(split, codec):
+    _, history = trained_jointly(split, codec, estimator="vib", beta=0.6, beta_warmup=0.8, steps=25)
+    # Over the first 20 of 25 steps: step k has 0.6 k / 20, whose means over ten steps are 0.165 and 0.465.
+    assert [line["beta"] for line in history] == pytest.approx([0.165, 0.465, 0.6], abs=1e-5)
+
+
+def test_the_logged_loss_is_the_weighted_sum_of_its_parts(split, codec):
+    weights = {"understanding": 0.5, "generation": 2.0, "reconstruction": 3.0}
+    _, history = trained_jointly(split, codec, estimator="dib", beta=0.25, beta_warmup=0.0, steps=1, **weights)
+    line = history[0]
+    expected = sum(weight * line[name] for name, weight in weights.items()) + 0.25 * line["penalty_nats"]
+    assert line["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["vib", "dib", "ceb"])
+def test_the_penalty_alone_moves_the_tokenizer_and_neither_language_model_nor_prior(split, codec, estimator):
+    silent = {"understanding": 0.0, "generation": 0.0, "reconstruction": 0.0, "steps": 1, "warmup": 1}
+    start = dict(joint_model(codec).named_parameters())
+    pressed, plain = (
+        dict(trained_jointly(split, codec, **silent, **arm)[0].named_parameters())
+        for arm in ({"estimator": estimator, "beta": 1.0}, {})
+    )
+    moved = {name for name in start if not torch.equal(start[name], pressed[name])}
+    assert "tokenizer.encoder.embed.0.weight" in moved
+    assert {name.split(".")[0] for name in moved} <= {"tokenizer", "prior"}
+    assert torch.equal(pressed["prior.logits"], plain["prior.logits"])
+    assert {name for name in start if not torch.equal(start[name], plain[name])} == {"prior.logits"}
+
+
+def test_the_prior_learns_the_codes_frequencies(split, codec):
+    silent = {"understanding": 0.0, "generation": 0.0, "reconstruction": 0.0}
+    model, _ = trained_jointly(split, codec, **silent, steps=80, prior_learning_rate=0.2)
+    with torch.no_grad():
+        posterior = model.tokenizer.encode(unit(split.images))
+        frequencies = posterior.logits.softmax(-1).mean(0)
+        learned = model.prior().logits.softmax(-1)
+    uniform = torch.full_like(frequencies, 1 / 16)
+    assert (frequencies - uniform).abs().sum(-1).min() > 0.4
+    assert (frequencies - learned).abs().sum(-1).max() < 0.15
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resumed_joint_run_is_the_undisturbed_one(split, codec, tmp_path, ema):
+    def interrupt(step, values):
+        if step == 20:
+            raise Stopped
+
+    arm = {"estimator": "ceb", "beta": 0.1, "ema": ema}
+    whole, history = trained_jointly(split, codec, **arm)
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(Stopped):
+        trained_jointly(split, codec, kept, interrupt, **arm)
+    assert kept.latest().name == "step-00000010.safetensors"
+    torch.manual_seed(99)  # another process has another global stream
+    resumed, resumed_history = trained_jointly(split, codec, kept, **arm)
+    assert resumed_history == history
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_training_lowers_the_losses_and_a_larger_beta_the_rate(split, codec):
+    free = trained_jointly(split, codec, steps=100)[1]
+    pressed = trained_jointly(split, codec, estimator="dib", beta=0.5, steps=100)[1]
+    for name in ("loss", "understanding", "generation", "reconstruction"):
+        assert free[-1][name] < 0.95 * free[0][name]
+    assert pressed[-1]["rate_bits"] < 0.5 * free[-1]["rate_bits"]
+    assert free[-1]["rate_bits"] > 1
+
+
+def test_the_rate_of_a_step_is_the_divergence_from_the_prior(split, codec):
+    line = trained_jointly(split, codec, steps=1)[1][0]
+    model = joint_model(codec)
+    with torch.no_grad():
+        pictures = unit(batches(split, codec).images(0).numpy())
+        logits = model.tokenizer.encode(pictures).logits
+    q = torch.distributions.Categorical(logits=logits)
+    # The prior starts uniform: KL(q || uniform) = log C - H(q), summed over four tokens.
+    expected = (4 * math.log(16) - q.entropy().sum(-1)).mean().item() / math.log(2)
+    assert line["rate_bits"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_streams_of_many_neighbouring_keys_are_uniform_and_distinct():
+    first = torch.stack([torch.rand(1, generator=stream(CPU, 0, step, 5)) for step in range(2000)]).flatten()
+    counts = np.histogram(first.numpy(), bins=10, range=(0, 1))[0]
+    assert ((counts - 200) ** 2 / 200).sum() < 27.9  # the 0.999 quantile of chi-square with 9 degrees
+    assert len(set(first.tolist())) > 1990
+    lag = np.corrcoef(first[:-1].numpy(), first[1:].numpy())[0, 1]
+    assert abs(lag) < 4 / math.sqrt(2000)
+
+
+def test_a_stream_is_seeded_by_splitmix64_and_knows_how_long_its_key_is():
+    # The first output of the published splitmix64 from state 0, less its top bit.
+    assert stream(CPU, 0).initial_seed() == 0xE220A8397B1DCDAF % 2**63
+    assert len({stream(CPU, *[0] * count).initial_seed() for count in range(1, 6)}) == 5

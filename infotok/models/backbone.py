@@ -32,6 +32,14 @@ class Backbone(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        # Dropout would draw from the global random stream: a resumed run would not repeat an undisturbed one, nor a
+        # twin see the noise of its baseline.
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
+            if hasattr(model.config, name):
+                setattr(model.config, name, 0.0)
 
     @classmethod
     def create(cls, config: BackboneConfig, vocabulary: int) -> Backbone:
@@ -124,7 +132,7 @@ def text_codec(config: BackboneConfig, trained: Path) -> TextCodec:
     except (OSError, ValueError) as error:
         raise _cannot_load(config.name, error) from None
     end = own.eos_token_id
-    if end is None or not own.is_fast:
+    if end is None or not own.is_fast or len(own) <= len(own.all_special_ids):
         raise InfotokError(
             f"backbone.name: {config.name} has no fast tokenizer with an end token; choose another model"
         )

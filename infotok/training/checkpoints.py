@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn, optim
@@ -14,11 +16,13 @@ from infotok.errors import InfotokError
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
-    """Write a whole safetensors file or nothing: to a temporary name, to the disk, then in place."""
+    """Write a whole safetensors file or nothing: to a temporary name, to the disk, then in place. The header holds
+    `meta` and a digest of everything, since the format itself notices damage to its structure alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"json": json.dumps(meta)})
+    text = json.dumps(meta)
+    save_file(contiguous, temporary, metadata={"json": text, "sha256": _digest(contiguous, text)})
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -32,11 +36,24 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
+            tensors, text = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["json"]  # noqa: SIM118
+            if file.metadata()["sha256"] != _digest(tensors, text):
+                raise ValueError("its checksum does not match")
+            return tensors, json.loads(text)
     except FileNotFoundError:
         raise InfotokError(f"{path}: is missing; {remedy}") from None
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise InfotokError(f"{path}: is damaged ({str(error).splitlines()[0]}); {remedy}") from None
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    """sha256 of names, types, shapes, values and the JSON text."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -79,29 +96,38 @@ class Checkpoints:
         return max(self.folder.glob("step-*.safetensors"), default=None)
 
     def save(
-        self, step: int, module: nn.Module, optimizer: optim.Optimizer, ema: dict[str, Tensor], history: list[dict]
+        self,
+        step: int,
+        module: nn.Module,
+        optimizer: optim.Optimizer,
+        ema: dict[str, Tensor],
+        history: list[dict],
+        pending: list[dict[str, float]],
     ) -> None:
-        """Write the state after `step` steps; older checkpoints go once it stands."""
+        """Write the state after `step` steps; older checkpoints go once it stands. pending: the values of the steps
+        since the last line of the history, which the next line averages."""
         tensors = {f"model/{name}": tensor for name, tensor in module_tensors(module).items()}
         tensors |= {f"ema/{name}": tensor for name, tensor in ema.items()}
         for index, parameter in enumerate(_parameters(optimizer)):
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{index}/{name}"] = value
         target = self.folder / f"step-{step:08d}.safetensors"
-        write_tensors(target, tensors, {"step": step, "history": history})
+        write_tensors(target, tensors, {"step": step, "history": history, "pending": pending})
         for old in self.folder.glob("step-*.safetensors"):
             if old != target:
                 old.unlink()
 
-    def restore(self, module: nn.Module, optimizer: optim.Optimizer, ema: dict[str, Tensor]) -> tuple[int, list[dict]]:
-        """Load the newest checkpoint, if any, in place; returns (steps done, history so far).
+    def restore(
+        self, module: nn.Module, optimizer: optim.Optimizer, ema: dict[str, Tensor]
+    ) -> tuple[int, list[dict], list[dict[str, float]]]:
+        """Load the newest checkpoint, if any, in place; returns (steps done, history so far, pending).
 
         Raises:
             InfotokError: the newest checkpoint is damaged. Nothing is changed on the disk.
         """
         path = self.latest()
         if path is None:
-            return 0, []
+            return 0, [], []
         remedy = "delete it to train again from the start"
         tensors, meta = read_tensors(path, remedy)
         model = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
@@ -115,7 +141,7 @@ class Checkpoints:
                 optimizer.state[parameter] = {
                     n: t.clone() if n == "step" else t.to(parameter.device).clone() for n, t in state.items()
                 }
-        return meta["step"], meta["history"]
+        return meta["step"], meta["history"], meta["pending"]
 
     def clear(self) -> None:
         """Remove the folder's own files after a run that ended well."""

@@ -68,10 +68,10 @@ def run(
         InfotokError: a loss or gradient is not finite; the last good checkpoint stays.
     """
     average = {n: t.detach().clone() for n, t in module_tensors(module).items()} if ema else {}
-    start, history = checkpoints.restore(module, optimizer, average) if checkpoints else (0, [])
+    start, history, unlogged = checkpoints.restore(module, optimizer, average) if checkpoints else (0, [], [])
     free = {id(p) for p in unclipped or []}
     parameters = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in free]
-    pending: list[dict[str, Tensor]] = []
+    pending = [{n: torch.tensor(v) for n, v in values.items()} for values in unlogged]
     module.train()
     for step in range(start, steps):
         factor = cosine(step, steps, warmup, final)
@@ -95,7 +95,8 @@ def run(
             history.append({"step": step + 1, **{n: float(f"{v:.6g}") for n, v in means.items()}})
             observe(step + 1, means)
         if checkpoints and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            checkpoints.save(step + 1, module, optimizer, average, history)
+            unlogged = [{n: v.item() for n, v in p.items()} for p in pending]
+            checkpoints.save(step + 1, module, optimizer, average, history, unlogged)
     if ema:
         module.load_state_dict(average, strict=False)
     module.eval()
