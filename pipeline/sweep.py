@@ -14,8 +14,10 @@ from infotok.errors import InfotokError
 from pipeline.cells import Cell
 from pipeline.params import Params
 from pipeline.results import Layout, read_result
+from pipeline.tracking import fill_in
 
 CELL_STAGES = ("train", "understand", "generate")
+DEFAULTS = {"INFOTOK_THREADS": "1", "OMP_NUM_THREADS": "1", "INFOTOK_TRACKING": "training"}
 
 
 def dvc_file(params: Params) -> str:
@@ -66,15 +68,18 @@ def jobs(params: Params) -> list[Job]:
     return out
 
 
-def sweep(params: Params, workers: int, say: Callable[[str], None]) -> list[str]:
+def sweep(layout: Layout, workers: int, say: Callable[[str], None]) -> list[str]:
     """Run all jobs, `workers` at a time, going on past failures.
 
     Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping; results equal
-    those of one `dvc repro`. Logs of failed jobs lie in `.ckpt/logs`.
+    those of one `dvc repro`. Training logs to MLflow as it goes, evaluations of a cell are filled in when it is done.
+    Logs of the jobs lie in `.ckpt/logs`.
 
     Returns:
         names of jobs that failed or that waited for one that failed.
     """
+    params = layout.params
+    cells = {cell.key: cell for cell in params.cells()}
     waiting, running, done, failed = jobs(params), {}, set(), []
     file, logs = dvc_file(params), Path(".ckpt") / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -92,7 +97,7 @@ def sweep(params: Params, workers: int, say: Callable[[str], None]) -> list[str]
             command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
             command += [f"{prefix}{target}" for target in job.targets]
             log = open(logs / f"{params.paths.results.replace('/', '-')}-{job.name}.log", "w")  # noqa: SIM115
-            environment = {"INFOTOK_THREADS": "1", "OMP_NUM_THREADS": "1"} | dict(os.environ)
+            environment = DEFAULTS | dict(os.environ)
             # The stages' `python` is the one that runs this, activated environment or not.
             environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -105,6 +110,8 @@ def sweep(params: Params, workers: int, say: Callable[[str], None]) -> list[str]
             if process.returncode == 0:
                 done.add(name)
                 say(f"[{len(done)}/{total}] {name} ({time.monotonic() - started:.0f} s)")
+                if name in cells:
+                    fill_in(layout, [cells[name]])
             else:
                 failed.append(name)
                 say(f"{name}: failed, see {log.name}")

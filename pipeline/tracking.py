@@ -26,9 +26,17 @@ FLUSH_METRICS, FLUSH_SECONDS = 100, 2.0
 IMAGES = ["samples", "reconstructions"]  # PNG files that the stage generate leaves
 
 
-def enabled() -> bool:
-    """False when the environment says INFOTOK_TRACKING=off."""
-    return os.environ.get("INFOTOK_TRACKING", "").lower() not in ("off", "0", "false", "no")
+def enabled(stage: str | None = None) -> bool:
+    """Whether a stage, or this program at all, logs to MLflow.
+
+    INFOTOK_TRACKING=off in the environment turns it off; INFOTOK_TRACKING=training leaves it to the stages that have
+    something to log while they run, as `infotok sweep` does: it fills in the others itself, and each of them is
+    spared the two seconds that importing MLflow takes.
+    """
+    mode = os.environ.get("INFOTOK_TRACKING", "").lower()
+    if mode == "training":
+        return stage is None or stage in WITH_HISTORY
+    return mode not in ("off", "0", "false", "no")
 
 
 def initialise(layout: Layout) -> str | None:
@@ -65,10 +73,13 @@ def track_stage(layout: Layout, cell: Cell | None, stage: str) -> Iterator[Track
         tracker.close(status)
 
 
-def rebuild(layout: Layout) -> int:
+def rebuild(layout: Layout, cells: list[Cell] | None = None) -> int:
     """Fill in what the store does not show yet, from the results on disk; idempotent.
 
     Results of another configuration are left out with a warning.
+
+    Args:
+        cells: the cells to look at, by default all of the grid.
 
     Returns:
         The number of stages filled in; 0 when tracking is off.
@@ -80,11 +91,20 @@ def rebuild(layout: Layout) -> int:
         return 0
     try:
         store = Store(layout)
-        return sum(_fill(store, stage, cell, folder) for stage, cell, folder in _results(layout))
+        found = _results(layout, layout.params.cells() if cells is None else cells)
+        return sum(_fill(store, stage, cell, folder) for stage, cell, folder in found)
     except Exception as error:
         uri = store_uri(layout)
         remedy = "move it away and run `infotok track`" if uri.startswith(SQLITE) else "is the server up?"
         raise InfotokError(f"{uri}: cannot be used as MLflow's store ({_brief(error)}); {remedy}") from None
+
+
+def fill_in(layout: Layout, cells: list[Cell]) -> None:
+    """`rebuild` of these cells where a store that cannot be used is a warning: a sweep goes on without it."""
+    try:
+        rebuild(layout, cells)
+    except InfotokError as error:
+        log.warning("%s", error)
 
 
 class Tracker:
@@ -93,7 +113,7 @@ class Tracker:
     def __init__(self, layout: Layout, cell: Cell | None, stage: str):
         self._run: Run | None = None
         self._label = f"{stage} {cell.key}" if cell else stage
-        self._quiet = cell is None or not enabled()
+        self._quiet = cell is None or not enabled(stage)
         self._points: list[tuple[int, dict[str, float], int]] = []
         self._sent = time.monotonic()
         self._try(lambda: self._open(layout, cell, stage))
@@ -139,9 +159,8 @@ class Tracker:
             )
 
 
-def _results(layout: Layout) -> Iterator[tuple[str, Cell, Path]]:
-    """Every stage of the grid that MLflow shows, with the folder of its result."""
-    cells = layout.params.cells()
+def _results(layout: Layout, cells: list[Cell]) -> Iterator[tuple[str, Cell, Path]]:
+    """Every stage of these cells that MLflow shows, with the folder of its result."""
     for cell in {cell.tokenizer_key: cell for cell in cells}.values():
         yield "pretrain", cell, layout.tokenizer(cell)
     for cell in cells:

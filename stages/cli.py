@@ -112,7 +112,7 @@ def sweep(
 
     layout, console = Layout(load_params(params)), Console(highlight=False)
     initialise(layout)
-    failed = run(layout.params, jobs, lambda line: console.print(line, markup=False))
+    failed = run(layout, jobs, lambda line: console.print(line, markup=False))
     if failed:
         console.print(f"failed: {', '.join(failed)}", markup=False)
         raise typer.Exit(1)

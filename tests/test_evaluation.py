@@ -18,14 +18,6 @@ from pipeline.artifacts import save_module
 CLASSES = {"shape": 4, "color": 6, "size": 2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def split():
     config = {"seed": 0, "image_size": 32, "objects": 2, "nuisance": 1.0, "questions": 1}

@@ -15,14 +15,6 @@ CORRELATIONS = np.array([0.95, 0.8, 0.6, 0.3])
 CURVE = [(2, 1.4003, 0.9816), (5, 3.1921, 1.5632), (20, 5.8447, 1.8425)]  # beta, I_x, I_y in nats
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

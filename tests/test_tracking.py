@@ -17,7 +17,7 @@ from PIL import Image
 from infotok.errors import InfotokError
 from pipeline.params import load_params
 from pipeline.results import Layout, fingerprint, write_result
-from pipeline.tracking import initialise, rebuild, store_uri, track_stage
+from pipeline.tracking import fill_in, initialise, rebuild, store_uri, track_stage
 from pipeline.view import saved_view, serve
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 from pipeline.params import load_params
 from pipeline.results import Layout
-from pipeline.tracking import initialise, rebuild
+from pipeline.tracking import fill_in, initialise, rebuild
 layout = Layout(load_params(Path(sys.argv[1]) / "params.yaml"), Path(sys.argv[1]))
 print({"initialise": initialise, "rebuild": rebuild}[sys.argv[2]](layout))
 """
@@ -267,6 +267,22 @@ def test_tracking_can_be_off(layout, monkeypatch):
     assert not (layout.root / "mlflow.db").exists()
     with pytest.raises(InfotokError, match="INFOTOK_TRACKING"):
         serve(layout)
+
+
+def test_tracking_can_be_left_to_the_stages_that_train(layout, monkeypatch):
+    monkeypatch.setenv("INFOTOK_TRACKING", "training")
+    cell = layout.params.cells()[0]
+    finish_cell(layout, cell)
+    with track_stage(layout, cell, "understand") as tracker:
+        tracker.finish(json.loads((layout.stage("understand", cell) / "metrics.json").read_text()))
+    assert not Path(store_uri(layout).removeprefix("sqlite:///")).exists()
+    with track_stage(layout, cell, "train") as tracker:
+        tracker.finish(json.loads((layout.stage("train", cell) / "metrics.json").read_text()))
+    (run,) = runs(layout)[1]
+    assert "logged.understand" not in run.data.tags
+    fill_in(layout, [cell])
+    (run,) = runs(layout)[1]
+    assert {"logged.train", "logged.understand", "logged.generate"} <= set(run.data.tags)
 
 
 def test_a_port_in_use_is_named(layout):

@@ -1,0 +1,54 @@
+"""Models, tokenizers and batches small enough to enumerate."""
+
+import torch
+
+from infotok.models.backbone import Backbone, BackboneConfig
+from infotok.models.unified import Asked, TextBatch, UnifiedModel
+from infotok.tokenizer.discrete import DiscreteTokenizer, TokenizerConfig
+
+TINY = BackboneConfig(name="llama", width=16, layers=2, heads=2)
+VOCABULARY, END = 20, 1
+
+
+class Stopped(Exception):
+    """Raised where a test interrupts training."""
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tokenizer(tokens=4, codebook=8, channel="sampled", **changes):
+    torch.manual_seed(0)
+    settings = {"image_size": 16, "dimension": 4, "width": 16, "hidden": 24, "blocks": 1, "logit_scale": 5.0}
+    settings |= {"tokens": tokens, "codebook": codebook, "channel": channel, "relaxation": 3.0} | changes
+    return DiscreteTokenizer(TokenizerConfig(**settings))
+
+
+def model(backbone=TINY, **changes):
+    made = tokenizer(**changes)
+    torch.manual_seed(1)
+    return UnifiedModel("ar", made, Backbone.create(backbone, VOCABULARY)).eval()
+
+
+def images(count=3, seed=5):
+    return torch.rand(count, 3, 16, 16, generator=seeded(seed)) * 2 - 1
+
+
+def question(rows, start):
+    """Rows of ids as one `Asked`, answers from column `start` on."""
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    return Asked(ids, valid, valid & (torch.arange(width) >= start))
+
+
+def texts(second=(7, 8, 4, END)):
+    first = question([[5, 6, 3, END], [5, 9, 4, END], [6, 6, 3, END]], 2)
+    other = question([list(second)] * 3, 2)
+    captions = torch.tensor([[END, 11, 12, 0], [END, 11, 13, 14], [END, 15, 0, 0]])
+    return TextBatch([first, other], captions, captions.ne(0))
+
+
+def gradients(module):
+    return sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None)
