@@ -87,49 +87,6 @@ def test_a_collapsed_codebook_is_reported():
     assert "codebook collapse: perplexity 3.0 of 256" in collapse_warning({"perplexity": 3.0, "dead_codes": 250.0}, 256)
 
 
-def jointly(split, codec, estimator, beta, steps=30, seed=0):
-    torch.manual_seed(seed)
-    sizes = {"image_size": 16, "tokens": 4, "codebook": 16, "dimension": 4, "width": 16, "hidden": 32, "blocks": 1}
-    tokenizer = DiscreteTokenizer(TokenizerConfig(**sizes, logit_scale=20.0, channel="sampled", relaxation=2.0))
-    backbone = Backbone.create(BackboneConfig(name="llama", width=16, layers=1, heads=2), codec.vocabulary)
-    model = UnifiedModel("ar", tokenizer, backbone)
-    config = JointConfig(
-        estimator=estimator,
-        beta=beta,
-        steps=steps,
-        learning_rate=0.01,
-        tokenizer_learning_rate=0.01,
-        prior_learning_rate=0.1,
-        warmup=3,
-        final_fraction=0.1,
-        beta_warmup=0.3,
-        clip=1.0,
-        weight_decay=0.01,
-        understanding=1.0,
-        generation=1.0,
-        reconstruction=1.0,
-        pixel=1.0,
-        perceptual=0.1,
-        ema=0.0,
-        precision="fp32",
-    )
-    torch.manual_seed(0)
-    return train_jointly(model, Perceptual({"shape": 4}), batches(split, codec), config, seed=0, device=CPU)
-
-
-def test_twins_start_alike_and_beta_lowers_the_code_length(split, codec):
-    plain = jointly(split, codec, "none", 0.0, steps=1)[0]
-    for estimator in ("vib", "dib", "ceb"):
-        arm = jointly(split, codec, estimator, 0.5, steps=1)[0]
-        for name in ("understanding", "generation", "reconstruction", "rate_bits"):
-            assert arm[name] == plain[name]
-    free, pressed = (jointly(split, codec, "dib", beta, steps=120) for beta in (1e-6, 1.0))
-    assert free[-1]["understanding"] < 0.7 * free[0]["understanding"]
-    assert pressed[-1]["penalty_nats"] < 0.7 * free[-1]["penalty_nats"]
-    assert [line["beta"] for line in pressed][-1] == 1.0
-    assert pressed[0]["beta"] < 0.3
-
-
 def test_what_fills_no_whole_batch_waits_for_the_next_epoch():
     for epoch in range(3):
         seen = np.concatenate([order(11, 4, 3, 2 * epoch + step) for step in range(2)])
