@@ -7,7 +7,13 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 from infotok.data.sources import scenes
-from infotok.evaluation.generation import frechet_distance, kernel_distance, standardized_features
+from infotok.evaluation.generation import (
+    Verdict,
+    frechet_distance,
+    kernel_distance,
+    read_scenes,
+    standardized_features,
+)
 from infotok.evaluation.information import usable_bits
 from infotok.evaluation.networks import Judge, Perceptual, to_bytes, to_unit
 from infotok.evaluation.reconstruction import fidelity, objects_kept
@@ -62,9 +68,30 @@ def test_objects_are_compared_quadrant_by_quadrant():
     assert objects_right(found, truth) == pytest.approx(1 / 2)
 
 
+def test_a_judges_reading_becomes_a_scene():
+    metadata = {"shapes": ["a", "b", "c", "d"], "colors": ["r", "g", "b", "y", "p", "w"], "sizes": ["small", "large"]}
+    image = written((0, 0, 0), (1, 2, 3), (1, 1, 5), (0, 3, 0))
+    assert read_scenes(ReadsPixels(), image, metadata) == [
+        [
+            {"shape": "c", "color": "y", "size": "small", "row": 0, "column": 1},
+            {"shape": "b", "color": "w", "size": "small", "row": 1, "column": 0},
+        ]
+    ]
+
+
+def test_geneval_is_the_mean_over_tags_and_not_over_prompts():
+    right = np.array([[True, True], [False, False], [True, False], [False, False]])
+    verdict = Verdict(right, ["single_object", "colors", "colors", "colors"])
+    assert verdict.by_tag() == {"single_object": 1.0, "colors": pytest.approx(1 / 6)}
+    assert verdict.score == pytest.approx((1 + 1 / 6) / 2)
+
+
 def test_psnr_of_a_constant_offset_is_its_closed_form(split):
     image = torch.full((2, 16, 16, 3), 100, dtype=torch.uint8)
     assert fidelity(image, image + 8)[0] == pytest.approx(20 * np.log10(255 / 8), abs=1e-4)
+    both = fidelity(image, torch.stack([image[0] + 8, image[1] + 2]))[0]  # the mean over images, not of errors
+    assert both == pytest.approx(20 * np.log10(255 / 8) / 2 + 20 * np.log10(255 / 2) / 2, abs=1e-4)
+    assert fidelity(split.images[:4], torch.from_numpy(255 - split.images[:4]))[1] < 0.5
     assert fidelity(split.images[:4], torch.from_numpy(split.images[:4].copy()))[1] == pytest.approx(1.0)
 
 
@@ -73,13 +100,14 @@ def test_a_factor_is_worth_its_entropy_where_the_tokens_show_it_and_nothing_wher
     factor, hidden = rng.integers(0, 4, (3000, 1)), rng.integers(0, 4, (3000, 1))
     half = np.where(rng.random((3000, 1)) < 0.5, factor, -1)  # defined in half of the images
     vectors = torch.eye(4)[factor[:, 0]][:, None]
-    values = {"factor": factor, "hidden": hidden, "half": half}
+    values = {"factor": factor, "hidden": hidden, "half": half, "twice": np.hstack([factor, 3 - factor])}
     train, test = ({name: v[rows] for name, v in values.items()} for rows in (np.s_[:2000], np.s_[2000:]))
     sizes = dict.fromkeys(values, 4)
     bits = usable_bits(vectors[:2000], train, vectors[2000:], test, sizes, steps=200, seed=0)
     assert bits["factor"] == pytest.approx(2.0, abs=0.03)
     assert bits["half"] == pytest.approx(1.0, abs=0.06)
-    assert bits["hidden"] < 0.03
+    assert 0 <= bits["hidden"] < 0.03
+    assert bits["twice"] == pytest.approx(4.0, abs=0.06)
 
 
 def test_fid_is_the_frechet_distance_of_standardized_features(judge, split):
@@ -97,6 +125,9 @@ def test_fid_is_the_frechet_distance_of_standardized_features(judge, split):
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     assert fid == pytest.approx(expected, rel=0.02)
     assert abs(frechet_distance(features[0], features[0].clone())) < 0.02 * fid
+    state = torch.random.get_rng_state()
+    assert kernel_distance(*features, 0) == kid
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert abs(kernel_distance(features[0], features[0].clone(), 0)) < 0.05 * kid
 
 

@@ -75,6 +75,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert kept.latest().name == "step-00000020.safetensors"
 
 
+def test_equal_contents_give_equal_bytes(tmp_path):
+    for name in ("a", "b", "c", "d", "e", "f"):
+        write_tensors(tmp_path / name, {"x": torch.ones(2), "y": torch.zeros(1)}, {"one": 1, "two": 2})
+    assert len({(tmp_path / name).read_bytes() for name in "abcdef"}) == 1
+
+
 def test_a_files_json_keeps_the_order_of_its_keys(tmp_path):
     meta = {"shape": 1, "color": {"size": 2, "blue": 3}}
     write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)}, meta)

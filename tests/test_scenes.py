@@ -152,6 +152,63 @@ def test_prompts_of_the_splits():
             assert novel == (name == "novel")
 
 
+def wanted_by(text):
+    """What a prompt's words ask for, as GenEval metadata."""
+    if relation := re.fullmatch(r"(.+) (left of|right of|above|below) (.+)", text):
+        (_, a), (_, b) = parse(relation[1]), parse(relation[3])
+        return [
+            {"class": b["shape"], "count": 1},
+            {"class": a["shape"], "count": 1, "position": [relation[2], 0]},
+        ], []
+    include, exclude = [], []
+    for phrase in text.split(" and "):
+        count, wanted = parse(phrase)
+        include.append({"class": wanted["shape"], "count": count})
+        include[-1] |= {"color": wanted["color"]} if "color" in wanted else {}
+        exclude += [{"class": wanted["shape"], "count": count + 1}] if count > 1 else []
+    return include, exclude
+
+
+def test_prompts_metadata_is_what_their_words_ask_for():
+    chosen = prompts("test", 40, scenes.METADATA, 4, 1) + prompts("novel", 40, scenes.METADATA, 4, 1)
+    assert {p["tag"] for p in chosen} == set(TAGS)
+    for prompt in chosen:
+        assert (prompt["include"], prompt["exclude"]) == wanted_by(prompt["prompt"]), prompt
+
+
+def test_factors_are_those_of_the_recorded_objects(splits):
+    split = splits["train"]
+    for index, scene in enumerate(split.objects):
+        places = {t["row"] * 2 + t["column"]: t for t in scene}
+        for quadrant in range(4):
+            found = {name: split.factors[name][index, quadrant] for name in ("presence", "shape", "color", "size")}
+            there = places.get(quadrant)
+            assert found == (
+                {
+                    "presence": 1,
+                    "shape": scenes.SHAPES.index(there["shape"]),
+                    "color": list(scenes.COLORS).index(there["color"]),
+                    "size": scenes.SIZES.index(there["size"]),
+                }
+                if there
+                else {"presence": 0, "shape": -1, "color": -1, "size": -1}
+            )
+            assert (split.factors["jitter"][index, quadrant] >= 0) == bool(there)
+    drawn = np.random.Generator(np.random.PCG64(np.random.SeedSequence([CONFIG["seed"], 0])))
+    hues = scenes.sample_factors(drawn, 300, CONFIG["objects"], "seen")
+    for name in ("hue", "gradient", "texture", "noise"):
+        assert np.array_equal(split.factors[name][:, 0], np.floor(hues[name] * 8))
+
+
+def test_images_taken_keep_what_is_said_of_them(splits):
+    chosen = splits["test"].take(np.array([7, 2, 5]))
+    assert np.array_equal(chosen.images[1], splits["test"].images[2])
+    assert chosen.captions == [splits["test"].captions[i] for i in (7, 2, 5)]
+    assert chosen.questions[0] == splits["test"].questions[7]
+    assert chosen.objects[2] == splits["test"].objects[5]
+    assert np.array_equal(chosen.factors["hue"], splits["test"].factors["hue"][[7, 2, 5]])
+
+
 RED_SQUARE, BLUE_CIRCLE = thing("square", "red"), thing("circle", "blue", row=1, column=1)
 
 
@@ -178,6 +235,18 @@ RED_SQUARE, BLUE_CIRCLE = thing("square", "red"), thing("circle", "blue", row=1,
             [RED_SQUARE, BLUE_CIRCLE],
             False,
         ),
+        (  # right of the square, but not of the circle that was asked for
+            [{"class": "circle", "count": 1}, {"class": "cross", "count": 1, "position": ["right of", 0]}],
+            [],
+            [RED_SQUARE, BLUE_CIRCLE, thing("cross", "red", column=1)],
+            False,
+        ),
+        (  # right of one of two circles is enough
+            [{"class": "circle", "count": 1}, {"class": "cross", "count": 1, "position": ["right of", 0]}],
+            [],
+            [thing("circle", "red"), BLUE_CIRCLE, thing("cross", "red", column=1)],
+            True,
+        ),
     ],
 )
 def test_geneval_checks_hand_worked_scenes(include, exclude, scene, right):
@@ -193,8 +262,11 @@ def test_question_only_guesses_from_text_then_start_then_family():
         [asked("what color is it?", "red"), asked("what color is it?", "blue")],  # the text's majority: red
         [asked("what color is that?", "red")],  # the same first three words
         [asked("which hue?", "red"), asked("which hue?", "green")],  # the family's majority
+        [asked("why?", "red", "other")],  # nothing alike: the majority of all
     ]
-    assert question_only(train, test) == pytest.approx(3 / 5)
+    assert question_only(train, test) == pytest.approx(4 / 6)
+    begun = [[asked("what color a b", "red")] * 3 + [asked("what color z", "blue", "other")] * 2]
+    assert question_only(begun, [[asked("what color z y", "blue", "other")]]) == 1.0
 
 
 def test_questions_cannot_be_answered_without_the_image(splits):

@@ -84,6 +84,8 @@ def read_split(folder: Path, name: str) -> Split:
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().combine_chunks()
         shape = json.loads(table.schema.metadata[b"image_shape"])
+        if not len(table):
+            raise ValueError("it holds no images")
     except FileNotFoundError:
         raise InfotokError(f"{path}: is missing; run `dvc repro prepare`") from None
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError, OSError) as error:

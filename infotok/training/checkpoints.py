@@ -22,7 +22,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta)
-    save_file(contiguous, temporary, metadata={"json": text, "sha256": _digest(contiguous, text)})
+    # One entry alone: safetensors writes several in random order, and equal runs must give equal bytes.
+    save_file(contiguous, temporary, metadata={"json": json.dumps({"sha256": _digest(contiguous, text), "meta": text})})
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -36,10 +37,11 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors, text = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["json"]  # noqa: SIM118
-            if file.metadata()["sha256"] != _digest(tensors, text):
-                raise ValueError("its checksum does not match")
-            return tensors, json.loads(text)
+            tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["json"]  # noqa: SIM118
+        header = json.loads(header)
+        if header["sha256"] != _digest(tensors, header["meta"]):
+            raise ValueError("its checksum does not match")
+        return tensors, json.loads(header["meta"])
     except FileNotFoundError:
         raise InfotokError(f"{path}: is missing; {remedy}") from None
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
