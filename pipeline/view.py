@@ -55,8 +55,8 @@ def saved_view() -> dict[str, str]:
 
 
 def view_url(experiment: str, port: int) -> str:
-    """Where the saved view opens."""
-    return f"http://{HOST}:{port}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
+    """Where the saved view opens, on its charts; the table is one click away."""
+    return f"http://{HOST}:{port}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&compareRunsMode=CHART"
 
 
 def serve(layout: Layout, port: int = 5000) -> None:
