@@ -68,6 +68,12 @@ def jobs(params: Params) -> list[Job]:
     return out
 
 
+def environment() -> dict[str, str]:
+    """Of a `dvc` whose stages' `python` is the one that runs this, activated environment or not."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return DEFAULTS | dict(os.environ) | {"PATH": path}
+
+
 def sweep(layout: Layout, workers: int, say: Callable[[str], None]) -> list[str]:
     """Run all jobs, `workers` at a time, going on past failures.
 
@@ -97,10 +103,7 @@ def sweep(layout: Layout, workers: int, say: Callable[[str], None]) -> list[str]
             command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
             command += [f"{prefix}{target}" for target in job.targets]
             log = open(logs / f"{params.paths.results.replace('/', '-')}-{job.name}.log", "w")  # noqa: SIM115
-            environment = DEFAULTS | dict(os.environ)
-            # The stages' `python` is the one that runs this, activated environment or not.
-            environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
             running[job.name] = (process, log, time.monotonic())
         for name, (process, log, started) in list(running.items()):
             if process.poll() is None:

@@ -105,7 +105,7 @@ def sweep(
 
     from pipeline.params import load_params
     from pipeline.results import Layout
-    from pipeline.sweep import dvc_file
+    from pipeline.sweep import dvc_file, environment
     from pipeline.sweep import sweep as run
     from pipeline.tables import headline_table
     from pipeline.tracking import initialise
@@ -116,7 +116,8 @@ def sweep(
     if failed:
         console.print(f"failed: {', '.join(failed)}", markup=False)
         raise typer.Exit(1)
-    finished = subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", dvc_file(layout.params)], check=False)
+    command = [sys.executable, "-m", "dvc", "repro", "--quiet", dvc_file(layout.params)]
+    finished = subprocess.run(command, env=environment(), check=False)
     if finished.returncode:
         raise typer.Exit(finished.returncode)
     console.print(headline_table(json.loads((layout.reports / "summary.json").read_text())))
