@@ -1,4 +1,4 @@
-"""Intervals for what the tables report: proportions, and differences that are paired over seeds."""
+"""What the tables say of chance: intervals of proportions, and intervals and tests of differences paired over seeds."""
 
 import math
 from collections.abc import Sequence
@@ -36,17 +36,56 @@ def paired_interval(
     level is not in (0, 1).
     """
     _check_level(level)
+    difference, error = _difference(baseline, treated)
+    if math.isnan(error):
+        return difference, math.nan, math.nan
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, len(baseline) - 1)) * error
+    return difference, difference - half, difference + half
+
+
+def paired_p_value(baseline: Sequence[float], treated: Sequence[float]) -> float:
+    """Two-sided p-value of Student's paired t-test that the mean difference treated − baseline is 0.
+
+    It is below 1 − level exactly where `paired_interval` of that level leaves 0 out. One pair gives nan. Equal
+    differences have no spread and give the test's limit: 0, or 1 where all of them are 0. Raises ValueError if the
+    lengths differ or are 0.
+    """
+    difference, error = _difference(baseline, treated)
+    if math.isnan(error):
+        return math.nan
+    if error == 0:
+        return 0.0 if difference else 1.0
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(difference) / error, len(baseline) - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm 1979), in the order given.
+
+    An adjusted value of at most α rejects its hypothesis at a familywise error rate of α, whatever the tests'
+    dependence. nan (no test was possible) stays nan and is not counted. Raises ValueError outside [0, 1].
+    """
+    if wrong := [p for p in p_values if p < 0 or p > 1]:
+        raise ValueError(f"p-values must lie in [0, 1], got {wrong[0]}")
+    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    adjusted, largest = [math.nan] * len(p_values), 0.0
+    for step, index in enumerate(order):
+        # A hypothesis is rejected only if all with smaller p-values are, so the values never fall.
+        largest = max(largest, min(1.0, (len(order) - step) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _difference(baseline: Sequence[float], treated: Sequence[float]) -> tuple[float, float]:
+    """Mean difference over pairs and its standard error (nan for one pair)."""
     if len(baseline) != len(treated):
         raise ValueError(f"pairs need both sides, got {len(baseline)} baseline and {len(treated)} treated values")
     differences = [after - before for before, after in zip(baseline, treated, strict=True)]
     difference, deviation = mean_and_deviation(differences)
-    if math.isnan(deviation):
-        return difference, math.nan, math.nan
-    from scipy.stats import t
-
-    pairs = len(differences)
-    half = float(t.ppf((1 + level) / 2, pairs - 1)) * deviation / math.sqrt(pairs)
-    return difference, difference - half, difference + half
+    return difference, deviation / math.sqrt(len(differences))
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
