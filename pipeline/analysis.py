@@ -7,11 +7,15 @@ seeds with the beta = 0 twin, which shares tokenizer, initial weights, data orde
 from __future__ import annotations
 
 import math
+import re
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
-from infotok.evaluation.statistics import paired_interval
+from infotok.evaluation.statistics import holm, paired_interval, paired_p_value
 from pipeline.cells import Cell
 from pipeline.params import Params
 from pipeline.results import Layout
@@ -58,9 +62,14 @@ METRICS = {
     "reconstruction/rfid": Metric("rFID", -1, 2),
     "reconstruction/objects": Metric("objects kept"),
     "information/rate_bits": Metric("rate", 0, 2),
+    "information/autoregressive_rate_bits": Metric("rate, AR prior", 0, 2),
+    "information/conditional_rate_bits": Metric("rate given caption", 0, 2),
     "information/code_entropy_bits": Metric("code entropy", 0, 2),
     "information/perplexity": Metric("perplexity", 0, 1),
     "information/dead_codes": Metric("dead codes", -1, 1),
+    "information/active_dimensions": Metric("active dimensions", 0, 1),
+    "information/dependence": Metric("CKA(X,Z)", 0, 3),
+    "information/dependence_text": Metric("CKA(Z,T)", 0, 3),
     "information/generator_nll_bits": Metric("generator NLL", 0, 2),
     "information/lower_bits": Metric("I(X;Z) ≥", 0, 2),
     "information/upper_bits": Metric("I(X;Z) ≤", 0, 2),
@@ -71,7 +80,14 @@ METRICS = {
     **{f"information/factor/{name}": Metric(name, 0, 2) for name in NUISANCE},
 }
 
-# Metrics compared in pairs, by the name they carry in paired.csv.
+# Scores of an elastic training (nested dropout over tokens) from its first k tokens alone, by task.
+ELASTIC = {"understanding/accuracy": "accuracy", "generation/geneval": "GenEval"}
+AT = re.compile(rf"({'|'.join(ELASTIC)})_at_(\d+)")
+
+# What beta is a weight on, where that is not the nats per image of the variational estimators.
+BETA_UNITS = {"hsic": "weight of a dependence, 0 to 1"}
+
+# Metrics compared in pairs, by the name they carry in paired.csv; scores of an elastic training follow.
 PAIRED = {
     name.split("/")[1]: name
     for name in (
@@ -84,13 +100,32 @@ PAIRED = {
         "reconstruction/psnr",
         "reconstruction/objects",
         "information/rate_bits",
+        "information/autoregressive_rate_bits",
+        "information/conditional_rate_bits",
         "information/code_entropy_bits",
+        "information/dependence",
+        "information/dependence_text",
         "information/structure_bits",
         "information/nuisance_bits",
     )
 }
 HEADLINE = ["accuracy", "geneval", "geneval_t1"]
+CLAIMS = ["accuracy", "geneval"]  # of a chosen arm: what Holm's adjustment counts
 COLUMNS = ["metric", "baseline", "infotok", "difference", "ci_low", "ci_high", "seeds"]
+JUDGED = ["excludes_zero", "p_value", "chosen", "p_holm", "command"]
+
+
+def shown(name: str) -> Metric:
+    """How a metric of any name is shown, those of elastic trainings and unknown ones included."""
+    if at := AT.fullmatch(name):
+        return Metric(f"{ELASTIC[at[1]]}, k={at[2]}")
+    return METRICS.get(name, Metric(name.rsplit("/", 1)[-1].replace("_", " "), 0))
+
+
+def elastic(names: Iterable[str], task: str) -> dict[int, str]:
+    """Of these metrics, the task's scores from the first k tokens alone, by rising k."""
+    found = [at for at in map(AT.fullmatch, names) if at and at[1] == task]
+    return {int(at[2]): at[0] for at in sorted(found, key=lambda at: int(at[2]))}
 
 
 @dataclass(frozen=True)
@@ -149,11 +184,13 @@ class Analysis:
 def analyse(results: Results, judge: dict, layout: Layout, params: Params) -> Analysis:
     """Frame, paired differences and validated choices of all cells."""
     frame = frame_of(results)
-    return Analysis(params, layout, results, judge, frame, paired_differences(frame), choose(frame))
+    choices = choose(frame)
+    paired = judged(paired_differences(frame), choices, params)
+    return Analysis(params, layout, results, judge, frame, paired, choices)
 
 
 def frame_of(results: Results) -> pd.DataFrame:
-    """One row per cell: the axes, then metrics in a fixed order (unknown ones last, by name).
+    """One row per cell: the axes, then metrics in a fixed order (scores of elastic trainings, then unknown ones last).
 
     Rows go by family, estimator (baseline first), beta, tokens, seed.
     """
@@ -180,25 +217,55 @@ def frame_of(results: Results) -> pd.DataFrame:
         )
     found = {name for row in rows for name in row} - set(AXES)
     known = [name for name in METRICS if name in found]
+    known += [name for task in ELASTIC for name in elastic(found, task).values()]
     return pd.DataFrame(rows, columns=[*AXES, *known, *sorted(found - set(known))])
 
 
 def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """Arm minus its beta = 0 twin over the seeds that both have, with Student's t 95 % intervals."""
+    """Arm minus its beta = 0 twin over the seeds that both have, with Student's t: 95 % intervals and p-values."""
+    compared = PAIRED | {name.split("/")[1]: name for task in ELASTIC for name in elastic(frame, task).values()}
     rows = []
     for (family, estimator, beta, tokens), arm in frame[frame.estimator != "none"].groupby(ARM, sort=False):
         twins = frame[(frame.family == family) & (frame.estimator == "none") & (frame.tokens == tokens)]
         twins, arm = twins.set_index("seed"), arm.set_index("seed")
-        for short, name in PAIRED.items():
+        for short, name in compared.items():
             if name not in frame:
                 continue
             pairs = pd.DataFrame({"baseline": twins[name], "infotok": arm[name]}).dropna()
             if pairs.empty:
                 continue
-            difference, low, high = paired_interval(list(pairs.baseline), list(pairs.infotok))
+            sides = list(pairs.baseline), list(pairs.infotok)
             means = [pairs.baseline.mean(), pairs.infotok.mean()]
-            rows.append([family, estimator, beta, tokens, short, *means, difference, low, high, len(pairs)])
-    return pd.DataFrame(rows, columns=[*ARM, *COLUMNS])
+            row = [family, estimator, beta, tokens, short, *means, *paired_interval(*sides), len(pairs)]
+            rows.append([*row, paired_p_value(*sides)])
+    return pd.DataFrame(rows, columns=[*ARM, *COLUMNS, "p_value"])
+
+
+def judged(paired: pd.DataFrame, choices: list[Choice], params: Params) -> pd.DataFrame:
+    """Paired differences with what may be claimed of them, and the command that remakes a row's cells.
+
+    Beta is not a claim each: validation chooses one per family, token budget and estimator. Holm's adjustment counts
+    the `CLAIMS` of those chosen arms over the whole report, and only they have a `p_holm`.
+    """
+    chosen = {(choice.family, choice.estimator, choice.beta, choice.tokens) for choice in choices}
+    rows = paired.to_dict("records")
+    for row in rows:
+        arm = tuple(row[axis] for axis in ARM)
+        row["excludes_zero"], row["chosen"] = excludes_zero(row), arm in chosen
+        row["p_holm"], row["command"] = math.nan, cells_command(params, *arm)
+    claims = [row for row in rows if row["chosen"] and row["metric"] in CLAIMS]
+    for row, p in zip(claims, holm([row["p_value"] for row in claims]), strict=True):
+        row["p_holm"] = p
+    return pd.DataFrame(rows, columns=[*ARM, *COLUMNS, *JUDGED])
+
+
+def cells_command(params: Params, family: str, estimator: str, beta: float, tokens: int) -> str:
+    """The command that remakes an arm and its beta = 0 twin at one token budget, all seeds."""
+    path, arm = params.paths.params, Cell(family, estimator, beta, tokens, 0)
+    words = ["infotok", "sweep", *(["--params", path] if Path(path) != Path("params.yaml") else [])]
+    for cell in (arm.baseline(), arm):
+        words += ["--only", f"{family}-{cell.arm}-{tokens}-*"]
+    return shlex.join(words)
 
 
 def choose(frame: pd.DataFrame) -> list[Choice]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline import tables
-from pipeline.analysis import ARM, HEADLINE, Analysis, Results, analyse, excludes_zero
+from pipeline.analysis import ARM, HEADLINE, Analysis, Results, analyse
 from pipeline.figures import draw_figures
 from pipeline.params import Params
 from pipeline.results import Layout, write_text
@@ -83,12 +83,15 @@ def findings(analysis: Analysis) -> list[str]:
 
 
 def _verdict(row: dict) -> str:
-    answer = excludes_zero(row)
+    answer = row["excludes_zero"]
     if answer == "no interval":
         return "one seed gives no interval" if row["seeds"] == 1 else answer
-    return (
-        f"95 % interval {tables.interval(row)}, {'excludes' if answer == 'yes' else 'does not exclude'} zero"
-    )
+    said = f"95 % interval {tables.interval(row)}, {'excludes' if answer == 'yes' else 'does not exclude'} zero"
+    return f"{said}, Holm-adjusted p {_equals(tables.p_text(row['p_holm']))}"
+
+
+def _equals(value: str) -> str:
+    return value.replace("<", "< ") if value.startswith("<") else f"= {value}"
 
 
 def seeds_sentence(analysis: Analysis) -> str:
@@ -110,10 +113,10 @@ def seeds_sentence(analysis: Analysis) -> str:
     chance = 0.05 * len(counts)
     return (
         f"With {seeds} seeds, Student's t ({freedom}) reaches {reach:.2f} standard deviations of the seeds' "
-        "differences to each side: a smaller mean difference cannot exclude zero, and an interval that holds "
-        f"zero does not prove that there is no difference. Of the {len(counts)} headline intervals about "
-        f"{chance:.1f} would exclude zero by chance if nothing differed; they are not corrected for their "
-        "number. The spread is that of seeds on one data set and one size: it says nothing of others."
+        "differences to each side: a smaller mean difference cannot exclude zero, and an interval that holds zero does "
+        f"not prove that there is no difference. Of the {len(counts)} headline intervals about {chance:.1f} would "
+        "exclude zero by chance if nothing differed; they are not corrected for their number, the adjusted p-values "
+        "beside them are. The spread is that of seeds on one data set and one size: it says nothing of others."
     )
 
 

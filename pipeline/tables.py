@@ -8,7 +8,20 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from infotok.evaluation.statistics import mean_and_deviation
-from pipeline.analysis import COLUMNS, HEADLINE, METRICS, PAIRED, Analysis, Choice, Metric, excludes_zero
+from pipeline.analysis import (
+    CLAIMS,
+    COLUMNS,
+    ELASTIC,
+    HEADLINE,
+    METRICS,
+    PAIRED,
+    Analysis,
+    Choice,
+    Metric,
+    elastic,
+    excludes_zero,
+    shown,
+)
 
 MISSING = "–"
 
@@ -36,13 +49,14 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
+def p_text(value: float) -> str:
+    """A p-value to three digits."""
+    return MISSING if math.isnan(value) else "<0.001" if value < 0.0005 else f"{value:.3f}"
+
+
 def beta_text(beta: float) -> str:
     """Beta in its canonical plain decimal."""
     return f"{beta:.10f}".rstrip("0").rstrip(".") if beta else "0"
-
-
-def _shown(name: str) -> Metric:
-    return METRICS.get(name, Metric(name.rsplit("/", 1)[-1].replace("_", " "), 0))
 
 
 def _score(values: pd.Series, metric: Metric) -> tuple[str, float]:
@@ -74,12 +88,12 @@ def table_over_beta(frame: pd.DataFrame, family: str, names: list[str], title: s
     groups = dict(list(frame.groupby(["estimator", "beta"], sort=False)))
     rows, bold = [[arm[0], beta_text(arm[1])] for arm in groups], set()
     for index, (name, tokens) in enumerate(columns):
-        metric = _shown(name)
+        metric = shown(name)
         scores = [_score(group.loc[group.tokens == tokens, name], metric) for group in groups.values()]
         for row, (text, _) in zip(rows, scores, strict=True):
             row.append(text)
         bold |= {(row, index + 2) for row in _best([mean for _, mean in scores], metric.better)}
-    header = ["estimator", "β", *(f"{_shown(name).label}, K={tokens}" for name, tokens in columns)]
+    header = ["estimator", "β", *(f"{shown(name).label}, K={tokens}" for name, tokens in columns)]
     return Table(title, header, rows, 2, frozenset(bold))
 
 
@@ -93,19 +107,47 @@ def table_by_arm(frame: pd.DataFrame, family: str, names: list[str], title: str,
         groups = frame[frame.tokens == tokens].groupby(["estimator", "beta"], sort=False)
         rows += [[str(tokens), arm[0], beta_text(arm[1])] for arm, _ in groups]
         for index, name in enumerate(names):
-            metric = _shown(name)
+            metric = shown(name)
             scores = [_score(group[name], metric) for _, group in groups]
             for row, (text, _) in zip(rows[start:], scores, strict=True):
                 row.append(text)
             bold |= {(start + row, index + 3) for row in _best([mean for _, mean in scores], metric.better)}
-    header = ["K", "estimator", "β", *(_shown(name).label for name in names)]
+    header = ["K", "estimator", "β", *(shown(name).label for name in names)]
     return Table(title, header, rows, 3, frozenset(bold), note)
+
+
+def table_of_budgets(frame: pd.DataFrame, family: str, title: str) -> Table:
+    """Rows: tasks and arms of elastic trainings. Columns: the first k tokens alone, up to K itself."""
+    frame = frame[frame.family == family]
+    at = {task: elastic(frame, task) for task in ELASTIC}
+    elastic_names = [name for names in at.values() for name in names.values()]
+    frame = frame[frame[elastic_names].notna().any(axis=1)]
+    budgets = sorted({k for names in at.values() for k in names} | set(frame.tokens)) if len(frame) else []
+    rows, bold = [], set()
+    for task, names in at.items():
+        metric = shown(task)
+        for tokens in sorted(frame.tokens.unique()):
+            start = len(rows)
+            groups = frame[frame.tokens == tokens].groupby(["estimator", "beta"], sort=False)
+            rows += [[metric.label, str(tokens), arm[0], beta_text(arm[1])] for arm, _ in groups]
+            for index, k in enumerate(budgets):
+                name = task if k == tokens else names.get(k) if k < tokens else None
+                scores = [_score(group[name], metric) if name else (MISSING, math.nan) for _, group in groups]
+                for row, (text, _) in zip(rows[start:], scores, strict=True):
+                    row.append(text)
+                bold |= {(start + row, index + 4) for row in _best([mean for _, mean in scores], metric.better)}
+    header = ["metric", "K", "estimator", "β", *(f"k={k}" for k in budgets)]
+    note = (
+        "Trained with nested dropout over K tokens and evaluated on the first k of them alone; k = K is the plain "
+        "score. Best of a column within a metric and K in bold."
+    )
+    return Table(title, header, rows, 4, frozenset(bold), note)
 
 
 def headline(analysis: Analysis) -> Table:
     """none-0 against the beta chosen on validation, per family, token budget and estimator."""
     header = ["family", "K", "chosen arm", "metric", "none-0", "InfoTok", "difference", "relative"]
-    header += ["95 % interval", "excludes zero"]
+    header += ["95 % interval", "excludes zero", "p, Holm"]
     rows, bold = [], set()
     for choice in analysis.choices:
         for metric in HEADLINE:
@@ -118,14 +160,24 @@ def headline(analysis: Analysis) -> Table:
             scores = [f"{row['baseline']:.3f}", f"{row['infotok']:.3f}", signed(row["difference"]), relative]
             names = [choice.family, str(choice.tokens), choice.arm, METRICS[PAIRED[metric]].label]
             below = ", below" if row["ci_high"] < 0 else ""
-            rows.append([*names, *scores, interval(row), excludes_zero(row) + below])
+            rows.append([*names, *scores, interval(row), row["excludes_zero"] + below, p_text(row["p_holm"])])
     note = (
-        "Beta is chosen per family, token budget and estimator by the mean of both tasks' validation scores; "
-        "the arm in bold validates best of its budget. All numbers are of the test split, means over seeds."
+        "β is chosen per family, token budget and estimator by the mean of both tasks' validation scores; the arm in "
+        "bold validates best of its budget. All numbers are of the test split, means over seeds: since validation "
+        "chooses and test reports, the number of β tried needs no correction. The intervals and whether they exclude "
+        "zero are of each row alone. p, Holm: two-sided paired t-tests, adjusted by Holm's step-down method over "
+        + _tests(analysis)
     )
     return Table(
         "Headline: validated InfoTok arm against its β = 0 twin", header, rows, 4, frozenset(bold), note
     )
+
+
+def _tests(analysis: Analysis) -> str:
+    """What Holm's adjustment counts."""
+    labels = " and ".join(METRICS[PAIRED[metric]].label for metric in CLAIMS)
+    count = int(analysis.paired.p_holm.notna().sum())
+    return f"the {count} tests of {labels} of all chosen arms of this report; GenEval at T=1 is no claim of its own."
 
 
 def _under(frame: pd.DataFrame, prefix: str) -> list[str]:
@@ -138,22 +190,28 @@ def tables(analysis: Analysis) -> list[Table]:
     understanding = ["understanding/accuracy", "understanding/accuracy_novel"]
     generation = [f"generation/{name}" for name in ("geneval", "geneval_t1", "geneval_novel", "gfid", "kid")]
     questions = [*_under(frame, "understanding/family/"), "understanding/question_only"]
-    information = ["rate_bits", "code_entropy_bits", "lower_bits", "upper_bits", "generator_nll_bits"]
-    information = [
-        f"information/{name}" for name in (*information, "capacity_bits", "perplexity", "dead_codes")
-    ]
+    information = ["rate_bits", "autoregressive_rate_bits", "conditional_rate_bits", "code_entropy_bits"]
+    information += ["lower_bits", "upper_bits", "generator_nll_bits", "capacity_bits"]
+    use = ["perplexity", "dead_codes", "active_dimensions", "dependence", "dependence_text"]
+    information, use = ([f"information/{name}" for name in names] for names in (information, use))
     structure = [f"information/{name}_bits" for name in ("structure", "nuisance")]
     structure += _under(frame, "information/factor/")
-    bits = "Bits per image; no value is better in itself, except fewer dead codes."
+    bits = "Bits per image; no value is better in itself."
+    used = (
+        "No value is better in itself, except fewer dead codes. CKA: dependence between 0 and 1 of images X and tokens "
+        "Z, of tokens and captions T."
+    )
     usable = "Usable bits per image: what a small probe reads out of the tokens about each factor."
     for family in frame.family.unique():
         made += [
             table_over_beta(frame, family, understanding, f"{family}: understanding over β and token budget"),
             table_over_beta(frame, family, generation, f"{family}: generation over β and token budget"),
+            table_of_budgets(frame, family, f"{family}: one training, every budget"),
             table_by_arm(frame, family, _under(frame, "generation/tag/"), f"{family}: GenEval tags"),
             table_by_arm(frame, family, questions, f"{family}: question families"),
             table_by_arm(frame, family, _under(frame, "reconstruction/"), f"{family}: reconstruction"),
             table_by_arm(frame, family, information, f"{family}: information in the tokens", bits),
+            table_by_arm(frame, family, use, f"{family}: use of codes and dimensions, dependence", used),
             table_by_arm(frame, family, structure, f"{family}: structure against nuisance", usable),
         ]
     return [table for table in made if len(table.header) > table.labels]
@@ -166,7 +224,7 @@ def summary(analysis: Analysis) -> dict:
         found = {"arm": choice.arm, "validation": choice.validation, "validation_baseline": choice.baseline}
         for metric in HEADLINE:
             if row := analysis.comparison(choice, metric):
-                found[metric] = {name: row[name] for name in COLUMNS[1:6]}
+                found[metric] = {name: row[name] for name in (*COLUMNS[1:6], "p_value", "p_holm")}
         return found
 
     families = {}
@@ -199,21 +257,25 @@ def headline_table(summary: dict):
 
     title = f"Validated InfoTok arm against its β = 0 twin, {summary['seeds']} seed(s)"
     table = RichTable(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("family", "K", "arm", "metric", "none-0 → InfoTok", "change, 95 % interval"):
+    for name in ("", "none-0 → InfoTok", "change, 95 % interval", "p, Holm"):
         table.add_column(name, no_wrap=True)
     families = {name: found for name, found in summary.items() if isinstance(found, dict) and "best" in found}
     for family, budgets in families.items():
         for budget, found in budgets.items():
-            for metric in HEADLINE if budget != "best" else []:
+            if budget == "best":
+                continue
+            table.add_row(Text(f"{family}, K={budget[1:]}, {found['arm']}", style="bold"))
+            for metric in HEADLINE:
                 if not (row := found.get(metric)):
                     continue
                 row = {"ci_low": math.nan, "ci_high": math.nan, "seeds": summary["seeds"]} | row
                 color = "green" if row["difference"] > 0 else "red"
                 table.add_row(
-                    *(family, budget[1:], found["arm"], METRICS[PAIRED[metric]].label),
+                    f"  {METRICS[PAIRED[metric]].label}",
                     f"{row['baseline']:.3f} → {row['infotok']:.3f}",
                     # Text in brackets would be read as markup.
                     Text(f"{signed(row['difference'])} {interval(row)}"),
+                    p_text(row.get("p_holm", math.nan)),
                     style=f"bold {color}" if excludes_zero(row) == "yes" else None,
                 )
     return table

@@ -5,7 +5,9 @@ import io
 import json
 import math
 import re
+import shlex
 import shutil
+from fnmatch import fnmatchcase
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from scipy import stats
 
-from pipeline.analysis import analyse, excludes_zero
+from pipeline.analysis import analyse, cells_command, excludes_zero
 from pipeline.page import command, findings, latex, latex_text, page, seeds_sentence, write_report
 from pipeline.params import load_params
 from pipeline.results import Layout
@@ -144,10 +146,52 @@ def test_paired_differences_are_the_hand_worked_ones():
 def test_paired_csv_has_exactly_its_columns(written):
     rows = list(csv.reader(io.StringIO((written[0] / "paired.csv").read_text())))
     assert ",".join(rows[0]) == (
-        "family,estimator,beta,tokens,metric,baseline,infotok,difference,ci_low,ci_high,seeds"
+        "family,estimator,beta,tokens,metric,baseline,infotok,difference,ci_low,ci_high,seeds,"
+        "excludes_zero,p_value,chosen,p_holm,command"
     )
-    assert all(len(row) == 11 for row in rows)
+    assert all(len(row) == 16 for row in rows)
     assert rows[1][:5] == ["ar", "vib", "0.003", "4", "accuracy"]
+    remade = {tuple(row[1:5]): row[-1] for row in rows[1:]}
+    assert remade[("ceb", "0.01", "8", "geneval")] == "infotok sweep --only 'ar-none-0-8-*' --only 'ar-ceb-0.01-8-*'"
+    # Only claims of chosen arms are adjusted.
+    assert {tuple(row[1:3] + row[4:5]) for row in rows[1:] if row[-2]} == {
+        (*arm, metric) for arm in (("vib", "0.003"), ("ceb", "0.01")) for metric in ("accuracy", "geneval")
+    }
+
+
+def test_a_rows_command_names_its_profile_and_matches_its_cells_alone():
+    params, *_ = synthetic(families=("ar", "mask"), tokens=(4, 8))
+    full = params.model_copy(
+        update={"paths": params.paths.model_copy(update={"params": "profiles/full/params.yaml"})}
+    )
+    text = cells_command(full, "ar", "ceb", 0.003, 8)
+    assert text == (
+        "infotok sweep --params profiles/full/params.yaml --only 'ar-none-0-8-*' --only 'ar-ceb-0.003-8-*'"
+    )
+    globs = shlex.split(text)[5::2]
+    matched = [cell.key for cell in params.cells() if any(fnmatchcase(cell.key, glob) for glob in globs)]
+    assert matched == [f"ar-{arm}-8-{seed}" for arm in ("none-0", "ceb-0.003") for seed in (0, 1, 2)]
+
+
+def test_p_values_and_holms_adjustment_are_the_hand_worked_ones():
+    rows = analysed().paired.set_index(["estimator", "beta", "metric"])
+    # Differences .02, .04, .06: t = 2√3, and with two degrees of freedom p = 1 − √(6/7) = .0741799.
+    assert rows.loc[("ceb", 0.01, "accuracy")].p_value == pytest.approx(0.0741799, abs=1e-7)
+    # vib-0.003 differs by +.01, 0, −.01 and so on average by nothing.
+    assert rows.loc[("vib", 0.003, "accuracy")].p_value == pytest.approx(1)
+    # Four claims, of two chosen arms: GenEval differs as accuracy does, so 4 × .0741799 and 1.
+    assert rows.loc[("ceb", 0.01, "accuracy")].p_holm == pytest.approx(0.2967196, abs=1e-6)
+    assert rows.loc[("ceb", 0.01, "geneval")].p_holm == pytest.approx(0.2967196, abs=1e-6)
+    assert rows.loc[("vib", 0.003, "geneval")].p_holm == pytest.approx(1)
+    assert math.isnan(rows.loc[("ceb", 0.03, "accuracy")].p_holm)  # far better on test, but not chosen
+    assert math.isnan(rows.loc[("ceb", 0.01, "geneval_t1")].p_holm)
+    assert dict(rows.xs("accuracy", level="metric").chosen) == {
+        ("vib", 0.003): True, ("ceb", 0.003): False, ("ceb", 0.01): True, ("ceb", 0.03): False
+    }  # fmt: skip
+    # Another family doubles the claims: 8 × .0741799.
+    two = analysed(families=("ar", "mask")).paired.set_index(["family", "estimator", "beta", "metric"])
+    assert two.loc[("mask", "ceb", 0.01, "accuracy")].p_holm == pytest.approx(0.5934392, abs=1e-6)
+    assert "the 8 tests of accuracy and GenEval" in headline(analysed(families=("ar", "mask"))).note
 
 
 def test_arms_without_a_twin_are_skipped():
@@ -195,17 +239,18 @@ def test_an_optimum_at_the_edge_of_the_grid_is_said():
 def test_headline_says_whether_the_interval_excludes_zero():
     rows = {(row[2], row[3]): row for row in headline(analysed()).rows}
     assert rows[("ceb-0.01", "accuracy")] == [
-        "ar", "8", "ceb-0.01", "accuracy", "0.620", "0.660", "+0.040", "+6.5 %", "[−0.010, +0.090]", "no"
+        "ar", "8", "ceb-0.01", "accuracy", "0.620", "0.660", "+0.040", "+6.5 %", "[−0.010, +0.090]", "no", "0.297"
     ]  # fmt: skip
-    assert rows[("vib-0.003", "accuracy")][6:] == ["+0.000", "+0.0 %", "[−0.025, +0.025]", "no"]
+    assert rows[("vib-0.003", "accuracy")][6:] == ["+0.000", "+0.0 %", "[−0.025, +0.025]", "no", "1.000"]
+    assert rows[("ceb-0.01", "GenEval, T=1")][-1] == "–"  # no claim of its own
     params, results, judge = synthetic(seeds=(0, 1))
     for cell, stages in results.items():
         stages["understand"]["metrics"]["understanding/accuracy"] = {"none": 0.5, "ceb": 0.6, "vib": 0.4}[
             cell.estimator
         ] + cell.seed / 100
     rows = {(row[2], row[3]): row for row in headline(analyse(results, judge, Layout(params), params)).rows}
-    assert rows[("ceb-0.01", "accuracy")][-1] == "yes"
-    assert rows[("vib-0.003", "accuracy")][-1] == "yes, below"
+    assert rows[("ceb-0.01", "accuracy")][-2:] == ["yes", "<0.001"]
+    assert rows[("vib-0.003", "accuracy")][-2:] == ["yes, below", "<0.001"]
 
 
 def test_means_deviations_and_bold():
@@ -242,8 +287,8 @@ def test_missing_metrics_are_blank_and_unknown_ones_kept():
     assert flow["information/dead_codes"].isna().all()
     assert found.frame.columns[-1] == "train/peak_memory"
     shown = {table.title: table for table in tables(found)}
-    assert "dead codes" in shown["ar: information in the tokens"].header
-    assert "dead codes" not in shown["flow: information in the tokens"].header
+    assert shown["ar: use of codes and dimensions, dependence"].header[3:] == ["dead codes"]
+    assert "flow: use of codes and dimensions, dependence" not in shown
     text = found.frame.to_csv(index=False)
     assert "nan" not in text.lower()
     row = found.paired.set_index(["family", "estimator", "metric"]).loc[("ar", "vib", "gfid")]
@@ -264,8 +309,8 @@ def test_a_grid_without_validation_or_images_still_reports(tmp_path):
 def test_one_seed_gives_no_interval():
     found = analysed(seeds=(0,))
     assert found.paired[["ci_low", "ci_high"]].isna().all().all()
-    assert {row[-2] for row in headline(found).rows} == {"one seed"}
-    assert {row[-1] for row in headline(found).rows} == {"no interval"}
+    assert {tuple(row[-3:]) for row in headline(found).rows} == {("one seed", "no interval", "–")}
+    assert found.paired[["p_value", "p_holm"]].isna().all().all()
     assert "With one seed no interval" in seeds_sentence(found)
     assert "one seed gives no interval" in findings(found)[0]
     assert "±" not in "".join(cell for row in tables(found)[0].rows for cell in row)
