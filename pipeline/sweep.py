@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from infotok.errors import InfotokError
@@ -52,19 +54,39 @@ class Job:
     after: tuple[str, ...] = ()
 
 
-def jobs(params: Params) -> list[Job]:
-    """The grid as jobs: data, examiners, tokenizers, then every cell; largest budgets first."""
-    cells = sorted(params.cells(), key=lambda cell: -cell.tokens)
+def select(params: Params, globs: Sequence[str]) -> list[Cell]:
+    """The grid's cells whose key (`ar-ceb-0.01-8-0`) matches any of the globs; all of them without a glob.
+
+    Raises:
+        InfotokError: a glob matches no cell.
+    """
+    cells = {cell.key: cell for cell in params.cells()}
+    for glob in globs:
+        if not any(fnmatchcase(key, glob) for key in cells):
+            near = ", ".join(difflib.get_close_matches(glob, cells, n=3, cutoff=0))
+            raise InfotokError(f"--only '{glob}' matches no cell of the grid of {params.paths.params}; nearest: {near}")
+    return [cell for key, cell in cells.items() if not globs or any(fnmatchcase(key, glob) for glob in globs)]
+
+
+def jobs(cells: Iterable[Cell]) -> list[Job]:
+    """Cells and what they need as jobs, in the order in which free workers take them.
+
+    Cells go by seed, so that paired seeds complete early and there is something to compare, then largest budgets
+    first, since they take longest. A tokenizer stands before the first cell that needs it.
+    """
     out = [
         Job("prepare", ["prepare"]),
         Job("perceptual", ["perceptual"], ("prepare",)),
         Job("judge", ["judge"], ("prepare",)),
     ]
-    for key in dict.fromkeys(cell.tokenizer_key for cell in cells):
-        out.append(Job(f"pretrain@{key}", [f"pretrain@{key}"], ("perceptual",)))
-    for cell in cells:
+    pretrained = set()
+    for cell in sorted(cells, key=lambda cell: (cell.seed, -cell.tokens)):
+        tokenizer = f"pretrain@{cell.tokenizer_key}"
+        if tokenizer not in pretrained:
+            out.append(Job(tokenizer, [tokenizer], ("perceptual",)))
+            pretrained.add(tokenizer)
         targets = [f"{stage}@{cell.key}" for stage in CELL_STAGES]
-        out.append(Job(cell.key, targets, ("judge", f"pretrain@{cell.tokenizer_key}")))
+        out.append(Job(cell.key, targets, ("judge", tokenizer)))
     return out
 
 
@@ -74,8 +96,8 @@ def environment() -> dict[str, str]:
     return DEFAULTS | dict(os.environ) | {"PATH": path}
 
 
-def sweep(layout: Layout, workers: int, say: Callable[[str], None]) -> list[str]:
-    """Run all jobs, `workers` at a time, going on past failures.
+def sweep(layout: Layout, chosen: Iterable[Cell], workers: int, say: Callable[[str], None]) -> list[str]:
+    """Run the jobs of these cells, `workers` at a time, going on past failures.
 
     Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping; results equal
     those of one `dvc repro`. Training logs to MLflow as it goes, evaluations of a cell are filled in when it is done.
@@ -85,8 +107,8 @@ def sweep(layout: Layout, workers: int, say: Callable[[str], None]) -> list[str]
         names of jobs that failed or that waited for one that failed.
     """
     params = layout.params
-    cells = {cell.key: cell for cell in params.cells()}
-    waiting, running, done, failed = jobs(params), {}, set(), []
+    cells = {cell.key: cell for cell in chosen}
+    waiting, running, done, failed = jobs(cells.values()), {}, set(), []
     file, logs = dvc_file(params), Path(".ckpt") / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     total = len(waiting)

@@ -95,6 +95,10 @@ def plan(params: ParamsOption = "params.yaml") -> None:
 def sweep(
     params: ParamsOption = "params.yaml",
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes side by side, one thread each.")] = 2,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Cells to run with what they need, such as 'ar-ceb-*-8-0'; repeatable."),
+    ] = None,
 ) -> None:
     """Run the grid's cells side by side over DVC, then the report; goes on past a failed cell."""
     import json
@@ -105,17 +109,24 @@ def sweep(
 
     from pipeline.params import load_params
     from pipeline.results import Layout
-    from pipeline.sweep import dvc_file, environment
+    from pipeline.sweep import cell_states, dvc_file, environment, select
     from pipeline.sweep import sweep as run
     from pipeline.tables import headline_table
     from pipeline.tracking import initialise
 
     layout, console = Layout(load_params(params)), Console(highlight=False)
+    cells = select(layout.params, only or [])
     initialise(layout)
-    failed = run(layout, jobs, lambda line: console.print(line, markup=False))
+    failed = run(layout, cells, jobs, lambda line: console.print(line, markup=False))
     if failed:
         console.print(f"failed: {', '.join(failed)}", markup=False)
         raise typer.Exit(1)
+    if only:
+        # The closing `dvc repro` would run whatever else the grid lacks.
+        states = [set(found.values()) == {"done"} for found in cell_states(layout).values()]
+        if not all(states):
+            console.print(f"No report: it needs every cell of the grid, and {sum(states)} of {len(states)} are done.")
+            return
     command = [sys.executable, "-m", "dvc", "repro", "--quiet", dvc_file(layout.params)]
     finished = subprocess.run(command, env=environment(), check=False)
     if finished.returncode:

@@ -1,0 +1,129 @@
+"""Which jobs a sweep makes of a grid, in which order they start, and when it closes with the report. DVC is not run."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from infotok.errors import InfotokError
+from pipeline import sweep as module
+from pipeline.params import load_params
+from pipeline.results import Layout
+from pipeline.sweep import jobs, select, sweep
+from stages.cli import app
+
+ROOT = Path(__file__).parent.parent
+
+
+def grid(**axes):
+    """The default parameters with another grid."""
+    params = load_params(ROOT / "params.yaml")
+    update = {"family": ["ar"], "arm": ["none-0", "ceb-0.01"], "tokens": [4, 8], "seed": [0, 1]} | axes
+    return params.model_copy(update={"grid": params.grid.model_copy(update=update)})
+
+
+def test_seeds_complete_one_after_the_other_largest_budgets_first():
+    assert [job.name for job in jobs(grid().cells())] == [
+        "prepare", "perceptual", "judge",
+        "pretrain@ar-8-0", "ar-none-0-8-0", "ar-ceb-0.01-8-0",
+        "pretrain@ar-4-0", "ar-none-0-4-0", "ar-ceb-0.01-4-0",
+        "pretrain@ar-8-1", "ar-none-0-8-1", "ar-ceb-0.01-8-1",
+        "pretrain@ar-4-1", "ar-none-0-4-1", "ar-ceb-0.01-4-1",
+    ]  # fmt: skip
+
+
+def test_a_cell_waits_for_judge_and_its_own_tokenizer():
+    made = {job.name: job for job in jobs(grid(family=["ar", "mask"]).cells())}
+    assert made["mask-ceb-0.01-4-1"].after == ("judge", "pretrain@mask-4-1")
+    assert made["mask-ceb-0.01-4-1"].targets == [
+        f"{stage}@mask-ceb-0.01-4-1" for stage in ("train", "understand", "generate")
+    ]
+    assert made["pretrain@mask-4-1"].after == ("perceptual",)
+
+
+def test_globs_choose_cells_and_what_they_need():
+    params = grid(family=["ar", "mask"], tokens=[4, 8, 16])
+    chosen = select(params, ["ar-none-0-8-*", "ar-ceb-0.01-8-1"])
+    assert [cell.key for cell in chosen] == ["ar-none-0-8-0", "ar-none-0-8-1", "ar-ceb-0.01-8-1"]
+    assert [job.name for job in jobs(chosen)] == [
+        "prepare", "perceptual", "judge",
+        "pretrain@ar-8-0", "ar-none-0-8-0", "pretrain@ar-8-1", "ar-none-0-8-1", "ar-ceb-0.01-8-1",
+    ]  # fmt: skip
+    assert select(params, []) == params.cells()
+    # A glob spans the whole key: seed 1 alone, not 11.
+    assert [cell.seed for cell in select(grid(seed=[1, 11], tokens=[8], arm=["none-0"]), ["*-1"])] == [1]
+
+
+def test_a_glob_without_a_cell_names_the_nearest_keys():
+    with pytest.raises(InfotokError) as raised:
+        select(grid(), ["ar-none-0-8-*", "ar-ceb-0.02-8-*"])
+    text = str(raised.value)
+    assert text.startswith("--only 'ar-ceb-0.02-8-*' matches no cell of the grid of params.yaml; nearest: ")
+    assert "ar-ceb-0.01-8-0" in text
+    assert len(re.findall(r"ar-[a-z]+-[0-9.]+-\d+-\d", text.split("nearest: ")[1])) == 3
+
+
+@pytest.fixture
+def dvc(monkeypatch, tmp_path):
+    """Instead of processes, the targets of each command; the one with the target `failing` ends with 1."""
+    record = SimpleNamespace(commands=[], failing=None)
+
+    def start(command, **_):
+        targets = command[command.index("--single-item") + 1 :]
+        record.commands.append(targets)
+        return SimpleNamespace(poll=lambda: 0, returncode=int(record.failing in targets))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.subprocess, "Popen", start)
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(module, "fill_in", lambda *_: None)
+    return record
+
+
+def test_a_failed_tokenizer_takes_only_its_own_cells_with_it(dvc):
+    params, said = grid(seed=[0], tokens=[4, 8]), []
+    dvc.failing = "pretrain@ar-8-0"
+    failed = sweep(Layout(params), params.cells(), 2, said.append)
+    assert sorted(failed) == ["ar-ceb-0.01-8-0", "ar-none-0-8-0", "pretrain@ar-8-0"]
+    ran = [target for targets in dvc.commands for target in targets]
+    assert "train@ar-ceb-0.01-4-0" in ran
+    assert "train@ar-ceb-0.01-8-0" not in ran
+    assert "ar-none-0-8-0: not run, since pretrain@ar-8-0 failed" in said
+
+
+@pytest.mark.parametrize(("missing", "closes"), [(1, False), (0, True)])
+def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, monkeypatch, missing, closes):
+    params = grid(seed=[0])
+    closing = []
+
+    def states(layout):
+        cells = layout.params.cells()
+        done = dict.fromkeys(("pretrain", *module.CELL_STAGES), "done")
+        return {cell: done | ({"generate": "stale"} if i < missing else {}) for i, cell in enumerate(cells)}
+
+    def close(command, **_):
+        closing.append(command[-1])
+        return SimpleNamespace(returncode=3)  # ends the command before it prints the report
+
+    monkeypatch.setattr("pipeline.params.load_params", lambda _: params)
+    monkeypatch.setattr("pipeline.tracking.initialise", lambda _: None)
+    monkeypatch.setattr(module, "cell_states", states)
+    monkeypatch.setattr(module.subprocess, "run", close)
+    finished = CliRunner().invoke(app, ["sweep", "--only", "ar-ceb-*", "--only", "*-8-0"])
+    trained = [target for targets in dvc.commands for target in targets if target.startswith("train@")]
+    assert trained == ["train@ar-none-0-8-0", "train@ar-ceb-0.01-8-0", "train@ar-ceb-0.01-4-0"]
+    assert closing == (["dvc.yaml"] if closes else [])
+    assert finished.exit_code == (3 if closes else 0)
+    line = "No report: it needs every cell of the grid, and 3 of 4 are done."
+    assert (line in finished.output.splitlines()) == (not closes)
+
+
+def test_a_wrong_glob_is_one_line_and_runs_nothing(dvc, monkeypatch):
+    monkeypatch.setattr("pipeline.params.load_params", lambda _: grid())
+    finished = CliRunner().invoke(app, ["sweep", "--only", "flow-*"])
+    assert finished.exit_code == 2
+    assert dvc.commands == []
+    assert finished.stderr.startswith("error: --only 'flow-*' matches no cell")
+    assert len(finished.stderr.strip().splitlines()) == 1
