@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
-from infotok.evaluation.statistics import mean_and_deviation
 from pipeline.analysis import NUISANCE, STRUCTURE, Analysis
-from pipeline.cells import Cell
+from pipeline.drawing import (
+    DPI,
+    INK,
+    MARKERS,
+    SOFT,
+    STYLE,
+    TASKS,
+    arm_colors,
+    arm_name,
+    mean_of,
+    panels,
+    present,
+    shown_arms,
+    spread,
+    token_colors,
+)
 from pipeline.tables import beta_text
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-INK, SOFT, GRID = "#1c2430", "#6b7480", "#e6e9ed"
-HUES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-BASELINE = "#4a4f57"
-DPI = 170
-MARKERS = ["o", "s", "^", "D", "v", "P"]
-STYLE = {
-    "svg.hashsalt": "infotok",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": SOFT,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-}
-TASKS = {"understanding/accuracy": "accuracy (understanding)", "generation/geneval": "GenEval (generation)"}
 
 
 def draw_figures(analysis: Analysis) -> list[str]:
@@ -68,72 +47,6 @@ def draw_figures(analysis: Analysis) -> list[str]:
             figure.savefig(folder / f"{name}.svg", dpi=DPI, metadata={"Date": None, "Creator": None})
         drawn.append(name)
     return drawn
-
-
-def empty_figure(width: float, height: float, layout: str | None = None):
-    """A figure of its own, outside pyplot's global state; inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def panels(rows: int, columns: int, width: float, height: float, **shared):
-    """A figure with a grid of axes, which is always 2-D."""
-    figure = empty_figure(width, height, "constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
-
-
-def present(frame: pd.DataFrame, name: str) -> bool:
-    return name in frame and bool(frame[name].notna().any())
-
-
-def arm_name(estimator: str, beta: float) -> str:
-    return Cell("", estimator, beta, 0, 0).arm
-
-
-def arm_colors(frame: pd.DataFrame) -> dict[tuple[str, float], str]:
-    """Grey for the baseline; a hue per estimator that darkens as beta rises."""
-    from matplotlib.colors import to_hex, to_rgb
-
-    colors = {("none", 0.0): BASELINE}
-    estimators = [name for name in dict.fromkeys(frame.estimator) if name != "none"]
-    for index, estimator in enumerate(estimators):
-        betas = sorted(frame.beta[frame.estimator == estimator].unique())
-        hue = np.array(to_rgb(HUES[index % len(HUES)]))
-        for place, beta in enumerate(betas):
-            depth = 0.5 if len(betas) == 1 else place / (len(betas) - 1)
-            light = 0.5 * (1 - depth)  # share of white in the palest
-            dark = 0.35 * max(0.0, depth - 0.5)
-            colors[(estimator, float(beta))] = to_hex((hue * (1 - light) + light) * (1 - dark))
-    return colors
-
-
-def token_colors(frame: pd.DataFrame) -> dict[int, str]:
-    return {tokens: HUES[i % len(HUES)] for i, tokens in enumerate(sorted(frame.tokens.unique()))}
-
-
-def _mean(values: pd.Series) -> tuple[float, float]:
-    """Mean and standard deviation over seeds (0 for one seed: no bar)."""
-    values = list(values.dropna())
-    if not values:
-        return math.nan, 0.0
-    mean, deviation = mean_and_deviation(values)
-    return mean, deviation if len(values) > 1 else 0.0
-
-
-def _spread(places: list[float], gap: float) -> list[float]:
-    """Places moved apart until none of them is nearer than `gap` to the next; their order is kept."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    moved = list(places)
-    for _ in range(200):
-        for low, high in pairwise(order):
-            if (short := gap - (moved[high] - moved[low])) > 1e-9:
-                moved[low] -= short / 2
-                moved[high] += short / 2
-    return moved
 
 
 def score_over_beta(analysis: Analysis):
@@ -163,7 +76,7 @@ def score_over_beta(analysis: Analysis):
     # Labels need the limits that all panels of a row agreed on.
     for ax, labels in ends.items():
         low, high = ax.get_ylim()
-        places = _spread([y for _, y, _, _ in labels], 0.085 * (high - low))
+        places = spread([y for _, y, _, _ in labels], 0.085 * (high - low))
         for (x, _, text, color), y in zip(labels, places, strict=True):
             label = ax.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", va="center")
             label.set(color=color, fontweight="bold", annotation_clip=False, path_effects=halo)
@@ -186,7 +99,7 @@ def _beta_panel(ax, frame: pd.DataFrame, estimator: str, name: str, colors: dict
         shift = 1.035 ** (place - (len(colors) - 1) / 2)  # keeps bars of two budgets apart
         group = frame[frame.tokens == tokens]
         base = group.loc[group.estimator == "none", name]
-        mean, deviation = _mean(base)
+        mean, deviation = mean_of(base)
         if not math.isnan(mean):
             ax.axhline(mean, color=color, linewidth=1, linestyle=(0, (4, 3)), alpha=0.65, zorder=1)
             ax.errorbar(
@@ -208,7 +121,7 @@ def _beta_panel(ax, frame: pd.DataFrame, estimator: str, name: str, colors: dict
         if not points:
             continue
         x = [beta * shift for beta, _ in points]
-        means, deviations = zip(*(_mean(values) for _, values in points), strict=True)
+        means, deviations = zip(*(mean_of(values) for _, values in points), strict=True)
         bars = deviations if any(deviations) else None
         ax.errorbar(
             x, means, bars, color=color, marker="o", markersize=5.5, linewidth=2, elinewidth=1.2, zorder=3
@@ -327,15 +240,6 @@ def _arm_paths(ax, frame: pd.DataFrame, x: str, y: str, colors: dict, marker: st
         )
 
 
-def shown_arms(analysis: Analysis, family: str, tokens: int) -> list[tuple[str, float]]:
-    """The baseline and the validated arm of every estimator (all arms where validation chose none)."""
-    mine = [c for c in analysis.choices if (c.family, c.tokens) == (family, tokens)]
-    if mine:
-        return [("none", 0.0), *((c.estimator, c.beta) for c in mine)]
-    group = analysis.frame[(analysis.frame.family == family) & (analysis.frame.tokens == tokens)]
-    return list(group.groupby(["estimator", "beta"], sort=False).groups)
-
-
 def factors(analysis: Analysis):
     """Usable bits per factor, structure apart from nuisance."""
     frame, prefix = analysis.frame, "information/factor/"
@@ -362,7 +266,7 @@ def factors(analysis: Analysis):
                 if mine.empty:
                     continue
                 x = [start + i + width * (index - (len(arms) - 1) / 2) for i in range(len(names))]
-                means, deviations = zip(*(_mean(mine[prefix + name]) for name in names), strict=True)
+                means, deviations = zip(*(mean_of(mine[prefix + name]) for name in names), strict=True)
                 whiskers = {"yerr": deviations, "error_kw": {"elinewidth": 1, "ecolor": INK}}
                 whiskers = whiskers if any(deviations) else {}
                 bars = ax.bar(x, means, width * 0.94, color=colors[(estimator, beta)], **whiskers)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline.analysis import Analysis
 from pipeline.cells import Cell
-from pipeline.figures import DPI, arm_colors, arm_name, empty_figure, panels, shown_arms
+from pipeline.drawing import DPI, arm_colors, arm_name, empty_figure, panels, shown_arms
 
 RIGHT, WRONG = "#009E73", "#D55E00"
 ROWS, COLUMNS = 12, 6  # at most, of prompts and images per prompt
