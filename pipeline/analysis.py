@@ -85,7 +85,7 @@ ELASTIC = {"understanding/accuracy": "accuracy", "generation/geneval": "GenEval"
 AT = re.compile(rf"({'|'.join(ELASTIC)})_at_(\d+)")
 
 # What beta is a weight on, where that is not the nats per image of the variational estimators.
-BETA_UNITS = {"hsic": "weight of a dependence, 0 to 1"}
+BETA_UNITS = {"hsic": "per unit of dependence"}
 
 # Metrics compared in pairs, by the name they carry in paired.csv; scores of an elastic training follow.
 PAIRED = {

@@ -71,20 +71,27 @@ def arm_name(estimator: str, beta: float) -> str:
     return Cell("", estimator, beta, 0, 0).arm
 
 
-def arm_colors(frame: pd.DataFrame) -> dict[tuple[str, float], str]:
-    """Grey for the baseline; a hue per estimator that darkens as beta rises."""
+def estimator_hues(frame: pd.DataFrame) -> dict[str, str]:
+    """A hue per estimator, grey for the baseline."""
+    estimators = [name for name in dict.fromkeys(frame.estimator) if name != "none"]
+    return {"none": BASELINE} | {name: HUES[i % len(HUES)] for i, name in enumerate(estimators)}
+
+
+def tint(color: str, white: float, black: float = 0.0) -> str:
+    """A color mixed with a share of white, then darkened by a share of black."""
     from matplotlib.colors import to_hex, to_rgb
 
+    return to_hex((np.array(to_rgb(color)) * (1 - white) + white) * (1 - black))
+
+
+def arm_colors(frame: pd.DataFrame) -> dict[tuple[str, float], str]:
+    """Grey for the baseline; a hue per estimator that darkens as beta rises."""
     colors = {("none", 0.0): BASELINE}
-    estimators = [name for name in dict.fromkeys(frame.estimator) if name != "none"]
-    for index, estimator in enumerate(estimators):
-        betas = sorted(frame.beta[frame.estimator == estimator].unique())
-        hue = np.array(to_rgb(HUES[index % len(HUES)]))
+    for estimator, hue in estimator_hues(frame).items():
+        betas = sorted(frame.beta[frame.estimator == estimator].unique()) if estimator != "none" else []
         for place, beta in enumerate(betas):
             depth = 0.5 if len(betas) == 1 else place / (len(betas) - 1)
-            light = 0.5 * (1 - depth)  # share of white in the palest
-            dark = 0.35 * max(0.0, depth - 0.5)
-            colors[(estimator, float(beta))] = to_hex((hue * (1 - light) + light) * (1 - dark))
+            colors[(estimator, float(beta))] = tint(hue, 0.5 * (1 - depth), 0.35 * max(0.0, depth - 0.5))
     return colors
 
 

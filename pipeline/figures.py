@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from pipeline.analysis import NUISANCE, STRUCTURE, Analysis
+from pipeline.analysis import BETA_UNITS, NUISANCE, STRUCTURE, Analysis
+from pipeline.comparisons import budget_curve, gains
 from pipeline.drawing import (
     DPI,
     INK,
@@ -24,19 +25,21 @@ from pipeline.drawing import (
     spread,
     token_colors,
 )
+from pipeline.galleries import samples, training
 from pipeline.tables import beta_text
+
+FEW_ARMS = 8  # up to which a plane shows every seed beside the means
 
 
 def draw_figures(analysis: Analysis) -> list[str]:
     """Draw every figure that the results allow into `figures/`; returns their names."""
     from matplotlib import rc_context
 
-    from pipeline.galleries import samples, training
-
     folder = analysis.layout.reports / "figures"
     folder.mkdir(parents=True, exist_ok=True)
+    charts = (gains, score_over_beta, budget_curve, information_plane, structure_nuisance, factors, samples, training)
     drawn = []
-    for draw in (score_over_beta, information_plane, structure_nuisance, factors, samples, training):
+    for draw in charts:
         name = draw.__name__
         for kind in ("png", "svg"):
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
@@ -58,20 +61,23 @@ def score_over_beta(analysis: Analysis):
     estimators = [name for name in frame.estimator.unique() if name != "none"]
     if not rows or not estimators:
         return None
-    width = max(6.8, 1.2 + 3.3 * len(estimators))
-    figure, axes = panels(
-        len(rows), len(estimators), width, 0.7 + 2.5 * len(rows), sharex="col", sharey="row"
-    )
+    # A wide grid of panels takes smaller ones, so that it fits a page.
+    width = max(6.8, 1.2 + (3.3 if len(estimators) < 4 else 2.55) * len(estimators))
+    height = 0.7 + (2.5 if len(rows) < 4 else 1.9) * len(rows)
+    figure, axes = panels(len(rows), len(estimators), width, height, sharex="col", sharey="row")
     colors, ends = token_colors(frame), {}
     for (family, name), line in zip(rows, axes, strict=True):
         for estimator, ax in zip(estimators, line, strict=True):
             ends[ax] = _beta_panel(ax, frame[frame.family == family], estimator, name, colors)
-        several = f"{family}\n" if frame.family.nunique() > 1 else ""
-        line[0].set_ylabel(several + TASKS[name])
-    for estimator, ax in zip(estimators, axes[0], strict=True):
-        ax.set_title(estimator, loc="left", fontweight="bold")
-    for ax in axes[-1]:
-        ax.set_xlabel("β per nat per image")
+        line[0].set_ylabel(TASKS[name].replace(" ", "\n") if len(rows) > 3 else TASKS[name])
+    several = frame.family.nunique() > 1
+    for row, (family, _) in enumerate(rows):
+        if row and rows[row - 1][0] == family:
+            continue
+        for estimator, ax in zip(estimators, axes[row], strict=True):
+            ax.set_title(f"{family}, {estimator}" if several else estimator, loc="left", fontweight="bold")
+    for estimator, ax in zip(estimators, axes[-1], strict=True):
+        ax.set_xlabel(f"β {BETA_UNITS.get(estimator, 'per nat per image')}")
     halo = [withStroke(linewidth=3.5, foreground="white")]
     # Labels need the limits that all panels of a row agreed on.
     for ax, labels in ends.items():
@@ -184,11 +190,12 @@ def _planes(frame: pd.DataFrame, rows: list, columns: int):
     if not rows:
         return None
     if columns == 1:  # families side by side
-        figure, axes = panels(1, len(rows), 2.6 + 4.3 * len(rows), 4.4)
+        figure, axes = panels(1, len(rows), 2.6 + (4.3 if len(rows) < 3 else 3.2) * len(rows), 4.4)
         axes = axes.T
     else:
-        figure, axes = panels(len(rows), columns, 10.4, 0.3 + 3.9 * len(rows))
+        figure, axes = panels(len(rows), columns, 10.4, 0.3 + (3.9 if len(rows) < 3 else 3.2) * len(rows))
     colors, budgets = arm_colors(frame), sorted(frame.tokens.unique())
+    seeds = len(colors) <= FEW_ARMS
     marker = {tokens: MARKERS[i % len(MARKERS)] for i, tokens in enumerate(budgets)}
     for (family, mine, pairs), line in zip(rows, axes, strict=True):
         for (x, x_label, y, y_label), ax in zip(pairs, line, strict=True):
@@ -197,7 +204,7 @@ def _planes(frame: pd.DataFrame, rows: list, columns: int):
             if len(rows) > 1:
                 ax.set_title(family, loc="left", fontweight="bold")
             for tokens in budgets:
-                _arm_paths(ax, mine[mine.tokens == tokens], x, y, colors, marker[tokens])
+                _arm_paths(ax, mine[mine.tokens == tokens], x, y, colors, marker[tokens], seeds)
             ax.margins(0.09)
     present_arms = [arm for arm in colors if len(frame[(frame.estimator == arm[0]) & (frame.beta == arm[1])])]
     dot = {"linestyle": "none", "marker": "o", "markersize": 7}
@@ -210,7 +217,7 @@ def _planes(frame: pd.DataFrame, rows: list, columns: int):
     return figure
 
 
-def _arm_paths(ax, frame: pd.DataFrame, x: str, y: str, colors: dict, marker: str) -> None:
+def _arm_paths(ax, frame: pd.DataFrame, x: str, y: str, colors: dict, marker: str, seeds: bool) -> None:
     """One token budget: seeds faint, means on top, each estimator joined from the baseline on."""
     if not (present(frame, x) and present(frame, y)):
         return
@@ -225,19 +232,12 @@ def _arm_paths(ax, frame: pd.DataFrame, x: str, y: str, colors: dict, marker: st
         hue = colors[max(arm for arm in colors if arm[0] == estimator)]
         ax.plot(path[x], path[y], color=hue, linewidth=1.2, alpha=0.45, zorder=1)
     for arm, group in points.groupby(["estimator", "beta"], sort=False):
-        if len(group) > 1:
-            ax.scatter(
-                group[x], group[y], s=13, marker=marker, color=colors[arm], alpha=0.4, linewidths=0, zorder=2
-            )
-        ax.scatter(
-            *means.loc[arm],
-            s=72,
-            marker=marker,
-            color=colors[arm],
-            edgecolors="white",
-            linewidths=1,
-            zorder=3,
-        )
+        look = {"marker": marker, "color": colors[arm]}
+        if seeds and len(group) > 1:
+            ax.scatter(group[x], group[y], s=13, alpha=0.4, linewidths=0, zorder=2, **look)
+        # The baseline stands on top: weak arms lie close to it.
+        top = {"edgecolors": "white", "linewidths": 1, "zorder": 4 if arm[0] == "none" else 3}
+        ax.scatter(*means.loc[arm], s=72 if seeds else 52, **look, **top)
 
 
 def factors(analysis: Analysis):

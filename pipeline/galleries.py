@@ -14,7 +14,7 @@ from pipeline.cells import Cell
 from pipeline.drawing import DPI, arm_colors, arm_name, empty_figure, panels, shown_arms
 
 RIGHT, WRONG = "#009E73", "#D55E00"
-ROWS, COLUMNS = 12, 6  # at most, of prompts and images per prompt
+ROWS, COLUMNS = 12, 6  # at most, of prompts and images per prompt; half the prompts where several families are shown
 TILE, GAP, LABELS = 96, 14, 400  # printed pixels: about a tile's side, between tiles, for row labels
 HEAD = 70  # printed pixels above a block, for its title
 CURVES = {
@@ -106,10 +106,12 @@ def _show(figure, left: int, top: int, tiles: np.ndarray, correct: list[list[boo
 def samples(analysis: Analysis):
     """Baseline and validated arm beside each other: same prompts, then same images reconstructed."""
     size, blocks = analysis.params.data.image_size, []
-    for cells in gallery_cells(analysis):
+    pairs = gallery_cells(analysis)
+    limit = ROWS if len(pairs) == 1 else ROWS // 2
+    for cells in pairs:
         folders = [analysis.layout.stage("generate", cell) for cell in cells]
         made = [_samples(folder, size) for folder in folders]
-        if all(made) and (shared := _same_prompts(*made))[0]:
+        if all(made) and (shared := _same_prompts(*made, limit))[0]:
             pictures = [_tiles(folder / "reconstructions.png", size) for folder in folders]
             blocks.append((cells, shared, [p[:2, :COLUMNS] for p in pictures if p is not None]))
     if not blocks:
@@ -140,11 +142,11 @@ def _block_height(prompts: int, pictures: bool, step: int) -> int:
     return HEAD + prompts * step + (2 * step + GAP) * pictures + GAP
 
 
-def _same_prompts(baseline: dict, treated: dict) -> tuple[list[str], list[np.ndarray], list[list]]:
-    """The prompts both have, evenly thinned to at most ROWS, with tiles and verdicts of both."""
+def _same_prompts(baseline: dict, treated: dict, limit: int) -> tuple[list[str], list[np.ndarray], list[list]]:
+    """The prompts both have, evenly thinned to at most `limit`, with tiles and verdicts of both."""
     shared = [prompt for prompt in dict.fromkeys(baseline["prompts"]) if prompt in treated["prompts"]]
-    if len(shared) > ROWS:
-        shared = [shared[i] for i in np.linspace(0, len(shared) - 1, ROWS).round().astype(int)]
+    if len(shared) > limit:
+        shared = [shared[i] for i in np.linspace(0, len(shared) - 1, limit).round().astype(int)]
     tiles, correct = [], []
     for made in (baseline, treated):
         rows = [made["prompts"].index(prompt) for prompt in shared]
@@ -182,30 +184,45 @@ def training(analysis: Analysis):
     ]
     if not keys:
         return None
-    columns = (len(keys) + 1) // 2 if len(keys) > 3 else len(keys)
-    lines = -(-len(keys) // columns)
-    figure, axes = panels(lines * len(rows), columns, 10.4, 0.3 + 2.5 * lines * len(rows), sharex=True)
+    if len(rows) > 1:  # a row per family
+        columns, lines, size = len(keys), 1, (2.3, 2.0)
+    else:
+        columns = (len(keys) + 1) // 2 if len(keys) > 3 else len(keys)
+        lines, size = -(-len(keys) // columns), (10.4 / columns, 2.5)
+    height = 0.3 + size[1] * lines * len(rows)
+    figure, axes = panels(lines * len(rows), columns, size[0] * columns, height, sharex=True)
     colors, handles = arm_colors(analysis.frame), {}
     for index, (family, tokens, curves) in enumerate(rows):
         block = axes[lines * index : lines * (index + 1)].ravel()
         for ax in block[len(keys) :]:
             ax.set_axis_off()
         for key, ax in zip(keys, block, strict=False):
-            several = f"{family}, " if len(rows) > 1 else ""
-            ax.set_title(f"{CURVES[key]} ({several}K={tokens})", loc="left")
+            if len(rows) == 1:
+                ax.set_title(f"{CURVES[key]} (K={tokens})", loc="left")
+            elif not index:
+                ax.set_title(CURVES[key].replace(", ", "\n"), loc="left")
             for arm, history in curves.items():
                 if key in history and len(line := history[key].dropna()):
                     smooth = line.rolling(max(1, len(line) // 40), center=True, min_periods=1).mean()
-                    handles[arm] = ax.plot(smooth.index, smooth, color=colors[arm], linewidth=1.8)[0]
-            if (line := np.concatenate([h[key].dropna() for h in curves.values() if key in h])).size:
-                _clip_start(ax, line)
-            ax.tick_params(labelbottom=True)
-            ax.set_xlabel("step")
-    names = [arm_name(*arm) for arm in handles]
+                    handles[arm] = ax.plot(smooth.index, smooth, color=colors[arm], linewidth=1.6)[0]
+            known = [history[key].dropna() for history in curves.values() if key in history]
+            if not sum(map(len, known)):  # a family need not have every part of the loss
+                ax.set_axis_off()
+                continue
+            _clip_start(ax, np.concatenate(known))
+            if len(rows) == 1 or index == len(rows) - 1:
+                ax.tick_params(labelbottom=True)
+                ax.set_xlabel("step")
+        if len(rows) > 1:
+            block[0].set_ylabel(f"{family}, K={tokens}", fontweight="bold")
+    arms = [arm for arm in colors if arm in handles]
+    handles, names = [handles[arm] for arm in arms], [arm_name(*arm) for arm in arms]
     if len(keys) < lines * columns:  # a panel is free
-        axes[lines - 1, -1].legend(list(handles.values()), names, loc="upper left")
+        axes[lines - 1, -1].legend(handles, names, loc="upper left")
+    elif len(rows) > 1:
+        figure.legend(handles, names, loc="outside lower center", ncols=min(9, len(names)))
     else:
-        figure.legend(list(handles.values()), names, loc="outside right upper")
+        figure.legend(handles, names, loc="outside right upper")
     return figure
 
 

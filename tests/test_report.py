@@ -7,21 +7,34 @@ import math
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from scipy import stats
 
-from pipeline.analysis import analyse, cells_command, excludes_zero
+from pipeline.analysis import analyse, cells_command, excludes_zero, shown
+from pipeline.comparisons import budget_curve, gains
+from pipeline.figures import draw_figures, information_plane, score_over_beta
+from pipeline.galleries import training
 from pipeline.page import command, findings, latex, latex_text, page, seeds_sentence, write_report
 from pipeline.params import load_params
 from pipeline.results import Layout
-from pipeline.tables import headline, headline_table, summary, table_by_arm, table_over_beta, tables
+from pipeline.tables import (
+    headline,
+    headline_table,
+    summary,
+    table_by_arm,
+    table_of_budgets,
+    table_over_beta,
+    tables,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +44,10 @@ ACCURACY = {"none-0": [0.60, 0.62, 0.64], "vib-0.003": [0.61, 0.62, 0.63], "ceb-
             "ceb-0.01": [0.62, 0.66, 0.70], "ceb-0.03": [0.80, 0.81, 0.82]}  # fmt: skip
 VALIDATION = {"none-0": 0.60, "vib-0.003": 0.55, "ceb-0.003": 0.62, "ceb-0.01": 0.70, "ceb-0.03": 0.65}
 GFID = {"none-0": 12.0, "vib-0.003": 13.0, "ceb-0.003": 11.0, "ceb-0.01": 9.0, "ceb-0.03": 10.0}
+
+
+FIGURES = ["gains", "score_over_beta", "budget_curve", "information_plane", "structure_nuisance", "factors", "samples",
+           "training"]  # fmt: skip
 
 
 def synthetic(seeds=(0, 1, 2), tokens=(8,), families=("ar",)):
@@ -400,7 +417,7 @@ def test_html_is_whole_and_loads_nothing(written):
     parser.close()
     assert parser.open == []
     assert parser.tables >= 8
-    assert len(parser.loads) == 6
+    assert len(parser.loads) == 7
     assert all(value.startswith("data:image/png;base64,") for value in parser.loads)
     assert "http://" not in text
     assert "https://" not in text
@@ -422,7 +439,7 @@ def test_hostile_names_stay_text():
 def test_files_repeat_byte_for_byte(written):
     now, first = written
     names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
-    figures = ["score_over_beta", "information_plane", "structure_nuisance", "factors", "samples", "training"]
+    figures = [name for name in FIGURES if name != "budget_curve"]  # no cell is an elastic training
     expected = ["ablation.csv", "ablation.md", "ablation.tex", "index.html", "paired.csv", "summary.json"]
     assert names == sorted(
         [*expected, *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg"))]
@@ -448,3 +465,168 @@ def test_command_names_the_profile():
         update={"paths": params.paths.model_copy(update={"params": "profiles/full/params.yaml"})}
     )
     assert command(full) == "dvc repro profiles/full/dvc.yaml"
+
+
+def points(ax, marker="o"):
+    """x, y and face color of the single markers of a panel."""
+    lines = [line for line in ax.get_lines() if line.get_marker() == marker and len(line.get_xdata()) == 1]
+    return [(line.get_xdata()[0], line.get_ydata()[0], line.get_markerfacecolor()) for line in lines]
+
+
+def test_gains_show_differences_intervals_and_whether_they_exclude_zero():
+    params, results, judge = synthetic(families=("ar", "mask"))
+    for cell, stages in results.items():
+        # In the mask family ceb-0.01 gains .02, .021, .022: an interval of .021 ± 4.30265 × .001 / √3.
+        if (cell.family, cell.arm) == ("mask", "ceb-0.01"):
+            base = results[cell.baseline()]["understand"]["metrics"]["understanding/accuracy"]
+            stages["understand"]["metrics"]["understanding/accuracy"] = base + 0.02 + cell.seed / 1000
+    axes = np.array(gains(analyse(results, judge, Layout(params), params)).axes).reshape(2, 3)
+    assert [ax.get_title() for ax in axes[0]] == ["accuracy", "GenEval", "GenEval, T=1"]
+    assert [text.get_text() for text in axes[0, 0].get_yticklabels()] == ["K = 8", "vib-0.003", "ceb-0.01"]
+    assert [text.get_fontweight() for text in axes[0, 0].get_yticklabels()[1:]] == ["normal", "bold"]
+    (vib, ceb), (_, mask) = points(axes[0, 0]), points(axes[1, 0])
+    assert vib == (pytest.approx(0), 1, "white")
+    assert ceb == (pytest.approx(0.04), 2, "white")
+    assert mask[:2] == (pytest.approx(0.021), 2)
+    assert mask[2] != "white"
+    whiskers = [line.get_xdata() for line in axes[1, 0].get_lines() if list(line.get_ydata()) == [2, 2]]
+    half = 4.30265 * 0.001 / math.sqrt(3)
+    assert [tuple(ends) for ends in whiskers] == [pytest.approx((0.021 - half, 0.021 + half), abs=1e-6)]
+    assert axes[0, 1].get_xlim() == axes[1, 2].get_xlim()  # GenEval at both samplings on one scale
+    assert all(ax.get_xlim()[0] < 0 < ax.get_xlim()[1] for ax in axes.flat)
+
+
+def test_gains_mark_an_interval_that_leaves_the_panel_and_need_no_interval():
+    params, results, judge = synthetic(seeds=(0, 1), tokens=(4, 8, 16))
+    for cell, stages in results.items():
+        if (cell.arm, cell.tokens) == ("ceb-0.01", 4):
+            stages["understand"]["metrics"]["understanding/accuracy"] += cell.seed  # differences of .02 and 1.04
+    ax = gains(analyse(results, judge, Layout(params), params)).axes[0]
+    low, high = ax.get_xlim()
+    assert [(x, y) for x, y, _ in points(ax, "<") + points(ax, ">")] == [(low, 2), (high, 2)]
+    assert all(low < x < high for x, *_ in points(ax))
+    single = gains(analysed(seeds=(0,))).axes[0]
+    assert [(x, face) for x, _, face in points(single)] == [(pytest.approx(x), "white") for x in (0.01, 0.02)]
+    params, results, judge = synthetic()
+    alone = {cell: r for cell, r in results.items() if cell.arm != "none-0"}
+    assert gains(analyse(alone, judge, Layout(params), params)) is None
+
+
+def elastic_results(**grid):
+    """As above, K = 8 being an elastic training that loses .1 a halving, .05 less under ceb-0.01."""
+    params, results, judge = synthetic(tokens=(4, 8), **grid)
+    for cell, stages in results.items():
+        if cell.tokens == 8:
+            score, kept = ACCURACY[cell.arm][cell.seed], 0.05 * (cell.arm == "ceb-0.01")
+            for halvings, k in ((1, 4), (2, 2), (3, 1)):
+                loss = 0.1 * halvings - kept
+                stages["understand"]["metrics"][f"understanding/accuracy_at_{k}"] = score - loss
+                stages["generate"]["metrics"][f"generation/geneval_at_{k}"] = score - 0.05 - loss
+    return params, results, judge
+
+
+def test_scores_of_an_elastic_training_have_labels_an_order_and_differences():
+    assert (shown("generation/geneval_at_2").label, shown("generation/geneval_at_2").better) == ("GenEval, k=2", 1)
+    assert shown("train/geneval_at_2").better == 0
+    params, results, judge = elastic_results()
+    for stages in results.values():
+        stages["understand"]["metrics"]["understanding/accuracy_at_16"] = 0.7  # follows 4, though "16" < "4"
+    found = analyse(results, judge, Layout(params), params)
+    names = [name for name in found.frame.columns if "_at_" in name]
+    assert names == [f"understanding/accuracy_at_{k}" for k in (1, 2, 4, 16)] + [
+        f"generation/geneval_at_{k}" for k in (1, 2, 4)
+    ]
+    row = found.paired.set_index(["estimator", "beta", "tokens", "metric"]).loc[("ceb", 0.01, 8, "accuracy_at_2")]
+    assert (row.baseline, row.difference) == (pytest.approx(0.42), pytest.approx(0.09))
+    assert math.isnan(row.p_holm)  # no claim of its own
+
+
+def test_table_of_budgets_holds_one_training_at_every_budget():
+    params, results, judge = elastic_results()
+    found = analyse(results, judge, Layout(params), params)
+    table = table_of_budgets(found.frame, "ar", "t")
+    assert table.header == ["metric", "K", "estimator", "β", "k=1", "k=2", "k=4", "k=8"]
+    assert len(table.rows) == 2 * 5  # K = 4 is no elastic training
+    rows = {tuple(row[:4]): row[4:] for row in table.rows}
+    assert [text[:5] for text in rows[("accuracy", "8", "none", "0")]] == ["0.320", "0.420", "0.520", "0.620"]
+    assert [text[:5] for text in rows[("GenEval", "8", "ceb", "0.01")]] == ["0.360", "0.460", "0.560", "0.610"]
+    best = {(table.rows[r][3], table.header[c]) for r, c in table.bold if table.rows[r][0] == "accuracy"}
+    assert best == {("0.03", f"k={k}") for k in (1, 2, 4, 8)}
+    assert "ar: one training, every budget" in {table.title for table in tables(found)}
+    assert "ar: one training, every budget" not in {table.title for table in tables(analysed())}
+
+
+def test_budget_curve_draws_the_elastic_training_beside_one_training_per_budget():
+    assert budget_curve(analysed(tokens=(4, 8))) is None
+    params, results, judge = elastic_results()
+    accuracy, geneval = budget_curve(analyse(results, judge, Layout(params), params)).axes
+    curves = {line.get_marker(): line for line in accuracy.get_lines() if len(line.get_xdata()) > 1}
+    assert list(curves["o"].get_xdata()) == [1, 2, 4, 8]
+    drawn = sorted(line.get_ydata()[0] for line in accuracy.get_lines() if len(line.get_xdata()) == 4)
+    assert drawn == pytest.approx([0.32, 0.41])  # none-0, and ceb-0.01, which validation chose
+    diamonds = points(accuracy, "D")
+    assert [(round(x), y) for x, y, _ in diamonds] == [(4, pytest.approx(0.62)), (4, pytest.approx(0.66))]
+    assert [label.get_text() for label in geneval.get_xticklabels()] == ["1", "2", "4", "8"]
+
+
+def test_beta_of_hsic_is_not_per_nat():
+    params, results, judge = synthetic()
+    renamed = {replace(c, estimator="hsic") if c.estimator == "vib" else c: r for c, r in results.items()}
+    figure = score_over_beta(analyse(renamed, judge, Layout(params), params))
+    below = {ax.get_title(loc="left"): figure.axes[2 + i].get_xlabel() for i, ax in enumerate(figure.axes[:2])}
+    assert below == {"hsic": "β per unit of dependence", "ceb": "β per nat per image"}
+
+
+@pytest.mark.parametrize(("channel", "discrete"), [("sampled", "rate R"), ("deterministic", "code entropy")])
+def test_each_family_is_placed_by_the_bits_it_has(channel, discrete):
+    params, results, judge = synthetic(families=("ar", "flow"))
+    params = params.model_copy(update={"tokenizer": params.tokenizer.model_copy(update={"channel": channel})})
+    for cell, stages in results.items():
+        if cell.family == "ar":
+            stages["understand"]["metrics"]["information/code_entropy_bits"] = 40.0
+    figure = information_plane(analyse(results, judge, Layout(params), params))
+    assert [ax.get_xlabel() for ax in figure.axes[::2]] == [
+        f"{discrete}, bits per image", "rate R, bits per image"
+    ]  # fmt: skip
+
+
+def test_metrics_of_priors_and_dependence_are_shown_where_a_family_has_them():
+    params, results, judge = synthetic(families=("ar", "flow"))
+    for cell, stages in results.items():
+        metrics = stages["understand"]["metrics"]
+        metrics |= {"information/autoregressive_rate_bits": 21.234, "information/conditional_rate_bits": 12.0}
+        metrics |= {"information/dependence": 0.4321, "information/dependence_text": 0.2}
+        if cell.family == "flow":
+            metrics["information/active_dimensions"] = 60.0
+    made = {table.title: table for table in tables(analyse(results, judge, Layout(params), params))}
+    information = made["flow: information in the tokens"]
+    assert information.header[3:] == ["rate", "rate, AR prior", "rate given caption"]
+    assert information.rows[0][4] == "21.23 ± 0.00"
+    use = "{}: use of codes and dimensions, dependence"
+    assert made[use.format("ar")].header[3:] == ["dead codes", "CKA(X,Z)", "CKA(Z,T)"]
+    assert made[use.format("flow")].header[3:] == ["active dimensions", "CKA(X,Z)", "CKA(Z,T)"]
+    assert made[use.format("flow")].rows[0][3:5] == ["60.0 ± 0.0", "0.432 ± 0.000"]
+
+
+def test_training_curves_of_families_that_log_different_parts(tmp_path):
+    params, results, judge = synthetic(seeds=(0,), families=("ar", "flow"))
+    layout = Layout(params, tmp_path)
+    leave_images(layout, results)
+    for cell in results:
+        if cell.family == "flow":
+            path = layout.stage("train", cell) / "history.jsonl"
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            path.write_text("\n".join(json.dumps({k: v for k, v in line.items() if "rate" not in k}) for line in lines))
+    axes = training(analyse(results, judge, layout, params)).axes
+    assert [len(ax.get_lines()) for ax in axes] == [3, 3, 3, 0]  # ar: loss, rate; flow: loss alone
+
+
+def test_a_grid_of_three_families_and_four_estimators_fits_a_page(tmp_path, monkeypatch):
+    params, results, judge = elastic_results(seeds=(0,), families=("ar", "mask", "flow"))
+    twins = {"vib-0.003": "dib", "ceb-0.01": "hsic"}
+    results |= {replace(c, estimator=twins[c.arm]): r for c, r in results.items() if c.arm in twins}
+    found = analyse(results, judge, Layout(params, tmp_path), params)
+    sizes = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: sizes.append(tuple(figure.get_size_inches())))
+    assert draw_figures(found) == FIGURES[:6]
+    assert all(width <= 12.5 and height <= 13 for width, height in sizes), sizes
