@@ -96,11 +96,7 @@ class InformationBottleneck(nn.Module):
         beta = self.beta * min(1.0, self.steps.item() / self.warmup) if self.warmup else self.beta
         given = None if conditional is None else Categorical(conditional.detach())
         # The estimators of discrete tokens read the three distributions alone.
-        cost = penalty_of(self.estimator)(
-            Observed(
-                images=None, vectors=None, posterior=posterior, marginal=prior.detach(), conditional=given, text=None
-            )
-        )
+        cost = penalty_of(self.estimator)(Observed(posterior=posterior, prior=prior.detach(), conditional=given))
         length = code_cost(posterior.detach(), prior, entropy_weight=0.0)
         with torch.no_grad():
             rate = code_cost(posterior, prior, entropy_weight=1.0)

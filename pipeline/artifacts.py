@@ -12,7 +12,7 @@ from infotok.evaluation.networks import Judge, Perceptual
 from infotok.models.backbone import Backbone, BackboneConfig, text_codec
 from infotok.models.family import family_class
 from infotok.models.unified import UnifiedModel
-from infotok.tokenizer.discrete import DiscreteTokenizer, TokenizerConfig
+from infotok.tokenizer.base import Tokenizer, TokenizerConfig
 from infotok.training.checkpoints import load_module, module_tensors, read_tensors, write_tensors
 from pipeline.cells import Cell
 from pipeline.params import Params
@@ -47,7 +47,7 @@ def _load_examiner(path: Path, stage: str, kind: type):
     return module.eval()
 
 
-def new_tokenizer(params: Params, cell: Cell) -> DiscreteTokenizer:
+def new_tokenizer(params: Params, cell: Cell) -> Tokenizer:
     """An untrained tokenizer of this cell's family and budget, its weights drawn from the cell's seed."""
     torch.manual_seed(cell.seed)
     config = TokenizerConfig(
@@ -56,7 +56,7 @@ def new_tokenizer(params: Params, cell: Cell) -> DiscreteTokenizer:
     return family_class(cell.family).tokenizer_class(config)
 
 
-def load_tokenizer(layout: Layout, cell: Cell) -> DiscreteTokenizer:
+def load_tokenizer(layout: Layout, cell: Cell) -> Tokenizer:
     """The pretrained tokenizer that the cell starts from."""
     path = layout.tokenizer(cell) / "tokenizer.safetensors"
     remedy = f"delete {path.parent} and run `dvc repro pretrain@{cell.tokenizer_key}`"

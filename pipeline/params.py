@@ -83,6 +83,8 @@ class Tokenizer(Section):
     logit_scale: Positive
     channel: Literal["sampled", "deterministic"]
     relaxation: Positive
+    noise: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
+    nested_dropout: Fraction
 
 
 class Pretrain(Section):
@@ -117,6 +119,9 @@ class Train(Section):
     warmup: Natural
     final_fraction: Fraction
     beta_warmup: Fraction
+    target_bits: Weight
+    consistency: Weight
+    prior: Literal["marginal", "autoregressive"]
     clip: Positive
     weight_decay: Weight
     understanding: Weight
@@ -128,6 +133,12 @@ class Train(Section):
     ema: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     precision: Literal["bf16", "fp32", "auto"]
     checkpoint_every: Count
+
+
+class Kernels(Section):
+    estimator: Literal["unbiased", "rff"]
+    bandwidth: Literal["median", "dimension"] | Positive
+    normalized: bool
 
 
 class Understanding(Section):
@@ -142,6 +153,9 @@ class Generation(Section):
     temperatures: Annotated[list[Positive], Field(min_length=1)]
     guidance: Annotated[list[Annotated[float, BeforeValidator(_number), Field(ge=1)]], Field(min_length=1)]
     top_k: Natural
+    decoding_steps: Count
+    choice_temperature: Weight
+    ode_steps: Count
     seed: Natural
 
 
@@ -161,6 +175,7 @@ class Params(Section):
     reconstruction: Reconstruction
     backbone: Backbone
     train: Train
+    kernels: Kernels
     understanding: Understanding
     generation: Generation
     report: Report

@@ -30,7 +30,7 @@ SECTIONS = {
     "judge": ["data", "judge"],
     "perceptual": ["data", "judge"],
     "pretrain": ["data", "judge", "tokenizer", "pretrain", "reconstruction"],
-    "train": ["data", "judge", "tokenizer", "pretrain", "reconstruction", "backbone", "train"],
+    "train": ["data", "judge", "tokenizer", "pretrain", "reconstruction", "backbone", "kernels", "train"],
 }
 SECTIONS["understand"] = [*SECTIONS["train"], "understanding"]
 SECTIONS["generate"] = [*SECTIONS["train"], "generation"]

@@ -3,12 +3,14 @@
 from stages.common import Stage, cell_stage, single
 
 SHOWN = 2  # prompts per tag in samples.png
+OWN = ("top_k", "decoding_steps", "choice_temperature", "ode_steps")  # settings of sampling that are not chosen among
 
 
 @cell_stage
 def generate(run: Stage) -> None:
     """Choose temperature and guidance on validation prompts, then score test and novel prompts; gFID, KID, rFID."""
     import json
+    from dataclasses import replace
 
     import torch
 
@@ -23,6 +25,7 @@ def generate(run: Stage) -> None:
     )
     from infotok.evaluation.reconstruction import fidelity, objects_kept, reconstruct, through
     from infotok.models.family import Sampling
+    from infotok.tokenizer import smaller_budgets
     from infotok.training.runtime import start
     from pipeline.artifacts import load_judge, load_model
     from pipeline.pictures import grid, write_png
@@ -39,20 +42,15 @@ def generate(run: Stage) -> None:
         for split in ("validation", "test", "novel")
     }
 
-    def score(split: str, sampling: Sampling):
-        noise = config.seed + ("validation", "test", "novel").index(split) + 1000 * seed
-        return geneval(
-            model, judge, asked[split], config.images, codec, metadata, sampling, seed=noise, precision=precision
-        )
+    def score(split: str, sampling: Sampling, budget: int = 0):
+        noise = {"seed": config.seed + ("validation", "test", "novel").index(split) + 1000 * seed}
+        settings = {"precision": precision, "budget": budget}
+        return geneval(model, judge, asked[split], config.images, codec, metadata, sampling, **noise, **settings)
 
-    tried = [
-        Sampling(temperature=t, guidance=g, top_k=config.top_k)
-        for g in config.guidance
-        for t in config.temperatures
-    ]
+    plain = Sampling(**{name: getattr(config, name) for name in OWN})
+    tried = [replace(plain, temperature=t, guidance=g) for g in config.guidance for t in config.temperatures]
     scores = [score("validation", sampling)[0].score for sampling in tried]
     chosen = tried[scores.index(max(scores))]
-    plain = Sampling(top_k=config.top_k)
     verdict, images = score("test", chosen)
     at_one = verdict if chosen == plain else score("test", plain)[0]
     metrics = {
@@ -64,6 +62,10 @@ def generate(run: Stage) -> None:
         "generation/guidance": chosen.guidance,
         **{f"generation/tag/{tag}": value for tag, value in verdict.by_tag().items()},
     }
+
+    if model.tokenizer.config.nested_dropout:
+        for budget in smaller_budgets(run.cell.tokens):
+            metrics[f"generation/geneval_at_{budget}"] = score("test", chosen, budget)[0].score
 
     real = torch.from_numpy(test.images.copy())
     captions = [max(said, key=len) for said in test.captions]
@@ -98,7 +100,7 @@ def generate(run: Stage) -> None:
         f"and guidance {config.guidance}",
         "temperature": chosen.temperature,
         "guidance": chosen.guidance,
-        "top_k": config.top_k,
+        **{name: getattr(config, name) for name in OWN},
         "geneval_t1": "temperature 1, no guidance",
         "seeds": f"sampling {config.seed} + 1000 * {seed}",
         "gfid": f"{len(drawn)} images drawn from the longest caption of each test image against those images, "

@@ -8,7 +8,7 @@ def pretrain(run: Stage) -> None:
     """Pretrain the tokenizer that all arms of one family, budget and seed share."""
     from infotok.data.arrow import read_split
     from infotok.evaluation.reconstruction import fidelity, reconstruct, through
-    from infotok.training.pretrain import PretrainConfig, codebook_health, collapse_warning
+    from infotok.training.pretrain import PretrainConfig
     from infotok.training.pretrain import pretrain as train
     from infotok.training.runtime import start
     from pipeline.artifacts import load_perceptual, new_tokenizer, save_module
@@ -30,10 +30,11 @@ def pretrain(run: Stage) -> None:
             observe=run.observe,
         )
     images = read_split(run.layout.data, "validation").images
-    health = codebook_health(tokenizer, images, seed)
-    if warning := collapse_warning(health, tokenizer.config.codebook):
+    tokens, channel = through(tokenizer, images, seed)
+    health = tokenizer.health(tokens, channel)
+    if warning := tokenizer.collapse_warning(health):
         run.warn(warning)
-    psnr, ssim = fidelity(images, reconstruct(tokenizer, through(tokenizer, images, seed)[0].vectors))
+    psnr, ssim = fidelity(images, reconstruct(tokenizer, tokens.vectors))
     save_module(tokenizer, run.folder / "tokenizer.safetensors", {"tokenizer": vars(tokenizer.config)})
     metrics = {f"pretrain/{name}": value for name, value in health.items()}
     run.finish(metrics | {"pretrain/psnr": psnr, "pretrain/ssim": ssim}, {"split": "validation"}, history)

@@ -7,9 +7,10 @@ from stages.common import Stage, cell_stage, single
 def train(run: Stage) -> None:
     """Train tokenizer, prior and language model together, from the pretrained tokenizer."""
     from infotok.data.arrow import read_split
+    from infotok.evaluation.reconstruction import through
+    from infotok.information.objective import Kernels
     from infotok.training.batches import Batches
     from infotok.training.joint import JointConfig, train_jointly
-    from infotok.training.pretrain import codebook_health, collapse_warning
     from infotok.training.runtime import start
     from pipeline.artifacts import load_perceptual, new_model, save_model
 
@@ -34,6 +35,7 @@ def train(run: Stage) -> None:
             JointConfig(
                 estimator=run.cell.estimator,
                 beta=run.cell.beta,
+                kernels=Kernels(**run.params.kernels.model_dump()),
                 **shared,
                 **run.params.reconstruction.model_dump(),
             ),
@@ -43,8 +45,9 @@ def train(run: Stage) -> None:
             checkpoint_every=config.checkpoint_every,
             observe=run.observe,
         )
-    health = codebook_health(model.tokenizer, read_split(run.layout.data, "validation").images, seed)
-    if warning := collapse_warning(health, model.tokenizer.config.codebook):
+    tokenizer = model.tokenizer
+    health = tokenizer.health(*through(tokenizer, read_split(run.layout.data, "validation").images, seed))
+    if warning := tokenizer.collapse_warning(health):
         run.warn(warning)
     save_model(model, codec, run.folder)
     last = {f"train/{name}": value for name, value in history[-1].items() if name != "step"}

@@ -9,9 +9,16 @@ def understand(run: Stage) -> None:
     import numpy as np
 
     from infotok.data.arrow import read_manifest, read_split
-    from infotok.evaluation.information import channel_information, factor_information, generator_code_length
+    from infotok.evaluation.information import (
+        channel_information,
+        dependences,
+        factor_information,
+        generator_code_length,
+    )
     from infotok.evaluation.reconstruction import through
     from infotok.evaluation.understanding import answer_all
+    from infotok.information.objective import Kernels
+    from infotok.tokenizer import smaller_budgets
     from infotok.training.runtime import start
     from pipeline.artifacts import load_model
 
@@ -41,12 +48,21 @@ def understand(run: Stage) -> None:
     manifest = read_manifest(data)
     metrics["understanding/question_only"] = manifest["splits"]["test"]["question_only"]
     metrics["understanding/question_only_novel"] = manifest["splits"]["novel"]["question_only"]
-    (seen, seen_logits), (held, held_logits) = sent["train"], sent["test"]
-    metrics |= channel_information(model, seen_logits, held_logits, held.codes)
+    if model.tokenizer.config.nested_dropout:
+        for budget in smaller_budgets(run.cell.tokens):
+            kept = model.tokenizer.keep(sent["test"][0].vectors, budget)
+            answers = answer_all(model, kept, splits["test"], codec, batch=config.batch, precision=precision)
+            metrics[f"understanding/accuracy_at_{budget}"] = answers.accuracy
+    (seen, seen_channel), (held, held_channel) = sent["train"], sent["test"]
+    metrics |= channel_information(model, seen_channel, held_channel, held)
     captions = [max(said, key=len) for said in splits["test"].captions]
     metrics["information/generator_nll_bits"] = generator_code_length(
         model, held, captions, codec, precision=precision
     )
+    noise = metrics["information/posterior_entropy_bits"]
+    metrics["information/conditional_rate_bits"] = metrics["information/generator_nll_bits"] - noise
+    kernels = Kernels(**run.params.kernels.model_dump())
+    metrics |= dependences(held, splits["test"].images, captions, codec, kernels)
     metrics |= factor_information(
         seen.vectors,
         splits["train"],

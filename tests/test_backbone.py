@@ -45,7 +45,7 @@ def test_a_pretrained_lm_takes_the_backbones_place(saved_lm, tmp_path):
     captions = torch.tensor([[codec.end, *codec.encode("a red thing")]] * 3)
     batch = TextBatch([asked], captions, torch.ones_like(captions, dtype=torch.bool))
     out = tested(images(), batch, seeded())
-    (out.answer_loss + out.generation_loss).backward()
+    (out.answer_loss + out.drawing.loss).backward()
     assert gradients(tested.backbone) > 0
 
     description = json.loads(json.dumps(tested.backbone.describe()))
@@ -94,7 +94,7 @@ def test_a_saved_model_is_loaded_from_its_own_files_alone(saved_lm, layout, name
     with torch.no_grad():
         one, other = (each(images(), batch, seeded()) for each in (made, back))
         assert torch.equal(one.answer_loss, other.answer_loss)
-        assert torch.equal(one.conditional.logits, other.conditional.logits)
+        assert torch.equal(one.drawing.distribution.logits, other.drawing.distribution.logits)
         assert torch.equal(one.text, other.text)
         asked = [each.answer(one.tokens.vectors, captions, captions > 0, 4, codec.end) for each in (made, back)]
         assert torch.equal(*asked)

@@ -12,7 +12,7 @@ from infotok.information.objective import Observed, penalty_of
 from infotok.models.family import Sampling
 from infotok.models.packing import Part, pack
 from infotok.models.unified import TextBatch
-from infotok.tokenizer.discrete import Tokens
+from infotok.tokenizer.base import Tokens
 
 
 def test_a_packed_sequence_has_the_hand_worked_pattern():
@@ -41,8 +41,8 @@ def test_questions_do_not_see_each_other_and_padding_does_not_count():
         one, same = (tested(pictures, batch, seeded()) for batch in (alone, padded))
         both, changed = (tested(pictures, texts(second), seeded()) for second in ((7, 8, 4, END), (9, 2, 3, END)))
     assert torch.allclose(one.answer_loss, same.answer_loss, atol=1e-6)
-    assert torch.allclose(both.generation_loss, changed.generation_loss, atol=1e-6)
-    assert torch.allclose(both.generation_loss, one.generation_loss, atol=1e-6)
+    assert torch.allclose(both.drawing.loss, changed.drawing.loss, atol=1e-6)
+    assert torch.allclose(both.drawing.loss, one.drawing.loss, atol=1e-6)
     assert not torch.allclose(both.answer_loss, changed.answer_loss, atol=1e-3)
 
 
@@ -76,7 +76,7 @@ def sequences(tested, sampling_captions):
     captions = sampling_captions.expand(len(codes), -1)
     tokens = Tokens(tested.tokenizer.embed(codes), codes)
     valid = torch.ones_like(captions, dtype=torch.bool)
-    predicted = tested.conditional(tokens, captions, valid, seeded())
+    predicted = tested.predict(tokens, captions, valid, seeded()).distribution
     return predicted.log_prob(codes).sum(-1).exp().double().numpy(), predicted.logits
 
 
@@ -118,7 +118,7 @@ def test_guidance_temperature_and_top_k_of_the_first_token():
 
 def test_the_generator_is_taught_the_codes_and_does_not_teach_them():
     tested = model()
-    tested(images(), texts(), seeded()).generation_loss.backward()
+    tested(images(), texts(), seeded()).drawing.loss.backward()
     assert gradients(tested.tokenizer) == 0
     assert gradients(tested.backbone) > 0
 
@@ -127,21 +127,16 @@ def test_the_generator_is_taught_the_codes_and_does_not_teach_them():
 def test_a_penalty_moves_the_tokenizer_alone(estimator):
     tested, pictures = model(), images()
     out = tested(pictures, texts(), seeded())
-    observed = Observed(
-        pictures,
-        out.tokens.vectors,
-        out.posterior,
-        tested.prior().detach(),
-        out.conditional.detach(),
-        out.text,
-    )
+    prior = tested.priors(out.tokens.vectors)["marginal"]
+    conditional = out.drawing.distribution.detach()
+    observed = Observed(posterior=out.posterior, prior=prior.detach(), conditional=conditional)
     cost = penalty_of(estimator)(observed)
     cost.backward()
     assert gradients(tested.tokenizer.encoder) > 0
-    assert gradients(tested.backbone) == gradients(tested.prior) == gradients(tested.family) == 0
+    assert gradients(tested.backbone) == gradients(tested.priors) == gradients(tested.family) == 0
     # By hand: every token's expected code length, less the entropy for the variational form.
     q = out.posterior.logits.softmax(-1)
-    r = out.conditional.logits if estimator == "ceb" else tested.prior().logits
+    r = conditional.logits if estimator == "ceb" else prior.logits
     expected = -(q * r.log_softmax(-1)).sum((-1, -2))
     if estimator == "vib":
         expected = expected + (q * q.log()).sum((-1, -2))
@@ -183,9 +178,9 @@ def test_padding_of_captions_does_not_count():
     captions = torch.cat([short.captions, extra], 1)
     wide = TextBatch(short.questions, captions, torch.cat([short.captions_valid, extra < 0], 1))
     one, other = (tested(images(), batch, seeded()) for batch in (short, wide))
-    torch.testing.assert_close(other.generation_loss, one.generation_loss)
+    torch.testing.assert_close(other.drawing.loss, one.drawing.loss)
     torch.testing.assert_close(other.answer_loss, one.answer_loss)
-    torch.testing.assert_close(other.conditional.logits, one.conditional.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other.drawing.distribution.logits, one.drawing.distribution.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(other.text, one.text, atol=1e-5, rtol=1e-5)
 
 
@@ -215,7 +210,7 @@ def test_losses_are_those_of_a_plain_causal_pass_row_by_row():
             hidden = llama.base_model(inputs_embeds=sequence, attention_mask=mask).last_hidden_state[0, 4:]
             spoken = llama.lm_head(hidden).log_softmax(-1)
             answered += [-spoken[k - 1, ids[k]].item() for k in range(2, len(ids))]
-    assert out.generation_loss.item() == pytest.approx(np.mean(drawn), abs=1e-5)
+    assert out.drawing.loss.item() == pytest.approx(np.mean(drawn), abs=1e-5)
     assert out.answer_loss.item() == pytest.approx(np.mean(answered), abs=1e-5)
     torch.testing.assert_close(out.text, torch.stack(pooled), atol=1e-5, rtol=1e-5)
 
@@ -224,12 +219,12 @@ def test_losses_are_those_of_a_plain_causal_pass_row_by_row():
 def test_a_drawn_code_sees_the_caption_and_earlier_codes_only():
     tested, batch = model(), texts()
     out = tested(images(), batch, seeded())
-    alone = tested.conditional(out.tokens, batch.captions, batch.captions_valid, seeded()).logits
-    torch.testing.assert_close(alone, out.conditional.logits, atol=1e-5, rtol=1e-5)
+    alone = tested.predict(out.tokens, batch.captions, batch.captions_valid, seeded()).distribution.logits
+    torch.testing.assert_close(alone, out.drawing.distribution.logits, atol=1e-5, rtol=1e-5)
     codes = out.tokens.codes.clone()
     codes[:, 2] = (codes[:, 2] + 1) % 8
     changed = Tokens(tested.tokenizer.embed(codes), codes)
-    moved = tested.conditional(changed, batch.captions, batch.captions_valid, seeded()).logits
+    moved = tested.predict(changed, batch.captions, batch.captions_valid, seeded()).distribution.logits
     torch.testing.assert_close(moved[:, :3], alone[:, :3], atol=1e-5, rtol=1e-5)
     assert (moved[:, 3] - alone[:, 3]).abs().amax() > 1e-2
 
@@ -262,8 +257,8 @@ def test_the_first_of_the_top_codes_is_the_argmax_at_every_place_whatever_the_pa
         codes = torch.zeros(1, 4, dtype=torch.long)
         for place in range(4):
             tokens = Tokens(tested.tokenizer.embed(codes), codes)
-            predicted = tested.conditional(tokens, caption, torch.ones_like(caption, dtype=torch.bool), seeded())
-            codes[0, place] = predicted.logits[0, place].argmax()
+            predicted = tested.predict(tokens, caption, torch.ones_like(caption, dtype=torch.bool), seeded())
+            codes[0, place] = predicted.distribution.logits[0, place].argmax()
         assert drawn.codes[row].tolist() == codes[0].tolist()
     unit = tested.tokenizer.codebook[drawn.codes]
     unit = unit / unit.square().sum(-1, keepdim=True).sqrt()

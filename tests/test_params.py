@@ -16,12 +16,12 @@ ROOT = Path(__file__).parent.parent
         ("  nuisance:", "  nuisanse:", "unknown key 'data.nuisanse'; did you mean 'nuisance'?"),
         ("  validation: 1000", "  validation: many", "'data.validation' is 'many'"),
         ("vib-0.003,", "vib--0.003,", "has a negative beta"),
-        ("vib-0.003,", "vibe-0.003,", "unknown estimator; known: none, ceb, dib, vib"),
+        ("vib-0.003,", "vibe-0.003,", "unknown estimator; known: none, ceb, dib, hsic, vib"),
         ("vib-0.003,", "vib,", "is not <estimator>-<beta>"),
         ("tokens: [4, 8]", "tokens: [4, 5]", "possible token budgets: 1, 2, 4, 8, 16"),
         ("tokens: [4, 8]", "tokens: []", "'grid.tokens' is empty"),
         ("seed: [0, 1]", "seed: [0, 0]", "'grid.seed' repeats 0"),
-        ("family: [ar]", "family: [arr]", "unknown family; known: ar"),
+        ("family: [ar]", "family: [arr]", "unknown family; known: ar, flow, mask"),
     ],
 )
 def test_a_bad_value_is_named_with_its_file_line_and_remedy(tmp_path, before, after, says):

@@ -82,7 +82,7 @@ def test_the_report_holds_every_cell_with_the_names_others_rely_on(workspace):
     assert ablation[NAMES].notna().all().all()
     paired = pd.read_csv(reports / "paired.csv")
     wanted = ["family", "estimator", "beta", "tokens", "metric", "baseline", "infotok", "difference"]
-    wanted += ["ci_low", "ci_high", "seeds"]
+    wanted += ["ci_low", "ci_high", "seeds", "excludes_zero", "p_value", "chosen", "p_holm", "command"]
     assert list(paired.columns) == wanted
     row = paired[paired.metric == "accuracy"].iloc[0]
     accuracy = dict(zip(ablation.estimator, ablation["understanding/accuracy"], strict=True))

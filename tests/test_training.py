@@ -10,13 +10,16 @@ from tiny import Stopped
 from infotok.data.sources import scenes
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.evaluation.networks import Perceptual
+from infotok.evaluation.reconstruction import through
+from infotok.information.objective import Kernels
 from infotok.models.backbone import Backbone, BackboneConfig
+from infotok.models.family import family_class
 from infotok.models.unified import UnifiedModel
-from infotok.tokenizer.discrete import DiscreteTokenizer, TokenizerConfig
+from infotok.tokenizer.base import TokenizerConfig
 from infotok.training.batches import Batches, order, pad
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
-from infotok.training.pretrain import PretrainConfig, codebook_health, collapse_warning, pretrain
+from infotok.training.pretrain import PretrainConfig, pretrain
 from infotok.training.runtime import stream
 
 CPU = torch.device("cpu")
@@ -83,8 +86,10 @@ def test_neighbouring_keys_give_unrelated_streams():
 
 
 def test_a_collapsed_codebook_is_reported():
-    assert collapse_warning({"perplexity": 60.0, "dead_codes": 10.0}, 256) is None
-    assert "codebook collapse: perplexity 3.0 of 256" in collapse_warning({"perplexity": 3.0, "dead_codes": 250.0}, 256)
+    tokenizer = small_tokenizer(codebook=256)
+    assert tokenizer.collapse_warning({"perplexity": 60.0, "dead_codes": 10.0}) is None
+    warning = tokenizer.collapse_warning({"perplexity": 3.0, "dead_codes": 250.0})
+    assert "codebook collapse: perplexity 3.0 of 256" in warning
 
 
 def test_what_fills_no_whole_batch_waits_for_the_next_epoch():
@@ -112,11 +117,12 @@ def test_answers_and_their_end_marks_are_what_is_predicted(split, codec):
             assert codec.end not in ids[: count - 1]
 
 
-def small_tokenizer(seed=0, **changes):
+def small_tokenizer(seed=0, family="ar", **changes):
     torch.manual_seed(seed)
     sizes = {"image_size": 16, "tokens": 4, "codebook": 16, "dimension": 4, "width": 16, "hidden": 32, "blocks": 1}
-    settings = sizes | {"logit_scale": 20.0, "channel": "sampled", "relaxation": 2.0} | changes
-    return DiscreteTokenizer(TokenizerConfig(**settings))
+    settings = sizes | {"logit_scale": 20.0, "channel": "sampled", "relaxation": 2.0}
+    settings |= {"noise": 0.3, "nested_dropout": 0.0} | changes
+    return family_class(family).tokenizer_class(TokenizerConfig(**settings))
 
 
 def test_a_resumed_pretraining_with_revivals_is_the_undisturbed_one(split, tmp_path):
@@ -164,28 +170,31 @@ def test_a_collapsed_tokenizer_is_reported_and_a_healthy_one_is_not(split):
         centre = features.mean((0, 1))
         collapsed.codebook.copy_(-centre.expand(16, -1))  # every code but one points away from every feature
         collapsed.codebook[0] = centre
-    found = codebook_health(collapsed, split.images, seed=0)
+    found = collapsed.health(*through(collapsed, split.images, 0))
     assert (collapsed.encode(unit(split.images)).logits.argmax(-1) == 0).float().mean() > 0.95
     assert found["perplexity"] < 1.6
-    assert collapse_warning(found, 16).startswith("codebook collapse: perplexity 1.")
-    assert collapse_warning(codebook_health(healthy, split.images, seed=0), 16) is None
+    assert collapsed.collapse_warning(found).startswith("codebook collapse: perplexity 1.")
+    assert healthy.collapse_warning(healthy.health(*through(healthy, split.images, 0))) is None
 
 
-def joint_model(codec, seed=0):
-    tokenizer = small_tokenizer(seed)
+def joint_model(codec, family="ar", **changes):
+    tokenizer = small_tokenizer(family=family, **changes)
     backbone = Backbone.create(BackboneConfig(name="llama", width=16, layers=1, heads=2), codec.vocabulary)
-    return UnifiedModel("ar", tokenizer, backbone)
+    return UnifiedModel(family, tokenizer, backbone)
 
 
 def joint_config(**changes):
     settings = {"estimator": "none", "beta": 0.0, "steps": 30, "learning_rate": 0.01, "tokenizer_learning_rate": 0.01}
     settings |= {"prior_learning_rate": 0.1, "warmup": 3, "final_fraction": 0.1, "beta_warmup": 0.3, "clip": 1.0}
     settings |= {"weight_decay": 0.0, "understanding": 1.0, "generation": 1.0, "reconstruction": 1.0, "pixel": 1.0}
+    settings |= {"target_bits": 0.0, "consistency": 0.0, "prior": "marginal", "kernels": Kernels()}
     return JointConfig(**settings | {"perceptual": 0.0, "ema": 0.0, "precision": "fp32"} | changes)
 
 
-def trained_jointly(split, codec, checkpoints=None, observe=lambda step, values: None, source=None, **changes):
-    model, judge = joint_model(codec), Perceptual({"shape": 4})
+def trained_jointly(
+    split, codec, checkpoints=None, observe=lambda step, values: None, source=None, family="ar", **changes
+):
+    model, judge = joint_model(codec, family), Perceptual({"shape": 4})
     settings = {"seed": 0, "device": CPU, "checkpoints": checkpoints, "checkpoint_every": 10, "observe": observe}
     return model, train_jointly(model, judge, source or batches(split, codec), joint_config(**changes), **settings)
 
@@ -235,7 +244,7 @@ def test_the_logged_loss_is_the_weighted_sum_of_its_parts(split, codec):
     weights = {"understanding": 0.5, "generation": 2.0, "reconstruction": 3.0}
     _, history = trained_jointly(split, codec, estimator="dib", beta=0.25, beta_warmup=0.0, steps=1, **weights)
     line = history[0]
-    expected = sum(weight * line[name] for name, weight in weights.items()) + 0.25 * line["penalty_nats"]
+    expected = sum(weight * line[name] for name, weight in weights.items()) + 0.25 * line["penalty"]
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -249,9 +258,10 @@ def test_the_penalty_alone_moves_the_tokenizer_and_neither_language_model_nor_pr
     )
     moved = {name for name in start if not torch.equal(start[name], pressed[name])}
     assert "tokenizer.encoder.embed.0.weight" in moved
-    assert {name.split(".")[0] for name in moved} <= {"tokenizer", "prior"}
-    assert torch.equal(pressed["prior.logits"], plain["prior.logits"])
-    assert {name for name in start if not torch.equal(start[name], plain[name])} == {"prior.logits"}
+    assert {name.split(".")[0] for name in moved} <= {"tokenizer", "priors"}
+    priors = {name for name in start if name.startswith("priors.")}
+    assert all(torch.equal(pressed[name], plain[name]) for name in priors)
+    assert {name for name in start if not torch.equal(start[name], plain[name])} <= priors
 
 
 def test_the_prior_learns_the_codes_frequencies(split, codec):
@@ -260,7 +270,7 @@ def test_the_prior_learns_the_codes_frequencies(split, codec):
     with torch.no_grad():
         posterior = model.tokenizer.encode(unit(split.images))
         frequencies = posterior.logits.softmax(-1).mean(0)
-        learned = model.prior().logits.softmax(-1)
+        learned = model.priors.marginal().logits.softmax(-1)
     uniform = torch.full_like(frequencies, 1 / 16)
     assert (frequencies - uniform).abs().sum(-1).min() > 0.4
     assert (frequencies - learned).abs().sum(-1).max() < 0.15

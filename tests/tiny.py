@@ -3,8 +3,9 @@
 import torch
 
 from infotok.models.backbone import Backbone, BackboneConfig
+from infotok.models.family import family_class
 from infotok.models.unified import Asked, TextBatch, UnifiedModel
-from infotok.tokenizer.discrete import DiscreteTokenizer, TokenizerConfig
+from infotok.tokenizer.base import TokenizerConfig
 
 TINY = BackboneConfig(name="llama", width=16, layers=2, heads=2)
 VOCABULARY, END = 20, 1
@@ -18,17 +19,18 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def tokenizer(tokens=4, codebook=8, channel="sampled", **changes):
+def tokenizer(tokens=4, codebook=8, channel="sampled", family="ar", **changes):
     torch.manual_seed(0)
     settings = {"image_size": 16, "dimension": 4, "width": 16, "hidden": 24, "blocks": 1, "logit_scale": 5.0}
-    settings |= {"tokens": tokens, "codebook": codebook, "channel": channel, "relaxation": 3.0} | changes
-    return DiscreteTokenizer(TokenizerConfig(**settings))
+    settings |= {"tokens": tokens, "codebook": codebook, "channel": channel, "relaxation": 3.0}
+    settings |= {"noise": 0.3, "nested_dropout": 0.0} | changes
+    return family_class(family).tokenizer_class(TokenizerConfig(**settings))
 
 
-def model(backbone=TINY, **changes):
-    made = tokenizer(**changes)
+def model(backbone=TINY, family="ar", **changes):
+    made = tokenizer(family=family, **changes)
     torch.manual_seed(1)
-    return UnifiedModel("ar", made, Backbone.create(backbone, VOCABULARY)).eval()
+    return UnifiedModel(family, made, Backbone.create(backbone, VOCABULARY)).eval()
 
 
 def images(count=3, seed=5):

@@ -28,9 +28,10 @@ def draw(
     *,
     seed: int,
     precision: str,
+    budget: int = 0,
     batch: int = 512,
 ) -> Tensor:
-    """One image per caption: (n, S, S, 3) uint8."""
+    """One image per caption: (n, S, S, 3) uint8; from the first `budget` tokens alone if it is not 0."""
     device, out = next(model.parameters()).device, []
     for start in range(0, len(captions), batch):
         ids, valid = encode_captions(captions[start : start + batch], codec)
@@ -39,7 +40,8 @@ def draw(
             tokens = model.family.draw(
                 model.backbone, model.tokenizer, ids.to(device), valid.to(device), sampling, generator
             )
-            out.append(to_bytes(model.tokenizer.decode(tokens.vectors)).cpu())
+            vectors = model.tokenizer.keep(tokens.vectors, budget) if budget else tokens.vectors
+            out.append(to_bytes(model.tokenizer.decode(vectors)).cpu())
     return torch.cat(out)
 
 
@@ -85,11 +87,12 @@ def geneval(
     *,
     seed: int,
     precision: str,
+    budget: int = 0,
 ) -> tuple[Verdict, Tensor]:
     """Draw `images_per_prompt` images for every prompt and check each; returns the verdict and the images
-    (prompts * images, S, S, 3) uint8, prompt by prompt."""
+    (prompts * images, S, S, 3) uint8, prompt by prompt. budget: as in `draw`."""
     captions = [prompt["prompt"] for prompt in prompts for _ in range(images_per_prompt)]
-    images = draw(model, captions, codec, sampling, seed=seed, precision=precision)
+    images = draw(model, captions, codec, sampling, seed=seed, precision=precision, budget=budget)
     scenes = read_scenes(judge, images, metadata)
     right = [satisfies(scene, prompts[i // images_per_prompt]) for i, scene in enumerate(scenes)]
     return Verdict(np.array(right).reshape(len(prompts), -1), [prompt["tag"] for prompt in prompts]), images

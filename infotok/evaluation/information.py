@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,10 +13,10 @@ from torch.nn import functional as F
 from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
 from infotok.information.bounds import information_bounds
-from infotok.information.channel import Categorical
-from infotok.information.rate import code_statistics
+from infotok.information.channel import Channel
+from infotok.information.objective import Kernels
 from infotok.models.unified import UnifiedModel
-from infotok.tokenizer.discrete import Tokens
+from infotok.tokenizer.base import Tokens
 from infotok.training.batches import encode_captions
 from infotok.training.runtime import autocast, stream
 
@@ -24,28 +25,32 @@ BOUND_IMAGES = 1000  # the lower bound cannot exceed log2 of it
 
 
 @torch.no_grad()
-def channel_information(model: UnifiedModel, train: Tensor, test: Tensor, codes: Tensor) -> dict[str, float]:
-    """Rate, bounds and code statistics of the channel.
+def channel_information(model: UnifiedModel, train: Channel, test: Channel, tokens: Tokens) -> dict[str, float]:
+    """Rates, bounds and use of the channel.
 
     Args:
-        train, test: logits (n, K, C) of the distributions that the tokens of those images follow.
-        codes: (n, K) sampled codes of the test images.
+        train, test: the distributions that the tokens of those images follow.
+        tokens: sampled tokens of the test images.
 
     The rate's prior is the aggregate posterior of the training images per position, the best marginal prior there is,
-    so the rate does not depend on how well a learned prior was trained. `upper_bits` is the lower of the two upper
-    bounds, the rate and the leave-one-out one, which says little where no two images share a code.
+    so the rate does not depend on how well a learned prior was trained; the autoregressive rate is under the prior that
+    training learned. `upper_bits` is the lowest of the upper bounds: both rates and the leave-one-out one, which says
+    little where no two images share a code.
     """
-    posterior, prior = Categorical(test), Categorical(train).aggregate()
-    rate = (posterior.code_length(prior) - posterior.entropy()).sum(-1).mean().item()
-    lower, upper = information_bounds(Categorical(test[:BOUND_IMAGES]).cross_log_prob(codes[:BOUND_IMAGES]))
-    statistics = code_statistics(codes, model.tokenizer.config.codebook)
+    entropy = test.entropy().sum(-1).mean().item()
+    rate = test.code_length(train.aggregate()).sum(-1).mean().item() - entropy
+    predicted = model.priors(tokens.vectors)["autoregressive"]
+    tighter = test.code_length(predicted).sum(-1).mean().item() - entropy
+    some = slice(BOUND_IMAGES)
+    lower, upper = information_bounds(test[some].cross_log_prob(tokens[some].values))
     return {
         "information/rate_bits": rate / NATS,
-        "information/posterior_entropy_bits": posterior.entropy().sum(-1).mean().item() / NATS,
+        "information/autoregressive_rate_bits": tighter / NATS,
+        "information/posterior_entropy_bits": entropy / NATS,
         "information/lower_bits": lower.item() / NATS,
-        "information/upper_bits": min(upper.item(), rate) / NATS,
+        "information/upper_bits": min(upper.item(), rate, tighter) / NATS,
         "information/capacity_bits": model.tokenizer.capacity_bits,
-        **{f"information/{name}": statistics[name] for name in ("code_entropy_bits", "perplexity", "dead_codes")},
+        **{f"information/{name}": value for name, value in model.tokenizer.health(tokens, test).items()},
     }
 
 
@@ -53,15 +58,35 @@ def channel_information(model: UnifiedModel, train: Tensor, test: Tensor, codes:
 def generator_code_length(
     model: UnifiedModel, tokens: Tokens, captions: list[str], codec: TextCodec, *, precision: str, batch: int = 500
 ) -> float:
-    """Mean -log2 p(z | caption) of images' tokens under the generator, bits per image."""
-    device, total = tokens.codes.device, 0.0
+    """Mean -log2 p(z | caption) of images' tokens under the generator, bits per image; an upper bound on it where the
+    family has but that, and differential for continuous tokens."""
+    device, total = tokens.vectors.device, 0.0
     for start in range(0, len(captions), batch):
         ids, valid = encode_captions(captions[start : start + batch], codec)
-        part = Tokens(tokens.vectors[start : start + batch], tokens.codes[start : start + batch])
+        part = tokens[start : start + batch]
         with autocast(device, precision):
-            predicted = model.conditional(part, ids.to(device), valid.to(device), stream(device, 0))
-        total -= predicted.log_prob(part.codes).sum().item()
+            predicted = model.predict(part, ids.to(device), valid.to(device), stream(device, start, 9))
+        length = -predicted.distribution.log_prob(part.values)
+        total += (length if predicted.weight is None else length * predicted.weight).sum().item()
     return total / len(captions) / NATS
+
+
+@torch.no_grad()
+def dependences(
+    tokens: Tokens, images: np.ndarray, captions: list[str], codec: TextCodec, kernels: Kernels
+) -> dict[str, float]:
+    """CKA of tokens with pixels and with bags of caption words, over images (n, S, S, 3) uint8."""
+    vectors = tokens.vectors
+    words = torch.zeros(len(captions), codec.vocabulary, device=vectors.device)
+    for row, caption in enumerate(captions):
+        words[row, codec.encode(caption)] = 1.0
+    pixels = torch.from_numpy(images.copy()).to(vectors.device).float() / 255
+    generator = stream(vectors.device, 0, 10)
+    exact = dataclasses.replace(kernels, normalized=True)
+    return {
+        "information/dependence": exact.dependence(pixels, vectors, generator).item(),
+        "information/dependence_text": exact.dependence(words, vectors, generator).item(),
+    }
 
 
 def usable_bits(

@@ -7,30 +7,29 @@ import torch
 from torch import Tensor
 
 from infotok.evaluation.networks import Judge, to_bytes, to_unit
-from infotok.tokenizer.discrete import DiscreteTokenizer, Tokens
+from infotok.information.channel import Channel
+from infotok.tokenizer.base import Tokenizer, Tokens
 from infotok.training.examiners import ATTRIBUTES, examine
 from infotok.training.runtime import stream
 
 
 @torch.no_grad()
-def through(tokenizer: DiscreteTokenizer, images: np.ndarray, seed: int, batch: int = 500) -> tuple[Tokens, Tensor]:
+def through(tokenizer: Tokenizer, images: np.ndarray, seed: int, batch: int = 500) -> tuple[Tokens, Channel]:
     """Send images (n, S, S, 3) uint8 through the channel as in training.
 
     Returns:
-        their tokens, and the logits (n, K, C) of the distribution that the tokens follow.
+        their tokens, and the distribution that the tokens follow.
     """
-    device, vectors, codes, logits = next(tokenizer.parameters()).device, [], [], []
+    device, tokens, channels = next(tokenizer.parameters()).device, [], []
     for start in range(0, len(images), batch):
         posterior = tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch].copy()).to(device)))
-        tokens = tokenizer.sample(posterior, stream(device, seed, start, 6))
-        vectors.append(tokens.vectors)
-        codes.append(tokens.codes)
-        logits.append(tokenizer.channel_of(posterior).logits)
-    return Tokens(torch.cat(vectors), torch.cat(codes)), torch.cat(logits)
+        tokens.append(tokenizer.sample(posterior, stream(device, seed, start, 6)))
+        channels.append(tokenizer.channel_of(posterior))
+    return Tokens.cat(tokens), type(channels[0]).cat(channels)
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: DiscreteTokenizer, vectors: Tensor, batch: int = 500) -> Tensor:
+def reconstruct(tokenizer: Tokenizer, vectors: Tensor, batch: int = 500) -> Tensor:
     """(n, S, S, 3) uint8 images of vectors (n, K, D)."""
     return torch.cat([to_bytes(tokenizer.decode(part)).cpu() for part in vectors.split(batch)])
 

@@ -1,31 +1,54 @@
 """Distributions of tokens: what an encoder says q(z|x) and what a prior says r(z).
 
-One class per kind of token, with the same methods, so that estimators and evaluation know no kind.
-Shapes: B images, K tokens, C codes. Information in nats, per token.
+One class per kind of token, with the same methods, so that estimators and evaluation know no kind. `values` are what a
+distribution gives probability to: codes (B, K) of categorical tokens, vectors (B, K, D) of Gaussian ones.
+Shapes: B images, K tokens, C codes, D dimensions. Information in nats, per token; of Gaussian tokens log-probabilities,
+code lengths and entropies are differential, and only their differences are information.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from infotok.information.rate import categorical_code_length, categorical_entropy
+from infotok.information.rate import categorical_code_length, categorical_entropy, gaussian_rate
+
+LOG_2_PI = math.log(2 * math.pi)
 
 
 @dataclass
 class Categorical:
-    """Independent categorical tokens. logits: (B, K, C), or (K, C) for a prior without condition."""
+    """Independent categorical tokens. logits: (B, K, C), or (K, C) for a prior without condition.
+
+    relaxation: temperature of the softmax through which the gradient of a code length passes, its value being exact.
+    A sharp q, nearly one code, has no gradient of its own but at the borders between codes.
+    """
 
     logits: Tensor
+    relaxation: float = 1.0
 
     def detach(self) -> Categorical:
-        return Categorical(self.logits.detach())
+        return Categorical(self.logits.detach(), self.relaxation)
+
+    @staticmethod
+    def cat(parts: list[Categorical]) -> Categorical:
+        """Distributions of several batches as one."""
+        return Categorical(torch.cat([part.logits for part in parts]), parts[0].relaxation)
+
+    def __getitem__(self, images: slice | Tensor) -> Categorical:
+        return Categorical(self.logits[images], self.relaxation)
 
     def code_length(self, prior: Categorical) -> Tensor:
         """E_q[-log r], nats, (B, K)."""
-        return categorical_code_length(self.logits, prior.logits)
+        exact = categorical_code_length(self.logits, prior.logits)
+        if self.relaxation == 1.0 or not self.logits.requires_grad:
+            return exact
+        softened = categorical_code_length(self.logits / self.relaxation, prior.logits)
+        return softened + (exact - softened).detach()
 
     def entropy(self) -> Tensor:
         """H(q), nats, (B, K)."""
@@ -33,10 +56,7 @@ class Categorical:
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Codes (B, K) by the Gumbel-max trick."""
-        uniform = torch.rand(self.logits.shape, generator=generator, device=self.logits.device)
-        # The clamp keeps both logarithms finite at the ends of [0, 1).
-        gumbel = -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
-        return (self.logits.float() + gumbel).argmax(-1)
+        return (self.logits.float() + gumbel(self.logits, generator)).argmax(-1)
 
     def log_prob(self, codes: Tensor) -> Tensor:
         """log q(codes), nats, (B, K)."""
@@ -53,3 +73,72 @@ class Categorical:
     def aggregate(self) -> Categorical:
         """The mean of q over the batch, per position: the prior that makes the rate sum_k I(X;Z_k)."""
         return Categorical(self.logits.float().softmax(-1).mean(0).clamp_min(1e-12).log())
+
+
+@dataclass
+class Gaussian:
+    """Independent tokens with diagonal Gaussian distributions. mean, log_variance: (B, K, D), or (K, D) for a prior
+    without condition."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def detach(self) -> Gaussian:
+        return Gaussian(self.mean.detach(), self.log_variance.detach())
+
+    @staticmethod
+    def cat(parts: list[Gaussian]) -> Gaussian:
+        """Distributions of several batches as one."""
+        return Gaussian(torch.cat([p.mean for p in parts]), torch.cat([p.log_variance for p in parts]))
+
+    def __getitem__(self, images: slice | Tensor) -> Gaussian:
+        return Gaussian(self.mean[images], self.log_variance[images])
+
+    def code_length(self, prior: Gaussian) -> Tensor:
+        """E_q[-log r], nats, (B, K)."""
+        return gaussian_rate(self.mean, self.log_variance, prior.mean, prior.log_variance) + self.entropy()
+
+    def entropy(self) -> Tensor:
+        """H(q), nats, (B, K)."""
+        return 0.5 * (self.log_variance.float() + 1 + LOG_2_PI).sum(-1)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Vectors (B, K, D), reparametrized: gradients reach mean and variance."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
+        return self.mean + (0.5 * self.log_variance).exp() * noise
+
+    def log_prob(self, vectors: Tensor) -> Tensor:
+        """log q(vectors), nats, (B, K)."""
+        squared = (vectors.float() - self.mean.float()).square() * (-self.log_variance.float()).exp()
+        return -0.5 * (squared + self.log_variance.float() + LOG_2_PI).sum(-1)
+
+    def cross_log_prob(self, vectors: Tensor) -> Tensor:
+        """The matrix log q(z_i|x_j) of whole images, nats, (N, B) for vectors (N, K, D)."""
+        # In float64, since the square is written out: images times images times dimensions would not fit in memory.
+        mean, precision = self.mean.double().flatten(1), (-self.log_variance.double()).exp().flatten(1)
+        flat = vectors.double().flatten(1)
+        squared = flat.square() @ precision.T - 2 * flat @ (mean * precision).T + (mean.square() * precision).sum(1)
+        volume = (self.log_variance.double() + LOG_2_PI).flatten(1).sum(1)
+        return (-0.5 * (squared + volume)).float()
+
+    def aggregate(self) -> Gaussian:
+        """The Gaussian with the mean and variance of z over the batch, per position and dimension: of diagonal
+        Gaussian priors the one with the smallest rate."""
+        mean = self.mean.float().mean(0)
+        variance = self.log_variance.float().exp().mean(0) + (self.mean.float() - mean).square().mean(0)
+        return Gaussian(mean, variance.log())
+
+
+Channel = Categorical | Gaussian
+
+
+def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise of a tensor's shape, float32."""
+    uniform = torch.rand(like.shape, generator=generator, device=like.device)
+    # The clamp keeps both logarithms finite at the ends of [0, 1).
+    return -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
+
+
+def one_hot(codes: Tensor, codebook: int) -> Categorical:
+    """All mass on given codes (B, K)."""
+    return Categorical(F.one_hot(codes, codebook).float().clamp_min(1e-12).log())

@@ -1,4 +1,4 @@
-"""The compression term of the objective, and the estimators it may use.
+"""The information terms of the objective, and the estimators that they may use.
 
 This module loads no torch by itself: names of estimators are needed to check a configuration.
 """
@@ -10,37 +10,66 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from infotok.information.channel import Categorical
+    from infotok.information.channel import Channel
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """How dependence is measured. estimator, bandwidth: as in `infotok.information.hsic`. normalized: CKA, between 0
+    and 1 whatever the bandwidths, instead of HSIC."""
+
+    estimator: str = "unbiased"
+    bandwidth: str | float = "dimension"
+    normalized: bool = True
+
+    def dependence(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Dependence of paired rows x (n, ...) and z (n, ...), scalar; `generator` draws random features."""
+        from infotok.information.hsic import cka, hsic
+
+        measure = cka if self.normalized else hsic
+        widths = {"bandwidth_x": self.bandwidth, "bandwidth_z": self.bandwidth}
+        return measure(x, z, estimator=self.estimator, generator=generator, **widths)
+
+
+@dataclass(kw_only=True)
 class Observed:
-    """What an estimator may look at in one training step.
+    """What the terms may look at in one training step; None is what a caller cannot give.
 
-    images: (B, 3, S, S). vectors: (B, K, dimension), the sampled tokens. posterior: q(z|x). marginal: the learned
-    prior r(z), gradients stopped. conditional: the generator's p(z | caption), gradients stopped. text: pooled
-    caption states (B, width), for estimators that measure consistency.
+    images: (B, 3, S, S). vectors: (B, K, D), the sampled tokens. posterior: q(z|x). prior: the learned r(z), gradients
+    stopped. conditional: the generator's p(z | caption), gradients stopped. weight: (B, K), how often each of its
+    tokens counts (`infotok.models.family.Predicted`); None: once. text: pooled caption states (B, width), gradients
+    stopped. told: (B,) bool, False where the caption was dropped. critic: the learned bound on I(Z;T). kernels,
+    generator: of kernel dependence.
     """
 
-    images: Tensor
-    vectors: Tensor
-    posterior: Categorical
-    marginal: Categorical
-    conditional: Categorical
-    text: Tensor
+    posterior: Channel | None = None
+    prior: Channel | None = None
+    conditional: Channel | None = None
+    weight: Tensor | None = None
+    images: Tensor | None = None
+    vectors: Tensor | None = None
+    text: Tensor | None = None
+    told: Tensor | None = None
+    critic: Callable[[Tensor, Tensor], Tensor] | None = None
+    kernels: Kernels = Kernels()
+    generator: torch.Generator | None = None
 
 
-def code_cost(posterior: Categorical, prior: Categorical, entropy_weight: float) -> Tensor:
+def code_cost(posterior: Channel, prior: Channel, entropy_weight: float, weight: Tensor | None = None) -> Tensor:
     """E_q[-log r(z|c)] - entropy_weight * H(q), summed over tokens, mean over the batch; nats per image (scalar).
 
-    The one formula of the variational estimators: entropy_weight 1 is the rate, 0 the code length.
+    The one formula of the variational estimators: entropy_weight 1 is the rate, 0 the code length. weight: (B, K), how
+    often a token's code length counts.
     """
-    cost = posterior.code_length(prior).sum(-1)
+    length = posterior.code_length(prior)
+    cost = (length if weight is None else length * weight).sum(-1)
     if entropy_weight:
         cost = cost - entropy_weight * posterior.entropy().sum(-1)
     return cost.mean()
@@ -52,7 +81,19 @@ def estimator_names() -> list[str]:
 
 
 def penalty_of(estimator: str) -> Callable[[Observed], Tensor] | None:
-    """The estimator's penalty, nats per image; None for the baseline `none`."""
-    if estimator == "none":
-        return None
-    return importlib.import_module(f"infotok.information.estimators.{estimator}").penalty
+    """The estimator's penalty, an estimate of I(X;Z); None for the baseline `none`."""
+    return None if estimator == "none" else _module(estimator).penalty
+
+
+def consistency_of(estimator: str) -> Callable[[Observed], Tensor] | None:
+    """The estimator's consistency, an estimate of I(Z;T); None where it has none."""
+    return None if estimator == "none" else getattr(_module(estimator), "consistency", None)
+
+
+def independent_of(estimator: str) -> Callable[[Observed], Tensor] | None:
+    """The estimator's penalty if images and tokens were independent, for the log; None where that is 0."""
+    return None if estimator == "none" else getattr(_module(estimator), "independent", None)
+
+
+def _module(estimator: str) -> ModuleType:
+    return importlib.import_module(f"infotok.information.estimators.{estimator}")

@@ -1,11 +1,22 @@
-"""Learned priors r(z) of the tokens."""
+"""Learned priors r(z) of the tokens: one distribution per position, or one given the tokens before it.
+
+A prior is called with the token vectors of a batch and returns a distribution over every token. The autoregressive one
+bounds I(X;Z) more tightly: a marginal prior pays again for what one token has already said about the next.
+Shapes: B images, K tokens, C codes, D dimensions.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import copy
 
-from infotok.information.channel import Categorical
+import torch
+from torch import Tensor, nn
+
+from infotok.information.channel import Categorical, Channel, Gaussian
+
+HIDDEN = 64  # units per position of the autoregressive prior
+LEAST_LOG_VARIANCE = -8.0
+KINDS = ("marginal", "autoregressive")
 
 
 class CategoricalPrior(nn.Module):
@@ -15,5 +26,60 @@ class CategoricalPrior(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(tokens, codebook))
 
-    def forward(self) -> Categorical:
+    def forward(self, vectors: Tensor | None = None) -> Categorical:
         return Categorical(self.logits)
+
+
+class GaussianPrior(nn.Module):
+    """One diagonal Gaussian per position, without condition: (K, D) means and log variances."""
+
+    def __init__(self, tokens: int, dimension: int):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(tokens, dimension))
+        self.log_variance = nn.Parameter(torch.zeros(tokens, dimension))
+
+    def forward(self, vectors: Tensor | None = None) -> Gaussian:
+        return Gaussian(self.mean, self.log_variance.clamp_min(LEAST_LOG_VARIANCE))
+
+
+class AutoregressivePrior(nn.Module):
+    """r(z_k | z_<k) by one masked hidden layer (MADE; Germain et al. 2015) on top of a marginal prior.
+
+    It begins as the marginal prior and is read from given vectors without gradient: it learns to predict them.
+    """
+
+    def __init__(self, marginal: CategoricalPrior | GaussianPrior, tokens: int, dimension: int):
+        super().__init__()
+        self.marginal = marginal
+        outputs = sum(parameter.shape[1] for parameter in marginal.parameters())
+        self.inward = nn.Linear(tokens * dimension, tokens * HIDDEN)
+        self.outward = nn.Parameter(torch.zeros(tokens, HIDDEN, outputs))
+        before = torch.ones(tokens, tokens).tril(-1)
+        mask = before.repeat_interleave(HIDDEN, 0).repeat_interleave(dimension, 1)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, vectors: Tensor) -> Channel:
+        """r of every token (B, K, ...) given the vectors (B, K, D) of those before it."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            flat = vectors.detach().float().flatten(1)
+            hidden = nn.functional.linear(flat, self.inward.weight * self.mask, self.inward.bias).relu()
+            hidden = hidden.view(len(vectors), -1, HIDDEN)
+            shift = torch.einsum("bkh,kho->bko", hidden, self.outward)
+            base = self.marginal()
+            if isinstance(base, Categorical):
+                return Categorical(base.logits + shift)
+            mean, log_variance = shift.chunk(2, -1)
+            return Gaussian(base.mean + mean, (base.log_variance + log_variance).clamp(LEAST_LOG_VARIANCE, 8.0))
+
+
+class Priors(nn.Module):
+    """Both priors of a tokenizer's tokens, learned side by side so that every run reports both rates."""
+
+    def __init__(self, marginal: CategoricalPrior | GaussianPrior, tokens: int, dimension: int):
+        super().__init__()
+        self.marginal = marginal
+        self.autoregressive = AutoregressivePrior(copy.deepcopy(marginal), tokens, dimension)
+
+    def forward(self, vectors: Tensor) -> dict[str, Channel]:
+        """Prior by kind, given the vectors (B, K, D) of a batch."""
+        return {"marginal": self.marginal(), "autoregressive": self.autoregressive(vectors)}

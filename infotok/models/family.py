@@ -12,18 +12,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infotok.information.channel import Categorical
+from infotok.information.channel import Channel
 from infotok.models.backbone import Backbone
-from infotok.tokenizer.discrete import DiscreteTokenizer, Tokens
+from infotok.tokenizer.base import Tokenizer, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How images are drawn. top_k 0 keeps all codes; guidance 1 is none."""
+    """How images are drawn. guidance 1 is none; top_k 0 keeps all codes (discrete tokens).
+
+    decoding_steps, choice_temperature: of masked decoding, at most one step per token and the noise on the confidence
+    that chooses which tokens stand. ode_steps: of the flow. A family leaves alone what is not its own.
+    """
 
     temperature: float = 1.0
     guidance: float = 1.0
     top_k: int = 0
+    decoding_steps: int = 8
+    choice_temperature: float = 1.0
+    ode_steps: int = 16
+
+
+@dataclass
+class Predicted:
+    """What the generator says of given tokens.
+
+    loss: the family's training loss, mean over predicted tokens (scalar). distribution: p(z_k | caption, other tokens),
+    gradients attached. weight: (B, K), so that the weighted sum of -log p(z_k | ...) is -log p(z | caption), or in
+    expectation an upper bound on it; None where every token counts once.
+    """
+
+    loss: Tensor
+    distribution: Channel
+    weight: Tensor | None = None
 
 
 class Family(nn.Module, abc.ABC):
@@ -34,10 +55,10 @@ class Family(nn.Module, abc.ABC):
     predicts token k.
     """
 
-    tokenizer_class: type[DiscreteTokenizer] = DiscreteTokenizer
+    tokenizer_class: type[Tokenizer]
     bidirectional = False
 
-    def __init__(self, tokenizer: DiscreteTokenizer, width: int):
+    def __init__(self, tokenizer: Tokenizer, width: int):
         super().__init__()
         config = tokenizer.config
         self.tokens = config.tokens
@@ -49,19 +70,20 @@ class Family(nn.Module, abc.ABC):
         return self.project(vectors) + self.place[0]
 
     @abc.abstractmethod
-    def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> Tensor:
-        """What stands at the K places of the image to draw in training, (B, K, width). Carries no gradient to the
-        tokens: the generator models the codes it is given."""
+    def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What stands at the K places of the image to draw in training, (B, K, width), and which tokens are to be
+        predicted, (B, K) bool. Carries no gradient to the tokens: the generator models the codes it is given."""
 
     @abc.abstractmethod
-    def generation_loss(self, hidden: Tensor, tokens: Tokens) -> tuple[Tensor, Categorical]:
-        """(loss, mean over tokens, scalar; the predicted distribution p(z | caption), gradients attached)."""
+    def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: torch.Generator) -> Predicted:
+        """Loss and distribution from the hidden states (B, K, width) at those places; asked: (B, K) bool, the tokens to
+        be predicted."""
 
     @abc.abstractmethod
     def draw(
         self,
         backbone: Backbone,
-        tokenizer: DiscreteTokenizer,
+        tokenizer: Tokenizer,
         captions: Tensor,
         valid: Tensor,
         sampling: Sampling,

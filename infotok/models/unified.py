@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infotok.information.channel import Categorical
+from infotok.information.channel import Channel
+from infotok.information.priors import Priors
 from infotok.models.backbone import Backbone
-from infotok.models.family import family_class
+from infotok.models.family import Predicted, family_class
 from infotok.models.packing import Part, pack
-from infotok.tokenizer.discrete import DiscreteTokenizer, Tokens
+from infotok.tokenizer.base import Tokenizer, Tokens
 
 
 @dataclass
@@ -46,37 +47,43 @@ class TextBatch:
 
 @dataclass
 class Outputs:
-    """One training pass. answer_loss, generation_loss: mean nats per predicted token (scalars). conditional:
-    p(z | caption). text: pooled caption states (B, width)."""
+    """One training pass. tokens: what flowed through the channel; read: (B, K, D), what of it was read and decoded,
+    less by nested dropout. answer_loss: mean nats per predicted token (scalar). drawing: what the generator says of the
+    tokens. text: pooled caption states (B, width); told: (B,) bool, False where the caption was dropped."""
 
-    posterior: Categorical
+    posterior: Channel
     tokens: Tokens
+    read: Tensor
     answer_loss: Tensor
-    generation_loss: Tensor
-    conditional: Categorical
+    drawing: Predicted
     text: Tensor
+    told: Tensor
 
 
 class UnifiedModel(nn.Module):
-    """Tokenizer, its marginal prior, backbone, and the family's way to draw."""
+    """Tokenizer, its priors, backbone, and the family's way to draw."""
 
-    def __init__(self, family: str, tokenizer: DiscreteTokenizer, backbone: Backbone):
+    def __init__(self, family: str, tokenizer: Tokenizer, backbone: Backbone):
         super().__init__()
         self.family_name = family
         self.tokenizer, self.backbone = tokenizer, backbone
-        self.prior = tokenizer.make_prior()
         self.family = family_class(family)(tokenizer, backbone.width)
+        self.priors = Priors(tokenizer.make_prior(), tokenizer.config.tokens, tokenizer.config.dimension)
 
     def forward(self, images: Tensor, texts: TextBatch, generator: torch.Generator) -> Outputs:
         """Images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family."""
         posterior = self.tokenizer.encode(images)
         tokens = self.tokenizer.sample(posterior, generator)
+        read = self.tokenizer.nested_dropout(tokens.vectors, generator)
         size = self.family.tokens
         start = torch.full((len(images),), size, device=images.device)
-        parts = [self._image_part(tokens.vectors)]
+        parts = [self._image_part(read)]
         for asked in texts.questions:
             parts.append(Part(self.backbone.embed_text(asked.ids), asked.valid, start, sees=(0,)))
-        parts += self._drawing_parts(tokens, texts.captions, texts.captions_valid, generator, first=len(parts))
+        drawn, to_predict = self._drawing_parts(
+            tokens, texts.captions, texts.captions_valid, generator, first=len(parts)
+        )
+        parts += drawn
         hidden = self.backbone(*pack(parts)).split([part.embeddings.shape[1] for part in parts], 1)
         _, *questions, captions, drawing = hidden
 
@@ -84,15 +91,16 @@ class UnifiedModel(nn.Module):
         states = torch.cat([h[:, :-1][one.answers[:, 1:]] for h, one in zip(questions, asked, strict=True)])
         wanted = torch.cat([one.ids[:, 1:][one.answers[:, 1:]] for one in asked])
         answer_loss = F.cross_entropy(self.backbone.text_logits(states).float(), wanted)
-        generation_loss, conditional = self.family.generation_loss(drawing, tokens)
+        predicted = self.family.predict(drawing, tokens, to_predict, generator)
         weight = texts.captions_valid[..., None].to(captions.dtype)
         text = (captions * weight).sum(1) / weight.sum(1)
-        return Outputs(posterior, tokens, answer_loss, generation_loss, conditional, text)
+        return Outputs(posterior, tokens, read, answer_loss, predicted, text, texts.captions_valid[:, 1:].any(1))
 
-    def conditional(self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: torch.Generator) -> Categorical:
-        """p(z | caption) of given tokens under the generator, teacher-forced."""
-        hidden = self.backbone(*pack(self._drawing_parts(tokens, captions, valid, generator, first=0)))
-        return self.family.generation_loss(hidden[:, -self.family.tokens :], tokens)[1]
+    def predict(self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: torch.Generator) -> Predicted:
+        """What the generator says of given tokens, teacher-forced."""
+        parts, to_predict = self._drawing_parts(tokens, captions, valid, generator, first=0)
+        hidden = self.backbone(*pack(parts))
+        return self.family.predict(hidden[:, -self.family.tokens :], tokens, to_predict, generator)
 
     @torch.no_grad()
     def answer(self, vectors: Tensor, questions: Tensor, valid: Tensor, most: int, end: int) -> Tensor:
@@ -136,15 +144,16 @@ class UnifiedModel(nn.Module):
 
     def _drawing_parts(
         self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: torch.Generator, first: int
-    ) -> list[Part]:
-        """The caption and the image to draw, as parts `first` and `first + 1`."""
+    ) -> tuple[list[Part], Tensor]:
+        """The caption and the image to draw, as parts `first` and `first + 1`, and the tokens to predict, (B, K)."""
         zero = torch.zeros(len(captions), dtype=torch.long, device=captions.device)
-        inputs = self.family.generation_inputs(tokens, generator)
+        inputs, to_predict = self.family.generation_inputs(tokens, generator)
         everywhere = torch.ones(inputs.shape[:2], dtype=torch.bool, device=captions.device)
-        return [
+        parts = [
             Part(self.backbone.embed_text(captions), valid, zero),
             Part(inputs, everywhere, valid.sum(1), sees=(first,), bidirectional=self.family.bidirectional),
         ]
+        return parts, to_predict
 
     def describe(self) -> dict[str, Any]:
         """Family and sizes as JSON, enough to build the model again."""

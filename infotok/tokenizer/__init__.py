@@ -21,3 +21,8 @@ def patch_grid(image_size: int, tokens: int) -> tuple[int, int]:
             f"possible token budgets: {', '.join(map(str, budgets))}"
         )
     return max(fitting)
+
+
+def smaller_budgets(tokens: int) -> list[int]:
+    """The budgets below `tokens` at which an elastic tokenizer is evaluated: powers of two."""
+    return [2**power for power in range(tokens.bit_length()) if 2**power < tokens]

@@ -10,64 +10,27 @@ Shapes: B images, K tokens, C codes, D dimensions of a code.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infotok.information.channel import Categorical
+from infotok.information.channel import Categorical, gumbel, one_hot
 from infotok.information.priors import CategoricalPrior
-from infotok.tokenizer import patch_grid
-from infotok.tokenizer.patches import PatchDecoder, PatchEncoder
+from infotok.information.rate import code_statistics
+from infotok.tokenizer import base
+from infotok.tokenizer.base import TokenizerConfig, Tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """Sizes of a tokenizer. logit_scale: initial sharpness of the posterior. channel: `sampled` or `deterministic`
-    (argmax straight-through). relaxation: temperature of the softmax that the backward pass sees; the codes that
-    flow do not depend on it."""
-
-    image_size: int
-    tokens: int
-    codebook: int
-    dimension: int
-    width: int
-    hidden: int
-    blocks: int
-    logit_scale: float
-    channel: str
-    relaxation: float
-
-
-@dataclass
-class Tokens:
-    """What flows through the channel. vectors: (B, K, D), differentiable. codes: (B, K)."""
-
-    vectors: Tensor
-    codes: Tensor
-
-
-class DiscreteTokenizer(nn.Module):
+class DiscreteTokenizer(base.Tokenizer):
     """Images to K codes of a codebook, and back."""
 
     def __init__(self, config: TokenizerConfig):
-        super().__init__()
-        self.config = config
-        sizes = {
-            "image_size": config.image_size,
-            "grid": patch_grid(config.image_size, config.tokens),
-            "width": config.width,
-            "hidden": config.hidden,
-            "blocks": config.blocks,
-            "dimension": config.dimension,
-        }
-        self.encoder, self.decoder = PatchEncoder(**sizes), PatchDecoder(**sizes)
+        super().__init__(config)
         self.codebook = nn.Parameter(torch.randn(config.codebook, config.dimension))
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
 
     def make_prior(self) -> CategoricalPrior:
-        """A learnable marginal prior over this tokenizer's tokens."""
         return CategoricalPrior(self.config.tokens, self.config.codebook)
 
     @property
@@ -86,37 +49,45 @@ class DiscreteTokenizer(nn.Module):
     def posterior_of(self, features: Tensor) -> Categorical:
         """q(z|x) of unit features (B, K, D)."""
         with torch.autocast(features.device.type, enabled=False):
-            return Categorical(self.log_scale.exp() * (features @ self.codes_unit().T))
+            logits = self.log_scale.exp() * (features @ self.codes_unit().T)
+            return Categorical(logits, self.config.relaxation)
 
     def encode(self, images: Tensor) -> Categorical:
-        """q(z|x) of images (B, 3, S, S) in [-1, 1]."""
         return self.posterior_of(self.features(images))
 
     def sample(self, posterior: Categorical, generator: torch.Generator) -> Tokens:
-        """Send images through the channel: hard codes forward, the gradient of the soft posterior backward."""
+        """Hard codes forward, the gradient of the soft posterior backward."""
         logits = posterior.logits
         with torch.autocast(logits.device.type, enabled=False):
             if self.config.channel == "sampled":
-                uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
-                logits = logits - torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
+                logits = logits + gumbel(logits, generator)
             codes, soft = logits.argmax(-1), (logits / self.config.relaxation).softmax(-1)
             hard = F.one_hot(codes, soft.shape[-1]).to(soft.dtype)
             return Tokens((hard - soft.detach() + soft) @ self._scaled_codes(), codes)
 
     def channel_of(self, posterior: Categorical) -> Categorical:
-        """The distribution that tokens really follow: q itself, or all mass on its mode when deterministic."""
+        """q itself, or all mass on its mode when deterministic."""
         if self.config.channel == "sampled":
             return posterior
-        codes = posterior.logits.argmax(-1)
-        return Categorical(F.one_hot(codes, posterior.logits.shape[-1]).float().clamp_min(1e-12).log())
+        return one_hot(posterior.logits.argmax(-1), posterior.logits.shape[-1])
 
     def embed(self, codes: Tensor) -> Tensor:
         """Vectors (..., D) of codes (...)."""
         return self._scaled_codes()[codes]
 
-    def decode(self, vectors: Tensor) -> Tensor:
-        """Images (B, 3, S, S) around [-1, 1] from vectors (B, K, D)."""
-        return self.decoder(vectors)
+    def health(self, tokens: Tokens, channel: Categorical) -> dict[str, float]:
+        """`code_statistics`."""
+        return code_statistics(tokens.codes, self.config.codebook)
+
+    def collapse_warning(self, health: dict[str, float]) -> str | None:
+        """A sentence when under a tenth of the codes carry the usage."""
+        codebook = self.config.codebook
+        if health["perplexity"] >= 0.1 * codebook:
+            return None
+        return (
+            f"codebook collapse: perplexity {health['perplexity']:.1f} of {codebook} codes, "
+            f"{health['dead_codes']:.0f} never used; raise pretrain.usage_weight or lower tokenizer.codebook"
+        )
 
     def _scaled_codes(self) -> Tensor:
         # Unit variance per dimension, as the layers that read the vectors expect.

@@ -1,9 +1,9 @@
 """IB-regularized joint training of tokenizer, prior and language model: the objective of the paper.
 
-    L = w_u answers + w_g drawing + w_r D(x, dec(z)) + beta * penalty(estimator)
+    L = w_u answers + w_g drawing + w_r D(x, dec(z)) + beta * penalty(estimator) - gamma * consistency(estimator)
 
-plus the prior's own code length, whose gradient reaches the prior alone, so that every arm, the baseline too, trains
-one and reports a rate.
+plus the priors' own code lengths, whose gradients reach the priors alone, so that every arm, the baseline too, trains
+them and reports a rate.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from infotok.evaluation.networks import Perceptual, perceptual_distortion, to_unit
-from infotok.information.objective import Observed, code_cost, penalty_of
+from infotok.information.consistency import InfoNCE
+from infotok.information.multiplier import Multiplier
+from infotok.information.objective import Kernels, Observed, code_cost, consistency_of, independent_of, penalty_of
 from infotok.models.unified import UnifiedModel
 from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints
@@ -28,11 +30,17 @@ NATS = math.log(2)  # nats in a bit
 
 @dataclass(frozen=True, kw_only=True)
 class JointConfig:
-    """estimator: `none` or a module of `infotok.information.estimators`; beta: loss per nat per image, reached
-    linearly over the first `beta_warmup` of the steps."""
+    """estimator: `none` or a module of `infotok.information.estimators`. beta: loss per unit of its penalty (a nat per
+    image), reached linearly over the first `beta_warmup` of the steps. target_bits: with a number above 0 beta is where
+    a multiplier starts that drives the rate to it. consistency: gamma. prior: marginal or autoregressive, the one that
+    penalties use."""
 
     estimator: str
     beta: float
+    target_bits: float
+    consistency: float
+    prior: str
+    kernels: Kernels
     steps: int
     learning_rate: float
     tokenizer_learning_rate: float
@@ -70,50 +78,59 @@ def train_jointly(
     """
     model.to(device)
     perceptual.to(device).requires_grad_(False).eval()
-    penalty = penalty_of(config.estimator)
+    trained = _Trained(model, config).to(device)
 
     def step_losses(step: int) -> dict[str, Tensor]:
         images, texts = to_unit(batches.images(step).to(device)), batches.texts(step).to(device)
         with autocast(device, config.precision):
             out = model(images, texts, stream(device, seed, step, 5))
-            decoded = model.tokenizer.decode(out.tokens.vectors)
+            decoded = model.tokenizer.decode(out.read)
         distortion = perceptual_distortion(perceptual, decoded.float(), images, config.pixel, config.perceptual)
-        posterior, prior = model.tokenizer.channel_of(out.posterior), model.prior()
-        prior_cost = code_cost(posterior.detach(), prior, entropy_weight=0.0)
+        posterior, priors = model.tokenizer.channel_of(out.posterior), model.priors(out.tokens.vectors)
+        prior_cost = sum(code_cost(posterior.detach(), prior, entropy_weight=0.0) for prior in priors.values())
         with torch.no_grad():
-            rate = code_cost(posterior, prior, entropy_weight=1.0)
+            rates = {kind: code_cost(posterior, prior, entropy_weight=1.0) / NATS for kind, prior in priors.items()}
         loss = (
             config.understanding * out.answer_loss
-            + config.generation * out.generation_loss
+            + config.generation * out.drawing.loss
             + config.reconstruction * distortion
         )
         parts = {
             "understanding": out.answer_loss,
-            "generation": out.generation_loss,
+            "generation": out.drawing.loss,
             "reconstruction": distortion,
-            "rate_bits": rate / NATS,
+            "rate_bits": rates["marginal"],
+            "autoregressive_rate_bits": rates["autoregressive"],
         }
-        if penalty is not None:
+        if trained.penalty is not None:
             observed = Observed(
-                images, out.tokens.vectors, out.posterior, prior.detach(), out.conditional.detach(), out.text
+                posterior=out.posterior,
+                prior=priors[config.prior].detach(),
+                conditional=out.drawing.distribution.detach(),
+                weight=out.drawing.weight,
+                images=images,
+                vectors=out.tokens.vectors,
+                text=out.text.detach(),
+                told=out.told,
+                critic=trained.critic,
+                kernels=config.kernels,
+                generator=stream(device, seed, step, 8),
             )
-            cost = penalty(observed)
-            beta = config.beta * min(1.0, (step + 1) / max(1.0, config.beta_warmup * config.steps))
-            loss = loss + beta * cost
-            parts |= {"penalty_nats": cost, "beta": torch.tensor(beta)}
+            term, terms = trained.information(observed, rates[config.prior], step)
+            loss, parts = loss + term, parts | terms
         return {"loss": loss + prior_cost - prior_cost.detach(), **parts}
 
-    prior = list(model.prior.parameters())
+    prior = list(model.priors.parameters())
     tokenizer = list(model.tokenizer.parameters())
     special = {id(p) for p in prior + tokenizer}
-    language = [p for p in model.parameters() if id(p) not in special]
+    language = [p for p in trained.parameters() if id(p) not in special]
     groups = [
         (language, config.learning_rate),
         (tokenizer, config.tokenizer_learning_rate),
         (prior, config.prior_learning_rate),
     ]
     return run(
-        model,
+        trained,
         make_optimizer(groups, config.weight_decay, device),
         step_losses,
         steps=config.steps,
@@ -126,3 +143,35 @@ def train_jointly(
         checkpoint_every=checkpoint_every,
         observe=observe,
     )
+
+
+class _Trained(nn.Module):
+    """The model with what only its training has: the critic of the consistency term and the multiplier of beta."""
+
+    def __init__(self, model: UnifiedModel, config: JointConfig):
+        super().__init__()
+        self.model, self.config = model, config
+        self.penalty, self.independent = penalty_of(config.estimator), independent_of(config.estimator)
+        self.consistency = None
+        self.critic = self.multiplier = None
+        if self.penalty is None:
+            return
+        if config.consistency:
+            self.consistency = consistency_of(config.estimator)
+            tokens = model.tokenizer.config
+            self.critic = InfoNCE(tokens.tokens, tokens.dimension, model.backbone.width)
+        if config.target_bits:
+            self.multiplier = Multiplier(config.target_bits, config.beta)
+
+    def information(self, observed: Observed, rate_bits: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """beta * penalty - gamma * consistency, a scalar, and its parts for the log."""
+        rise = min(1.0, (step + 1) / max(1.0, self.config.beta_warmup * self.config.steps))
+        beta = self.multiplier.update(rate_bits) if self.multiplier else torch.tensor(self.config.beta * rise)
+        cost = self.penalty(observed)
+        term, parts = beta * cost, {"penalty": cost, "beta": beta}
+        if self.independent is not None:
+            parts["penalty_independent"] = self.independent(observed)
+        if self.consistency is not None:
+            gain = self.consistency(observed)
+            term, parts = term - self.config.consistency * rise * gain, parts | {"consistency": gain}
+        return term, parts

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infotok.evaluation.networks import Perceptual, perceptual_distortion, to_unit
-from infotok.information.rate import code_statistics
+from infotok.tokenizer.base import Tokenizer
 from infotok.tokenizer.discrete import DiscreteTokenizer
 from infotok.training.batches import order
 from infotok.training.checkpoints import Checkpoints
@@ -21,7 +21,7 @@ from infotok.training.runtime import autocast, stream
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """usage_weight: bonus per nat of codebook-usage entropy. revive_every: steps between revivals of dead codes
-    (none in the last fifth, so that the codebook settles); 0 for never."""
+    (none in the last fifth, so that the codebook settles); 0 for never. Neither concerns continuous tokens."""
 
     steps: int
     batch: int
@@ -35,7 +35,7 @@ class PretrainConfig:
 
 
 def pretrain(
-    tokenizer: DiscreteTokenizer,
+    tokenizer: Tokenizer,
     perceptual: Perceptual,
     images: np.ndarray,
     config: PretrainConfig,
@@ -49,32 +49,27 @@ def pretrain(
     """Train a tokenizer on images (n, S, S, 3) uint8, in place; returns the history."""
     tokenizer.to(device)
     perceptual.to(device).requires_grad_(False).eval()
-    used = torch.zeros(tokenizer.config.codebook, dtype=torch.bool, device=device)
-    latest: dict[str, Tensor] = {}
+    codebook = _Codebook(tokenizer, config) if isinstance(tokenizer, DiscreteTokenizer) else None
 
     def step_losses(step: int) -> dict[str, Tensor]:
         batch = to_unit(torch.from_numpy(images[order(len(images), config.batch, seed, step)]).to(device))
         with autocast(device, config.precision):
-            features = tokenizer.features(batch)
-            posterior = tokenizer.posterior_of(features)
-            tokens = tokenizer.sample(posterior, stream(device, seed, step, 2))
-            out = tokenizer.decode(tokens.vectors)
+            posterior = tokenizer.encode(batch)
+            generator = stream(device, seed, step, 2)
+            tokens = tokenizer.sample(posterior, generator)
+            out = tokenizer.decode(tokenizer.nested_dropout(tokens.vectors, generator))
         distortion = perceptual_distortion(perceptual, out.float(), batch, config.pixel, config.perceptual)
+        losses = {"loss": distortion, "reconstruction": distortion}
+        if codebook is None:
+            return losses | {"posterior_entropy": posterior.entropy().sum(-1).mean()}
+        codebook.saw(tokens.codes, batch)
         usage = tokenizer.usage_entropy(posterior)
-        used[tokens.codes.flatten()] = True
-        latest["features"] = features.detach()
-        return {
-            "loss": distortion - config.usage_weight * usage,
-            "reconstruction": distortion,
-            "usage_entropy": usage,
-            "logit_scale": tokenizer.log_scale.exp(),
-        }
+        losses["loss"] = distortion - config.usage_weight * usage
+        return losses | {"usage_entropy": usage, "logit_scale": tokenizer.log_scale.exp()}
 
     def after_step(step: int) -> None:
-        if config.revive_every and (step + 1) % config.revive_every == 0:
-            if step + 1 <= 0.8 * config.steps:
-                tokenizer.revive(~used, latest["features"], stream(device, seed, step, 3))
-            used.zero_()
+        if codebook is not None and config.revive_every and (step + 1) % config.revive_every == 0:
+            codebook.tend(step, stream(device, seed, step, 3))
 
     optimizer = make_optimizer([(list(tokenizer.parameters()), config.learning_rate)], 0.01, device)
     # A checkpoint falls on a revival, where the usage count starts anew and needs no saving.
@@ -93,21 +88,19 @@ def pretrain(
     )
 
 
-@torch.no_grad()
-def codebook_health(tokenizer: DiscreteTokenizer, images: np.ndarray, seed: int, batch: int = 500) -> dict[str, float]:
-    """`code_statistics` of images (n, S, S, 3) sent through the channel."""
-    device, codes = next(tokenizer.parameters()).device, []
-    for start in range(0, len(images), batch):
-        posterior = tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch].copy()).to(device)))
-        codes.append(tokenizer.sample(posterior, stream(device, seed, start, 4)).codes)
-    return code_statistics(torch.cat(codes), tokenizer.config.codebook)
+class _Codebook:
+    """Which codes were used since the last revival, and the images that dead codes move onto."""
 
+    def __init__(self, tokenizer: DiscreteTokenizer, config: PretrainConfig):
+        self.tokenizer, self.last = tokenizer, 0.8 * config.steps
+        self.used = torch.zeros(tokenizer.config.codebook, dtype=torch.bool, device=tokenizer.codebook.device)
 
-def collapse_warning(health: dict[str, float], codebook: int) -> str | None:
-    """A sentence when the codebook has collapsed: under a tenth of its codes carry the usage."""
-    if health["perplexity"] >= 0.1 * codebook:
-        return None
-    return (
-        f"codebook collapse: perplexity {health['perplexity']:.1f} of {codebook} codes, "
-        f"{health['dead_codes']:.0f} never used; raise pretrain.usage_weight or lower tokenizer.codebook"
-    )
+    def saw(self, codes: Tensor, images: Tensor) -> None:
+        self.used[codes.flatten()] = True
+        self.images = images
+
+    @torch.no_grad()
+    def tend(self, step: int, generator: torch.Generator) -> None:
+        if step + 1 <= self.last:
+            self.tokenizer.revive(~self.used, self.tokenizer.features(self.images), generator)
+        self.used.zero_()

@@ -9,4 +9,4 @@ from infotok.information.objective import Observed, code_cost
 
 def penalty(observed: Observed):
     """Conditional code length, nats per image (scalar)."""
-    return code_cost(observed.posterior, observed.conditional, entropy_weight=0.0)
+    return code_cost(observed.posterior, observed.conditional, entropy_weight=0.0, weight=observed.weight)

@@ -1,11 +1,14 @@
-"""Deterministic information bottleneck (Strouse & Schwab 2017): the code length under the marginal prior.
+"""Deterministic information bottleneck (Strouse & Schwab 2017): the code length under the learned prior.
 
 Without the entropy term noise in the channel earns nothing, so the codes themselves must become simpler.
 """
 
+from infotok.information.consistency import contrast
 from infotok.information.objective import Observed, code_cost
+
+consistency = contrast
 
 
 def penalty(observed: Observed):
     """Code length, nats per image (scalar)."""
-    return code_cost(observed.posterior, observed.marginal, entropy_weight=0.0)
+    return code_cost(observed.posterior, observed.prior, entropy_weight=0.0)

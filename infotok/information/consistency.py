@@ -1,0 +1,42 @@
+"""Consistency of tokens and text: a learned lower bound on I(Z;T).
+
+Shapes: B images, K tokens, D dimensions of a token.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infotok.information.objective import Observed
+
+WIDTH = 64
+
+
+class InfoNCE(nn.Module):
+    """log B less the cross-entropy of finding each image's text among the batch's (van den Oord et al. 2018).
+
+    At most log B nats, and in expectation at most I(Z;T).
+    """
+
+    def __init__(self, tokens: int, dimension: int, text_width: int):
+        super().__init__()
+        self.of_tokens, self.of_text = nn.Linear(tokens * dimension, WIDTH), nn.Linear(text_width, WIDTH)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, vectors: Tensor, text: Tensor) -> Tensor:
+        """Nats per image (scalar) of vectors (B, K, D) and text states (B, text_width)."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            tokens = F.normalize(self.of_tokens(vectors.float().flatten(1)), dim=-1)
+            texts = F.normalize(self.of_text(text.float()), dim=-1)
+            scores = self.log_scale.exp().clamp_max(100.0) * tokens @ texts.T
+            target = torch.arange(len(scores), device=scores.device)
+            return math.log(len(scores)) - F.cross_entropy(scores, target)
+
+
+def contrast(observed: Observed) -> Tensor:
+    """InfoNCE of the step's tokens and captions, nats per image (scalar); dropped captions do not count."""
+    return observed.critic(observed.vectors[observed.told], observed.text[observed.told])

@@ -1,0 +1,27 @@
+"""Kernel dependence (Ma, Lewis, Kleijn 2020; Wang et al. 2021): HSIC, or its normalized form CKA, of images and tokens.
+
+It needs no density of the tokens: what counts is whether images that look alike get tokens that are alike, weighted by
+the pixels, so that what fills most pixels, the background, is compressed first.
+"""
+
+import torch
+
+from infotok.information.objective import Observed
+
+
+def penalty(observed: Observed):
+    """Dependence of images and tokens, dimensionless (scalar); the unbiased estimate may be below 0."""
+    return observed.kernels.dependence(observed.images, observed.vectors, observed.generator)
+
+
+def independent(observed: Observed):
+    """The penalty of tokens that are permuted over the images, without gradient (scalar)."""
+    vectors = observed.vectors.detach()
+    order = torch.randperm(len(vectors), generator=observed.generator, device=vectors.device)
+    return observed.kernels.dependence(observed.images, vectors[order], observed.generator)
+
+
+def consistency(observed: Observed):
+    """Dependence of tokens and captions, dimensionless (scalar)."""
+    told = observed.told
+    return observed.kernels.dependence(observed.text[told], observed.vectors[told], observed.generator)
