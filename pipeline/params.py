@@ -298,6 +298,8 @@ def _check_meaning(params: Params, path: Path, lines: _Lines) -> None:
         fail(("tokenizer", "width"), "must be a multiple of 4 (attention heads)")
     if params.train.batch > params.data.train or params.pretrain.batch > params.data.train:
         fail(("data", "train"), "has fewer images than one batch")
+    if params.train.batch < 4 and any(arm.startswith("hsic-") for arm in params.grid.arm):
+        fail(("train", "batch"), f"is {params.train.batch}; the hsic arms need at least 4 images a step")
     if 1.0 not in params.generation.temperatures:
         fail(("generation", "temperatures"), "must contain 1.0, at which every score is also shown")
     if not math.isclose(params.generation.guidance[0], 1.0):

@@ -22,6 +22,12 @@ ROOT = Path(__file__).parent.parent
         ("tokens: [4, 8]", "tokens: []", "'grid.tokens' is empty"),
         ("seed: [0, 1]", "seed: [0, 0]", "'grid.seed' repeats 0"),
         ("family: [ar]", "family: [arr]", "unknown family; known: ar, flow, mask"),
+        ("  noise: 0.3", "  noise: 1.0", "'tokenizer.noise' is 1.0"),
+        ("  nested_dropout: 0.0", "  nested_dropout: 1.5", "'tokenizer.nested_dropout' is 1.5"),
+        ("  target_bits: 0.0", "  target_bits: -1", "'train.target_bits' is -1"),
+        ("  prior: marginal", "  prior: learned", "'train.prior' is 'learned'"),
+        ("  bandwidth: dimension", "  bandwidth: -2.0", "'kernels.bandwidth"),
+        ("  decoding_steps: 8", "  decoding_steps: 0", "'generation.decoding_steps' is 0"),
     ],
 )
 def test_a_bad_value_is_named_with_its_file_line_and_remedy(tmp_path, before, after, says):
@@ -41,3 +47,15 @@ def test_a_bad_value_is_named_with_its_file_line_and_remedy(tmp_path, before, af
 @pytest.mark.parametrize("path", ["params.yaml", "profiles/smoke/params.yaml", "profiles/full/params.yaml"])
 def test_the_repositorys_own_parameters_are_valid(path):
     assert load_params(ROOT / path).cells()
+
+
+def test_kernel_arms_need_four_images_a_step(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    small = text.replace("  batch: 48\n", "  batch: 3\n")
+    assert small != text
+    path = tmp_path / "params.yaml"
+    path.write_text(small)
+    assert load_params(path)
+    path.write_text(small.replace("vib-0.003,", "hsic-0.1,", 1))
+    with pytest.raises(InfotokError, match=r"params\.yaml:\d+: 'train\.batch' is 3; the hsic arms need at least 4"):
+        load_params(path)

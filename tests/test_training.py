@@ -12,10 +12,12 @@ from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.evaluation.networks import Perceptual
 from infotok.evaluation.reconstruction import through
 from infotok.information.objective import Kernels
+from infotok.models import families
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.family import family_class
 from infotok.models.unified import UnifiedModel
 from infotok.tokenizer.base import TokenizerConfig
+from infotok.training import loop
 from infotok.training.batches import Batches, order, pad
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
@@ -125,21 +127,17 @@ def small_tokenizer(seed=0, family="ar", **changes):
     return family_class(family).tokenizer_class(TokenizerConfig(**settings))
 
 
-def test_a_resumed_pretraining_with_revivals_is_the_undisturbed_one(split, tmp_path):
-    config = PretrainConfig(
-        steps=50,
-        batch=16,
-        learning_rate=0.003,
-        warmup=3,
-        usage_weight=0.01,
-        revive_every=5,
-        pixel=1.0,
-        perceptual=0.0,
-        precision="fp32",
-    )
+def pretrain_config(**changes):
+    settings = {"steps": 50, "batch": 16, "learning_rate": 0.003, "warmup": 3, "usage_weight": 0.01, "pixel": 1.0}
+    return PretrainConfig(**settings | {"revive_every": 5, "perceptual": 0.0, "precision": "fp32"} | changes)
+
+
+@pytest.mark.parametrize("family", ["ar", "flow"])
+def test_a_resumed_pretraining_with_revivals_is_the_undisturbed_one(split, tmp_path, family):
+    config = pretrain_config()
 
     def pretrained(checkpoints=None, observe=lambda step, values: None):
-        tokenizer = small_tokenizer(logit_scale=200.0)
+        tokenizer = small_tokenizer(family=family, logit_scale=200.0, nested_dropout=0.5)
         judge = Perceptual({"shape": 4})
         settings = {"checkpoints": checkpoints, "checkpoint_every": 12, "observe": observe}
         return tokenizer, pretrain(tokenizer, judge, split.images, config, seed=0, device=CPU, **settings)
@@ -248,20 +246,22 @@ def test_the_logged_loss_is_the_weighted_sum_of_its_parts(split, codec):
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["vib", "dib", "ceb"])
-def test_the_penalty_alone_moves_the_tokenizer_and_neither_language_model_nor_prior(split, codec, estimator):
+@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("estimator", ["vib", "dib", "ceb", "hsic"])
+def test_the_penalty_alone_moves_the_tokenizer_and_neither_language_model_nor_priors(split, codec, family, estimator):
     silent = {"understanding": 0.0, "generation": 0.0, "reconstruction": 0.0, "steps": 1, "warmup": 1}
-    start = dict(joint_model(codec).named_parameters())
+    start = dict(joint_model(codec, family).named_parameters())
     pressed, plain = (
-        dict(trained_jointly(split, codec, **silent, **arm)[0].named_parameters())
+        dict(trained_jointly(split, codec, family=family, **silent, **arm)[0].named_parameters())
         for arm in ({"estimator": estimator, "beta": 1.0}, {})
     )
     moved = {name for name in start if not torch.equal(start[name], pressed[name])}
     assert "tokenizer.encoder.embed.0.weight" in moved
-    assert {name.split(".")[0] for name in moved} <= {"tokenizer", "priors"}
-    priors = {name for name in start if name.startswith("priors.")}
+    assert {name.split(".")[0] for name in moved} == {"tokenizer", "priors"}
+    priors = {name for name in moved if name.startswith("priors.")}
     assert all(torch.equal(pressed[name], plain[name]) for name in priors)
-    assert {name for name in start if not torch.equal(start[name], plain[name])} <= priors
+    assert {name for name in start if not torch.equal(start[name], plain[name])} == priors
+    assert {name.split(".")[1] for name in priors} == {"marginal", "autoregressive"}
 
 
 def test_the_prior_learns_the_codes_frequencies(split, codec):
@@ -276,13 +276,20 @@ def test_the_prior_learns_the_codes_frequencies(split, codec):
     assert (frequencies - learned).abs().sum(-1).max() < 0.15
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_resumed_joint_run_is_the_undisturbed_one(split, codec, tmp_path, ema):
+ARMS = {
+    "ar": {"estimator": "ceb", "beta": 0.1, "ema": 0.9},
+    "mask": {"estimator": "vib", "beta": 0.01, "target_bits": 8.0, "consistency": 0.1, "prior": "autoregressive"},
+    "flow": {"estimator": "hsic", "beta": 1.0, "consistency": 0.1, "kernels": Kernels(estimator="rff")},
+}
+
+
+@pytest.mark.parametrize("family", ARMS)
+def test_a_resumed_joint_run_is_the_undisturbed_one(split, codec, tmp_path, family):
     def interrupt(step, values):
         if step == 20:
             raise Stopped
 
-    arm = {"estimator": "ceb", "beta": 0.1, "ema": ema}
+    arm = {"family": family, **ARMS[family]}
     whole, history = trained_jointly(split, codec, **arm)
     kept = Checkpoints(tmp_path)
     with pytest.raises(Stopped):
@@ -293,6 +300,49 @@ def test_a_resumed_joint_run_is_the_undisturbed_one(split, codec, tmp_path, ema)
     assert resumed_history == history
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(("family", "target"), [("ar", 7.0), ("mask", 7.0), ("flow", 20.0)])
+def test_training_with_a_target_drives_the_rate_of_a_pretrained_tokenizer_to_it(split, codec, family, target):
+    model, judge = joint_model(codec, family), Perceptual({"shape": 4})
+    config = pretrain_config(steps=120, learning_rate=0.005, usage_weight=0.02, revive_every=20, pixel=10.0)
+    pretrain(model.tokenizer, judge, split.images, config, seed=0, device=CPU)
+    arm = {"estimator": "vib", "beta": 0.01, "target_bits": target, "pixel": 10.0}
+    rates = {"learning_rate": 0.005, "tokenizer_learning_rate": 0.005}
+    config = joint_config(steps=220, **arm, **rates)
+    history = train_jointly(model, judge, batches(split, codec), config, seed=0, device=CPU)
+    assert history[0]["rate_bits"] > 1.2 * target
+    assert np.mean([line["rate_bits"] for line in history[-3:]]) == pytest.approx(target, rel=0.08)
+    assert history[0]["beta"] != history[-1]["beta"]
+
+
+@pytest.mark.parametrize("prior", ["marginal", "autoregressive"])
+def test_the_chosen_prior_is_the_one_whose_rate_is_penalized(split, codec, prior):
+    _, history = trained_jointly(split, codec, estimator="vib", beta=0.001, prior=prior, steps=40)
+    name = {"marginal": "rate_bits", "autoregressive": "autoregressive_rate_bits"}[prior]
+    assert history[-1]["rate_bits"] != history[-1]["autoregressive_rate_bits"]
+    assert history[-1]["penalty"] / math.log(2) == pytest.approx(history[-1][name], rel=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["vib", "hsic"])
+def test_consistency_is_subtracted_and_rises_with_beta(split, codec, estimator, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    arm = {"estimator": estimator, "beta": 0.5, "consistency": 0.2, "beta_warmup": 0.8, "steps": 5}
+    _, history = trained_jointly(split, codec, **arm)
+    for line, rise in zip(history, (0.25, 0.5, 0.75, 1.0, 1.0), strict=True):
+        expected = line["understanding"] + line["generation"] + line["reconstruction"]
+        expected += rise * (0.5 * line["penalty"] - 0.2 * line["consistency"])
+        assert line["loss"] == pytest.approx(expected, rel=1e-5)
+        assert abs(line["consistency"]) > 1e-3
+
+
+@pytest.mark.parametrize("estimator", ["vib", "hsic"])
+def test_a_batch_whose_captions_are_all_dropped_has_no_consistency(split, codec, estimator):
+    source = batches(split, codec, caption_dropout=1.0)
+    arm = {"estimator": estimator, "beta": 0.1, "consistency": 0.2, "steps": 1}
+    (line,) = trained_jointly(split, codec, source=source, **arm)[1]
+    assert line["consistency"] == 0
+    assert math.isfinite(line["loss"])
 
 
 def test_training_lowers_the_losses_and_a_larger_beta_the_rate(split, codec):

@@ -26,6 +26,7 @@ from infotok.training.loop import make_optimizer, run
 from infotok.training.runtime import autocast, stream
 
 NATS = math.log(2)  # nats in a bit
+FEWEST = 4  # captions that consistency needs: fewer, after caption dropout, say nothing of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +173,6 @@ class _Trained(nn.Module):
         if self.independent is not None:
             parts["penalty_independent"] = self.independent(observed)
         if self.consistency is not None:
-            gain = self.consistency(observed)
+            gain = self.consistency(observed) if observed.told.sum() >= FEWEST else cost.new_zeros(())
             term, parts = term - self.config.consistency * rise * gain, parts | {"consistency": gain}
         return term, parts
