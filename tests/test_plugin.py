@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.optimize import brentq
+from torch import distributions
 
-from infotok import InformationBottleneck
-from infotok.bottleneck import posterior_logits
+from infotok import Gaussian, InformationBottleneck, Kernels, posterior_logits
+from infotok.information import cka, hsic
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,7 +46,7 @@ def test_the_penalties_are_their_closed_forms_and_reach_the_tokenizer_alone():
     }
     for estimator, value in wanted.items():
         term = InformationBottleneck(estimator, beta=0.5, tokens=3, codebook=5)(logits, generator)
-        assert term.parts["penalty_nats"].item() == pytest.approx(value.item(), rel=1e-5)
+        assert term.parts["penalty"].item() == pytest.approx(value.item(), rel=1e-5)
         assert term.loss.item() == pytest.approx(0.5 * value.item(), rel=1e-5)
         term.loss.backward()
         assert generator.grad is None
@@ -82,19 +84,156 @@ def test_the_implied_posterior_is_bayes_rule_of_gaussians():
     assert torch.allclose(posterior_logits(features, codebook).softmax(-1), wanted, atol=1e-5)
 
 
+def gaussian(*shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mean, log_variance = (torch.randn(*shape, generator=generator).requires_grad_() for _ in range(2))
+    return Gaussian(mean, log_variance)
+
+
+def test_the_penalties_of_gaussian_tokens_are_their_closed_forms():
+    q, p = gaussian(6, 3, 4, seed=0), gaussian(6, 3, 4, seed=1)
+    posterior, generator = (distributions.Normal(c.mean, (0.5 * c.log_variance).exp()) for c in (q, p))
+    standard = distributions.Normal(torch.zeros(3, 4), torch.ones(3, 4))  # the prior before it has learned
+    entropy = posterior.entropy().sum((1, 2)).mean()
+    rate = distributions.kl_divergence(posterior, standard).sum((1, 2)).mean()
+    wanted = {
+        "vib": rate,
+        "dib": rate + entropy,
+        "ceb": distributions.kl_divergence(posterior, generator).sum((1, 2)).mean() + entropy,
+    }
+    for estimator, value in wanted.items():
+        term = InformationBottleneck(estimator, beta=0.5, tokens=3, dimension=4)(q, p)
+        assert term.loss.item() == pytest.approx(0.5 * value.item(), rel=1e-5)
+        assert term.parts["penalty"].item() == pytest.approx(value.item(), rel=1e-5)
+        assert term.parts["rate_bits"].item() == pytest.approx(rate.item() / math.log(2), rel=1e-5)
+        term.loss.backward()
+    assert q.mean.grad.abs().sum() > 0
+    assert q.log_variance.grad.abs().sum() > 0
+    assert p.mean.grad is None
+
+
+def test_the_prior_of_gaussian_tokens_learns_their_mean_and_variance():
+    q = Gaussian(torch.tensor([[[1.0, -2.0]], [[3.0, -2.0]]]), torch.tensor([0.25, 0.5]).log().expand(2, 1, 2))
+    ib = InformationBottleneck("vib", beta=0.0, tokens=1, dimension=2)
+    optimizer = torch.optim.Adam(ib.parameters(), lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        term = ib(q)
+        term.loss.backward()
+        optimizer.step()
+    # By the law of total variance: within 0.25 and 0.5, between 1 and 0.
+    torch.testing.assert_close(ib.prior.mean, torch.tensor([[2.0, -2.0]]), atol=0.01, rtol=0)
+    torch.testing.assert_close(ib.prior.log_variance.exp(), torch.tensor([[1.25, 0.5]]), atol=0.02, rtol=0)
+    assert term.parts["rate_bits"].item() == pytest.approx(0.5 * math.log2(1.25 / 0.25), abs=0.01)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_kernel_dependence_takes_images_and_vectors_and_moves_the_vectors_alone(normalized):
+    torch.manual_seed(0)
+    images = torch.randn(20, 3, 4, 4, requires_grad=True)
+    vectors = (images.detach().flatten(1)[:, :6].view(20, 2, 3) + 0.1).requires_grad_()
+    kernels = Kernels(normalized=normalized, bandwidth="median")
+    ib = InformationBottleneck("hsic", beta=2.0, warmup=2, kernels=kernels)
+    term = ib(vectors=vectors, inputs=images.detach())
+    wanted = (cka if normalized else hsic)(images, vectors).item()
+    assert wanted > 1e-3
+    assert term.parts["penalty"].item() == pytest.approx(wanted, rel=1e-5)
+    assert term.loss.item() == pytest.approx(wanted, rel=1e-5)  # half of the warm-up
+    assert set(term.parts) == {"penalty", "beta"}
+    assert list(ib.parameters()) == []
+    term.loss.backward()
+    assert vectors.grad.abs().sum() > 0
+
+
+def test_an_autoregressive_prior_pays_once_for_what_two_tokens_share():
+    codes = torch.arange(4).repeat(4)[:, None].expand(-1, 2)  # token 2 repeats token 1
+    logits, vectors = 50 * torch.nn.functional.one_hot(codes, 4).float(), torch.eye(4)[codes]
+    bits = {}
+    for prior in ("marginal", "autoregressive"):
+        torch.manual_seed(0)
+        ib = InformationBottleneck("vib", beta=0.0, tokens=2, codebook=4, dimension=4, prior=prior)
+        optimizer = torch.optim.Adam(ib.parameters(), lr=0.05)
+        for _ in range(150):
+            optimizer.zero_grad()
+            term = ib(logits, vectors=vectors)
+            term.loss.backward()
+            optimizer.step()
+        bits[prior] = term.parts["rate_bits"].item()
+    assert bits["marginal"] == pytest.approx(4.0, abs=0.02)
+    assert bits["autoregressive"] == pytest.approx(2.0, abs=0.05)
+
+
+def test_a_target_lands_on_the_rate_distortion_curve():
+    """Eight equally likely symbols sent as one of eight codes: by Shannon, the share of errors e at a rate R solves
+    R = 3 - h(e) - e log2 7."""
+    target = 1.5
+
+    def rate(error):
+        return 3 + error * math.log2(error) + (1 - error) * math.log2(1 - error) - error * math.log2(7)
+
+    wanted = brentq(lambda error: rate(error) - target, 1e-6, 0.8)
+    torch.manual_seed(0)
+    logits = torch.nn.Parameter(3 * torch.eye(8)[:, None] + 0.1 * torch.randn(8, 1, 8))
+    ib = InformationBottleneck("vib", beta=0.1, tokens=1, codebook=8, target_bits=target)
+    optimizer = torch.optim.Adam([logits, *ib.parameters()], lr=0.2)
+    for _ in range(600):
+        error = 1 - logits[:, 0].softmax(-1).diagonal().mean()
+        term = ib(logits)
+        optimizer.zero_grad()
+        (error + term.loss).backward()
+        optimizer.step()
+    assert term.parts["rate_bits"].item() == pytest.approx(target, rel=0.01)
+    assert error.item() == pytest.approx(wanted, rel=0.01)
+    # beta is minus the slope of the curve, error per nat: dR/de = log((1 - e) / 7 e), in nats with its sign turned.
+    assert term.parts["beta"].item() == pytest.approx(1 / math.log(7 * (1 - wanted) / wanted), rel=0.02)
+
+
+def test_a_targets_multiplier_moves_in_training_alone_and_is_kept_in_the_state():
+    settings = {"beta": 0.1, "tokens": 1, "codebook": 4, "target_bits": 1.0}
+    sharp = 20 * torch.eye(4)[:, None]  # 2 bits: twice the target
+    ib, again = (InformationBottleneck("dib", **settings) for _ in range(2))
+    moved = [ib(sharp).parts["beta"].item() for _ in range(3)]
+    assert moved == pytest.approx([0.1 * math.exp(0.05 * k) for k in (1, 2, 3)], rel=1e-4)
+    again.load_state_dict(ib.state_dict())
+    assert again.eval()(sharp).parts["beta"].item() == pytest.approx(moved[-1])
+    assert again.train()(sharp).parts["beta"].item() == ib(sharp).parts["beta"].item()
+
+
+def bottleneck(estimator="vib", beta=1.0, **settings):
+    return InformationBottleneck(estimator, beta=beta, **settings)
+
+
+DISCRETE, CONTINUOUS = {"tokens": 1, "codebook": 2}, {"tokens": 1, "dimension": 2}
+LOGITS = torch.zeros(3, 1, 2)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: InformationBottleneck("vibe", beta=1.0, tokens=1, codebook=2), "unknown estimator 'vibe'"),
-        (lambda: InformationBottleneck("vib", beta=-1.0, tokens=1, codebook=2), "beta must be at least 0"),
+        (lambda: bottleneck("vibe", **DISCRETE), "unknown estimator 'vibe': choose one of ceb, dib, hsic, vib"),
+        (lambda: bottleneck(beta=-1.0, **DISCRETE), "beta must be at least 0, got -1.0"),
+        (lambda: bottleneck(tokens=1), "give `tokens` and, of discrete tokens, `codebook`"),
+        (lambda: bottleneck(codebook=2), "give `tokens` and"),
+        (lambda: bottleneck(prior="learned", **DISCRETE), "unknown prior 'learned': choose one of marginal, autoreg"),
+        (lambda: bottleneck(prior="autoregressive", **DISCRETE), "prior needs `dimension`"),
+        (lambda: bottleneck(target_bits=0.0, **DISCRETE), "target_bits and beta must be above 0, got 0.0 and 1.0"),
+        (lambda: bottleneck(beta=0.0, target_bits=4.0, **DISCRETE), "above 0, got 4.0 and 0.0"),
+        (lambda: bottleneck(target_bits=4.0, warmup=9, **DISCRETE), "warmup or target_bits, not both"),
+        (lambda: bottleneck("hsic", target_bits=4.0), "target_bits needs a rate, and hsic has none"),
+        (lambda: bottleneck(**DISCRETE)(torch.zeros(3, 2, 2)), r"logits \(B, 1, 2\), got \(3, 2, 2\)"),
+        (lambda: bottleneck(**DISCRETE)(torch.zeros(3, 2)), r"logits \(B, 1, 2\), got \(3, 2\)"),
+        (lambda: bottleneck(**DISCRETE)(), r"logits \(B, 1, 2\), got NoneType"),
+        (lambda: bottleneck(**DISCRETE)(Gaussian(LOGITS, LOGITS)), r"logits \(B, 1, 2\), got Gaussian"),
+        (lambda: bottleneck(**CONTINUOUS)(LOGITS), r"Gaussian\(mean, log_variance\), each \(B, 1, 2\), got Tensor"),
+        (lambda: bottleneck(**CONTINUOUS)(Gaussian(LOGITS, torch.zeros(2))), r"each \(B, 1, 2\), got \(2,\)"),
+        (lambda: bottleneck("ceb", **DISCRETE)(LOGITS), "ceb needs `conditional`"),
+        (lambda: bottleneck("ceb", **DISCRETE)(LOGITS, LOGITS[:, :, :1]), r"`conditional` must be logits"),
         (
-            lambda: InformationBottleneck("vib", beta=1.0, tokens=1, codebook=2)(torch.zeros(3, 2, 2)),
-            r"logits must be \(B, 1, 2\)",
+            lambda: bottleneck(prior="autoregressive", **CONTINUOUS)(Gaussian(LOGITS, LOGITS)),
+            r"prior needs `vectors` \(B, 1, 2\), got None",
         ),
-        (
-            lambda: InformationBottleneck("ceb", beta=1.0, tokens=1, codebook=2)(torch.zeros(3, 1, 2)),
-            "ceb needs `conditional`",
-        ),
+        (lambda: bottleneck("hsic")(LOGITS), "hsic needs `inputs` and `vectors`"),
+        (lambda: bottleneck("hsic")(inputs=LOGITS, vectors=LOGITS), "needs at least 4 rows, got 3"),
     ],
 )
 def test_wrong_use_is_named(make, says):
