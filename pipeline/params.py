@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from infotok.data import sources
+from infotok.data import source_names
 from infotok.errors import InfotokError
-from infotok.models import families
+from infotok.models import family_names
 from infotok.tokenizer import patch_grid
 from pipeline.cells import Cell, parse_arm
 
@@ -279,8 +279,8 @@ def _check_meaning(params: Params, path: Path, lines: _Lines) -> None:
         if repeated := {value for value in values if values.count(value) > 1}:
             fail(("grid", axis), f"repeats {sorted(repeated)[0]!r}; every value may stand once")
     for index, family in enumerate(params.grid.family):
-        if family not in families():
-            fail(("grid", "family", index), f"is '{family}', an unknown family; known: {', '.join(families())}")
+        if family not in family_names():
+            fail(("grid", "family", index), f"is '{family}', an unknown family; known: {', '.join(family_names())}")
     for index, arm in enumerate(params.grid.arm):
         parse_arm(arm, f"{path}:{lines.of(('grid', 'arm', index))}: grid.arm")
     for index, tokens in enumerate(params.grid.tokens):
@@ -288,8 +288,8 @@ def _check_meaning(params: Params, path: Path, lines: _Lines) -> None:
             patch_grid(params.data.image_size, tokens)
         except InfotokError as error:
             fail(("grid", "tokens", index), f"is {tokens}: {error}")
-    if params.data.source not in sources():
-        fail(("data", "source"), f"is '{params.data.source}', unknown; known: {', '.join(sources())}")
+    if params.data.source not in source_names():
+        fail(("data", "source"), f"is '{params.data.source}', unknown; known: {', '.join(source_names())}")
     if params.backbone.width % params.backbone.heads:
         fail(("backbone", "width"), f"must be a multiple of backbone.heads ({params.backbone.heads})")
     if (params.backbone.width // params.backbone.heads) % 2:

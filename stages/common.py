@@ -108,11 +108,11 @@ def cell_of(params: Params, family: str, arm: str, tokens: int, seed: int) -> Ce
     Raises:
         InfotokError: an option says something that no grid may say.
     """
-    from infotok.models import families
+    from infotok.models import family_names
     from infotok.tokenizer import patch_grid
 
-    if family not in families():
-        raise InfotokError(f"--family: '{family}' is unknown; known: {', '.join(families())}")
+    if family not in family_names():
+        raise InfotokError(f"--family: '{family}' is unknown; known: {', '.join(family_names())}")
     try:
         patch_grid(params.data.image_size, tokens)
     except InfotokError as error:

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 from tiny import END, VOCABULARY, gradients, images, model, question, seeded, texts
 
-from infotok.models import families
+from infotok.models import family_names
 from infotok.models.family import Sampling
 from infotok.models.packing import Part, pack
 from infotok.models.unified import TextBatch
@@ -31,7 +31,7 @@ def test_a_packed_sequence_has_the_hand_worked_pattern():
     assert positions[0].tolist() == [0, 1, 2, 3, 2, 3]
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", family_names())
 def test_questions_do_not_see_each_other_and_padding_does_not_count(family):
     tested, pictures = model(family=family), images()
     alone = TextBatch(texts().questions[:1], texts().captions, texts().captions_valid)
@@ -153,7 +153,7 @@ def test_every_question_is_answered_as_if_it_stood_alone():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", family_names())
 def test_padding_of_captions_does_not_count(family):
     tested, short = model(family=family), texts()
     extra = torch.full((3, 3), 17)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -181,6 +183,51 @@ def test_a_new_cell_runs_alone_and_killed_training_ends_with_the_weights_of_an_u
     assert "Running stage" in undisturbed.stdout
     assert "goes on from" not in undisturbed.stdout + undisturbed.stderr
     assert sha256(weights) == after_the_kill
+
+
+STAGES = """
+import sys
+from importlib import import_module
+family, arm, params = sys.argv[1:]
+import_module("stages.pretrain").pretrain(family=family, tokens=4, seed=0, params=params)
+for name in ("train", "understand", "generate"):
+    getattr(import_module(f"stages.{name}"), name)(family=family, arm=arm, tokens=4, seed=0, params=params)
+"""
+
+
+@pytest.mark.parametrize(("family", "arm"), [("mask", "vib-0.01"), ("flow", "hsic-0.1")])
+def test_the_other_families_go_through_every_stage_at_every_budget(workspace, family, arm):
+    path = workspace / "profiles/elastic/params.yaml"
+    path.parent.mkdir(exist_ok=True)
+    text = (workspace / PROFILE).read_text().replace("profiles/smoke", "profiles/elastic")
+    changes = {"nested_dropout": "0.5", "consistency": "0.1"}
+    if family == "mask":
+        changes |= {"target_bits": "9.0", "prior": "autoregressive"}
+    for key, value in changes.items():
+        text, count = re.subn(rf"^  {key}: \S+", f"  {key}: {value}", text, flags=re.MULTILINE)
+        assert count == 1
+    path.write_text(text)
+    command = [sys.executable, "-c", STAGES, family, arm, str(path.relative_to(workspace))]
+    quiet = environment() | {"INFOTOK_TRACKING": "off", "PYTHONPATH": str(workspace)}
+    done = subprocess.run(command, cwd=workspace, env=quiet, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    results = workspace / "runs/smoke"
+    metrics, protocol = {}, {}
+    for stage in ("train", "understand", "generate"):
+        result = json.loads((results / stage / f"{family}-{arm}-4-0" / "metrics.json").read_text())
+        metrics |= result["metrics"]
+        protocol |= result["protocol"]
+    kind = {"mask": ["perplexity", "code_entropy_bits"], "flow": ["active_dimensions"]}[family]
+    names = ["rate_bits", "autoregressive_rate_bits", "lower_bits", "upper_bits", "conditional_rate_bits", *kind]
+    wanted = [f"information/{name}" for name in [*names, "dependence", "dependence_text", "structure_bits"]]
+    wanted += [f"{name}_at_{budget}" for name in ("understanding/accuracy", "generation/geneval") for budget in (1, 2)]
+    wanted += ["train/consistency", "train/beta", "generation/gfid", "reconstruction/psnr"]
+    wanted += ["train/penalty_independent"] if family == "flow" else []
+    assert all(math.isfinite(metrics[name]) for name in wanted)
+    assert {"decoding_steps", "choice_temperature", "ode_steps"} <= set(protocol)
+    history = (results / "train" / f"{family}-{arm}-4-0" / "history.jsonl").read_text()
+    assert len({json.loads(line)["train/beta"] for line in history.splitlines()}) > 1
 
 
 def test_results_of_another_configuration_are_refused(workspace):

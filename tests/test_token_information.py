@@ -15,7 +15,7 @@ from infotok.evaluation.reconstruction import reconstruct, through
 from infotok.information import cka
 from infotok.information.channel import Gaussian, one_hot
 from infotok.information.objective import Kernels
-from infotok.models import families
+from infotok.models import family_names
 from infotok.models.family import Sampling
 from infotok.tokenizer.base import Tokens
 from infotok.training.batches import encode_captions
@@ -99,7 +99,7 @@ def test_gaussian_channels_are_measured_in_bits_against_the_training_aggregate()
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", family_names())
 def test_the_generators_code_length_is_the_mean_over_images_whatever_the_batch(family):
     tested, codec = model(family=family), Words()
     sent, _ = through(tested.tokenizer, bytes_images(4), 0)
@@ -153,7 +153,7 @@ def test_dependences_are_alignments_with_pixels_and_with_words():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", family_names())
 def test_images_are_sent_in_batches_and_come_back_from_their_vectors(family):
     tested, images = model(family=family), bytes_images(7)
     sent, channel = through(tested.tokenizer, images, 3, batch=3)
@@ -169,7 +169,7 @@ def test_images_are_sent_in_batches_and_come_back_from_their_vectors(family):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", family_names())
 def test_drawings_from_a_budget_decode_the_first_tokens_alone(family):
     tested, codec = model(family=family), Words()
     settings = {"seed": 2, "precision": "fp32"}

@@ -12,7 +12,7 @@ from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.evaluation.networks import Perceptual
 from infotok.evaluation.reconstruction import through
 from infotok.information.objective import Kernels
-from infotok.models import families
+from infotok.models import family_names
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.family import family_class
 from infotok.models.unified import UnifiedModel
@@ -246,7 +246,7 @@ def test_the_logged_loss_is_the_weighted_sum_of_its_parts(split, codec):
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", family_names())
 @pytest.mark.parametrize("estimator", ["vib", "dib", "ceb", "hsic"])
 def test_the_penalty_alone_moves_the_tokenizer_and_neither_language_model_nor_priors(split, codec, family, estimator):
     silent = {"understanding": 0.0, "generation": 0.0, "reconstruction": 0.0, "steps": 1, "warmup": 1}

@@ -4,6 +4,6 @@ import pkgutil
 from pathlib import Path
 
 
-def sources() -> list[str]:
+def source_names() -> list[str]:
     """Names that `data.source` may take: the modules of `infotok.data.sources`."""
     return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "sources")]))
