@@ -18,6 +18,8 @@ def start() -> torch.device:
     """
     threads = int(os.environ.get("INFOTOK_THREADS", "1"))
     torch.set_num_threads(threads)
+    # A sharp posterior is full of probabilities near 1e-40, on which a processor is a hundred times slower.
+    torch.set_flush_denormal(True)
     name = os.environ.get("INFOTOK_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

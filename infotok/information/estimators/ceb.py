@@ -1,10 +1,14 @@
 """Conditional entropy bottleneck (Fischer 2020): the code length under the generator p(z | caption) itself.
 
-It compresses I(X;Z|T), what the text does not explain, and so is cross-modal consistency at the same time. The
-generator's gradients are stopped: it learns to predict the codes by its own loss, the codes learn to be predicted.
+It compresses I(X;Z|T), what the text does not explain. The generator's gradients are stopped: it learns to predict the
+codes by its own loss, the codes learn to be predicted. Codes that say nothing of the text are predicted well too, so a
+consistency term adds to it as it does to the others.
 """
 
+from infotok.information.consistency import contrast
 from infotok.information.objective import Observed, code_cost
+
+consistency = contrast
 
 
 def penalty(observed: Observed):

@@ -10,18 +10,18 @@ from infotok.information.objective import Observed
 
 
 def penalty(observed: Observed):
-    """Dependence of images and tokens, dimensionless (scalar); the unbiased estimate may be below 0."""
-    return observed.kernels.dependence(observed.images, observed.vectors, observed.generator)
+    """Scaled dependence of images and tokens (scalar); the unbiased estimate may be below 0."""
+    return observed.kernels.scale * observed.kernels.dependence(observed.images, observed.vectors, observed.generator)
 
 
 def independent(observed: Observed):
     """The penalty of tokens that are permuted over the images, without gradient (scalar)."""
     vectors = observed.vectors.detach()
     order = torch.randperm(len(vectors), generator=observed.generator, device=vectors.device)
-    return observed.kernels.dependence(observed.images, vectors[order], observed.generator)
+    return observed.kernels.scale * observed.kernels.dependence(observed.images, vectors[order], observed.generator)
 
 
 def consistency(observed: Observed):
-    """Dependence of tokens and captions, dimensionless (scalar)."""
-    told = observed.told
-    return observed.kernels.dependence(observed.text[told], observed.vectors[told], observed.generator)
+    """Scaled dependence of tokens and captions (scalar)."""
+    told, kernels = observed.told, observed.kernels
+    return kernels.scale * kernels.dependence(observed.text[told], observed.vectors[told], observed.generator)

@@ -24,6 +24,7 @@ from infotok.tokenizer.continuous import ContinuousTokenizer
 BLOCKS = 3  # of the velocity head
 WIDENING = 2  # its width over the backbone's
 REPEATS = 4  # times at which a token is noised in one step
+MOMENTUM = 0.05  # of the moving statistics of the tokens
 FREQUENCIES = 16  # of the embedding of time
 
 
@@ -39,23 +40,29 @@ class Family(family.Family):
         self.head = VelocityHead(dimension, width)
         self.density = nn.Linear(width, 2 * dimension)
         self.least_log_variance = 2 * math.log(tokenizer.config.noise)  # no token is less noisy than its channel
+        # The flow models tokens of mean 0 and variance 1 per place and dimension, as latent diffusion does: a tokenizer
+        # that compresses shrinks what varies, and the flow's errors would not shrink with it.
+        self.register_buffer("mean", torch.zeros(tokenizer.config.tokens, dimension))
+        self.register_buffer("variance", torch.ones(tokenizer.config.tokens, dimension))
 
     def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        vectors = self.project(tokens.vectors.detach()[:, :-1])
+        if self.training:
+            self._follow(tokens.vectors.detach())
+        vectors = self.project(self._standardized(tokens.vectors.detach())[:, :-1])
         begin = self.begin.to(vectors.dtype).expand(len(vectors), 1, -1)
         inputs = torch.cat([begin, vectors], 1) + self.place[1]
         return inputs, torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
 
     def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: torch.Generator) -> Predicted:
-        target = tokens.vectors.detach().float()
-        mean, log_variance = self.density(hidden).float().chunk(2, -1)
-        density = Gaussian(mean, log_variance.clamp(self.least_log_variance, 4.0))
+        target = self._standardized(tokens.vectors.detach().float())
+        density = self._density(hidden)
         repeated = target.repeat(REPEATS, 1, 1)
         time = torch.randn(repeated.shape[:2], generator=generator, device=target.device).sigmoid()[..., None]
         noise = torch.randn(repeated.shape, generator=generator, device=target.device)
         velocity = self.head(torch.lerp(noise, repeated, time), time, hidden.repeat(REPEATS, 1, 1))
         flow = (velocity.float() - (repeated - noise)).square().mean()
-        return Predicted(flow - density.log_prob(target).mean() / target.shape[-1], density)
+        length = -density.log_prob(tokens.vectors.detach()).mean() / target.shape[-1]
+        return Predicted(flow + length, density)
 
     @torch.no_grad()
     def draw(
@@ -80,7 +87,24 @@ class Family(family.Family):
             vector = integrate(velocity, sampling.temperature * noise, sampling.ode_steps)
             vectors.append(vector)
             step = self.project(vector)[:, None]
-        return Tokens(torch.stack(vectors, 1))
+        return Tokens(torch.stack(vectors, 1) * self.variance.sqrt() + self.mean)
+
+    @torch.no_grad()
+    def _follow(self, vectors: Tensor) -> None:
+        """Take a batch into the moving mean and variance."""
+        mean = vectors.float().mean(0)
+        spread = (vectors.float() - self.mean).square().mean(0)  # around the old mean, which it will have to cover
+        self.mean.lerp_(mean, MOMENTUM)
+        self.variance.lerp_(spread, MOMENTUM)
+
+    def _standardized(self, vectors: Tensor) -> Tensor:
+        return (vectors - self.mean) * self.variance.rsqrt()
+
+    def _density(self, hidden: Tensor) -> Gaussian:
+        """The conditional prior of tokens as the tokenizer gives them."""
+        mean, log_variance = self.density(hidden).float().chunk(2, -1)
+        log_variance = (log_variance + self.variance.log()).clamp(self.least_log_variance, 4.0)
+        return Gaussian(mean * self.variance.sqrt() + self.mean, log_variance)
 
 
 class VelocityHead(nn.Module):
