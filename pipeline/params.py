@@ -139,7 +139,7 @@ class Kernels(Section):
     estimator: Literal["unbiased", "rff"]
     bandwidth: Literal["median", "dimension"] | Positive
     normalized: bool
-    scale: Positive
+    consistency: Literal["infonce", "kernels"]
 
 
 class Understanding(Section):

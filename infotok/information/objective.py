@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """How dependence is measured. estimator, bandwidth: as in `infotok.information.hsic`. normalized: CKA, between 0
-    and 1 whatever the bandwidths, instead of HSIC. scale: nats that a dependence of 1 counts for in the objective, so
-    that its weights mean about the same for kernels and codes."""
+    and 1 whatever the bandwidths, instead of HSIC. consistency: what keeps tokens and captions consistent, their
+    dependence (`kernels`) or the learned bound of the other estimators (`infonce`)."""
 
     estimator: str = "unbiased"
     bandwidth: str | float = "dimension"
     normalized: bool = True
-    scale: float = 10.0
+    consistency: str = "infonce"
 
     def dependence(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Dependence of paired rows x (n, ...) and z (n, ...), scalar; `generator` draws random features."""

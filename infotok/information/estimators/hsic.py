@@ -6,22 +6,26 @@ the pixels, so that what fills most pixels, the background, is compressed first.
 
 import torch
 
+from infotok.information.consistency import contrast
 from infotok.information.objective import Observed
 
 
 def penalty(observed: Observed):
-    """Scaled dependence of images and tokens (scalar); the unbiased estimate may be below 0."""
-    return observed.kernels.scale * observed.kernels.dependence(observed.images, observed.vectors, observed.generator)
+    """Dependence of images and tokens, dimensionless (scalar); the unbiased estimate may be below 0."""
+    return observed.kernels.dependence(observed.images, observed.vectors, observed.generator)
 
 
 def independent(observed: Observed):
     """The penalty of tokens that are permuted over the images, without gradient (scalar)."""
     vectors = observed.vectors.detach()
     order = torch.randperm(len(vectors), generator=observed.generator, device=vectors.device)
-    return observed.kernels.scale * observed.kernels.dependence(observed.images, vectors[order], observed.generator)
+    return observed.kernels.dependence(observed.images, vectors[order], observed.generator)
 
 
 def consistency(observed: Observed):
-    """Scaled dependence of tokens and captions (scalar)."""
-    told, kernels = observed.told, observed.kernels
-    return kernels.scale * kernels.dependence(observed.text[told], observed.vectors[told], observed.generator)
+    """InfoNCE of tokens and captions (scalar), or their dependence, which asks for more: that tokens be as far from
+    each other as captions are, where InfoNCE asks that captions can be told from tokens."""
+    if observed.kernels.consistency == "infonce":
+        return contrast(observed)
+    told = observed.told
+    return observed.kernels.dependence(observed.text[told], observed.vectors[told], observed.generator)
