@@ -105,7 +105,10 @@ def test_the_kernel_penalty_is_hyppos_statistic(monkeypatch):
 def test_kernel_terms_are_hsic_or_cka_of_the_arrays_they_name():
     pictures, vectors = dependent(30)
     text, told = torch.randn(30, 5, generator=seeded(4)), torch.arange(30) % 4 > 0
-    for kernels, measure in ((Kernels(normalized=False), hsic), (Kernels(bandwidth="median"), cka)):
+    for kernels, measure in (
+        (Kernels(consistency="kernels", normalized=False), hsic),
+        (Kernels(consistency="kernels", bandwidth="median"), cka),
+    ):
         widths = {"bandwidth_x": kernels.bandwidth, "bandwidth_z": kernels.bandwidth}
         seen = Observed(images=pictures, vectors=vectors, text=text, told=told, kernels=kernels)
         assert torch.equal(penalty_of("hsic")(seen), measure(pictures, vectors, **widths))
@@ -184,19 +187,23 @@ def test_dropped_captions_do_not_count_for_consistency():
     assert (vectors.grad.abs().sum((1, 2)) > 0).tolist() == told.tolist()
 
 
-@pytest.mark.parametrize("estimator", ["vib", "hsic"])
-def test_consistency_moves_tokenizer_and_critic_alone(estimator):
+@pytest.mark.parametrize(
+    ("estimator", "kind"),
+    [("vib", "infonce"), ("dib", "infonce"), ("ceb", "infonce"), ("hsic", "infonce"), ("hsic", "kernels")],
+)
+def test_consistency_moves_tokenizer_and_critic_alone(estimator, kind):
     tested = model()
     torch.manual_seed(0)
     critic = InfoNCE(4, 4, 16)
     pictures = images(6)
     vectors = tested.tokenizer.sample(tested.tokenizer.encode(pictures), seeded()).vectors
     text = torch.randn(6, 16, generator=seeded(1))
-    seen = Observed(vectors=vectors, text=text, told=torch.ones(6) > 0, critic=critic)
+    kernels = Kernels(consistency=kind)
+    seen = Observed(vectors=vectors, text=text, told=torch.ones(6) > 0, critic=critic, kernels=kernels)
     consistency_of(estimator)(seen).backward()
     assert gradients(tested.tokenizer.encoder) > 0
     assert gradients(tested.backbone) == gradients(tested.family) == gradients(tested.priors) == 0
-    assert (gradients(critic) > 0) == (estimator == "vib")
+    assert (gradients(critic) > 0) == (kind == "infonce")
 
 
 def rate_of(beta):
