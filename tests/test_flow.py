@@ -54,12 +54,19 @@ def test_integration_of_a_mixture_follows_the_mixture():
 
 
 def roused(**changes):
-    """A flow model whose velocity is not 0 as at the start of training."""
+    """A flow model whose velocity is not 0 and whose tokens are not standard, as they are at the start of training."""
     tested = model(family="flow", **changes)
     with torch.no_grad():
         for layer in (tested.family.head.modulation, tested.family.head.outward):
             nn.init.normal_(layer.weight, std=0.2, generator=seeded(8))
+        tested.family.mean.copy_(torch.randn(tested.family.mean.shape, generator=seeded(9)))
+        tested.family.variance.copy_(0.1 + torch.rand(tested.family.mean.shape, generator=seeded(10)))
     return tested
+
+
+def standard(tested, vectors):
+    """Vectors in the units that the flow works in."""
+    return (vectors - tested.family.mean) / tested.family.variance.sqrt()
 
 
 def test_before_training_a_drawn_token_is_the_noise_that_temperature_scales():
@@ -77,7 +84,7 @@ def test_before_training_a_drawn_token_is_the_noise_that_temperature_scales():
 
 
 def states(tested, words, vectors):
-    """Hidden states (places, width) of a plain causal pass over one caption and the tokens drawn so far."""
+    """Hidden states (places, width) of a plain causal pass over one caption and the tokens so far, standardized."""
     family, llama = tested.family, tested.backbone.model
     inputs = torch.cat([family.begin[None], family.project(vectors)])
     inputs = inputs + family.place[1, : len(inputs)]
@@ -93,7 +100,7 @@ def test_every_token_is_the_end_of_its_flow_given_caption_and_earlier_tokens(gui
     drawn = tested.family.draw(
         tested.backbone, tested.tokenizer, batch.captions, batch.captions_valid, sampling, seeded(4)
     ).vectors
-    generator = seeded(4)
+    drawn, generator = standard(tested, drawn), seeded(4)
     noise = torch.stack([torch.randn(3, 4, generator=generator) for _ in range(4)], 1)
     for row in range(3):
         words = batch.captions[row][batch.captions_valid[row]]
@@ -137,12 +144,44 @@ def test_the_density_is_the_normal_that_the_head_names_and_never_narrower_than_t
     lengths = []
     for row in range(3):
         words = batch.captions[row][batch.captions_valid[row]]
-        mean, log_variance = tested.family.density(states(tested, words, vectors[row, :-1])).chunk(2, -1)
-        assert (log_variance < 2 * math.log(0.3)).any()
-        normal = distributions.Normal(mean, (0.5 * log_variance).exp().clamp_min(0.3))
+        hidden = states(tested, words, standard(tested, vectors)[row, :-1])
+        mean, log_variance = tested.family.density(hidden).chunk(2, -1)
+        unit = tested.family.variance.sqrt()
+        deviation = (0.5 * log_variance).exp() * unit
+        assert (deviation < 0.3).any()
+        assert (deviation > 0.3).any()
+        normal = distributions.Normal(mean * unit + tested.family.mean, deviation.clamp_min(0.3))
         lengths.append(normal.log_prob(vectors[row]).sum(-1))
     torch.testing.assert_close(found.distribution.log_prob(vectors), torch.stack(lengths), atol=1e-4, rtol=1e-4)
     assert found.weight is None
+
+
+@torch.no_grad()
+def test_training_follows_the_tokens_moments_and_evaluation_leaves_them():
+    family, generator = model(family="flow", tokens=2, dimension=2).family, seeded(12)
+    mean, deviation = torch.tensor([[3.0, -1.0], [0.0, 2.0]]), torch.tensor([[0.5, 0.1], [2.0, 1.0]])
+    family.train()
+    for _ in range(250):
+        family.generation_inputs(Tokens(mean + deviation * torch.randn(128, 2, 2, generator=generator)), generator)
+    # A moving average with momentum 0.05 is worth about 39 batches.
+    error = 1 / math.sqrt(39 * 128)
+    assert ((family.mean - mean).abs() < 4 * error * deviation).all()
+    assert ((family.variance / deviation**2 - 1).abs() < 4 * error * math.sqrt(2) + 0.01).all()
+    before = family.mean.clone(), family.variance.clone()
+    family.eval().generation_inputs(Tokens(torch.randn(8, 2, 2)), generator)
+    assert torch.equal(family.mean, before[0])
+    assert torch.equal(family.variance, before[1])
+
+
+@torch.no_grad()
+def test_drawn_tokens_are_scaled_back_to_the_tokenizers():
+    tested, batch = model(family="flow"), texts()
+    parts = tested.backbone, tested.tokenizer, batch.captions, batch.captions_valid, Sampling()
+    noise = tested.family.draw(*parts, seeded(3)).vectors  # of a flow that moves nothing yet
+    tested.family.mean.copy_(torch.arange(16.0).view(4, 4))
+    tested.family.variance.fill_(0.25)
+    drawn = tested.family.draw(*parts, seeded(3)).vectors
+    torch.testing.assert_close(drawn, torch.arange(16.0).view(4, 4) + 0.5 * noise)
 
 
 def test_the_generator_is_taught_the_tokens_and_does_not_teach_them():
