@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from infotok.information.channel import Categorical, Channel, Gaussian
+from infotok.information.consistency import InfoNCE
 from infotok.information.multiplier import Multiplier
 from infotok.information.objective import Kernels, Observed, code_cost, estimator_names, penalty_of
 from infotok.information.priors import KINDS, AutoregressivePrior, CategoricalPrior, GaussianPrior
@@ -21,8 +22,8 @@ NATS = math.log(2)  # nats in a bit
 
 @dataclass
 class Regularization:
-    """loss: add it to yours (scalar). parts: `penalty` and `beta` and, but for hsic, `rate_bits` and `code_length_bits`
-    per image, detached, for the log."""
+    """loss: add it to yours (scalar). parts: `penalty` and `beta`, but for hsic `rate_bits` and `code_length_bits`, and
+    where it is asked for `consistency`, per image, detached, for the log."""
 
     loss: Tensor
     parts: dict[str, Tensor]
@@ -59,11 +60,13 @@ class InformationBottleneck(nn.Module):
             unless your tokenizer bounds their noise from below, take `vib`.
         beta: loss per nat per image, or per unit of dependence.
         tokens: K. codebook: C of discrete tokens. dimension: D of Gaussian tokens; of discrete ones, D of their
-            vectors, which the autoregressive prior alone needs.
+            vectors, which the autoregressive prior and consistency need.
         prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other.
         warmup: training steps over which beta rises linearly from 0.
         target_bits: drive the rate to these bits per image by a multiplier that starts at beta.
         kernels: of hsic.
+        consistency: reward per nat of a learned lower bound on I(tokens; text), whose critic is a part of this module.
+            text_width: of the text states that it compares the tokens with.
 
     Raises:
         ValueError: the estimator is unknown, sizes are missing, or two settings exclude each other.
@@ -81,6 +84,8 @@ class InformationBottleneck(nn.Module):
         warmup: int = 0,
         target_bits: float | None = None,
         kernels: Kernels = Kernels(),
+        consistency: float = 0.0,
+        text_width: int | None = None,
     ):
         super().__init__()
         if estimator not in estimator_names():
@@ -95,6 +100,8 @@ class InformationBottleneck(nn.Module):
             (Gaussian, (tokens, dimension)) if codebook is None else (Categorical, (tokens, codebook))
         )
         self.read = (tokens, dimension)  # what the autoregressive prior reads of an image
+        self.consistency = consistency
+        self.critic = self._make_critic(text_width) if consistency else None
 
     def _make_multiplier(self, target_bits: float) -> Multiplier:
         if self.estimator == "hsic":
@@ -105,6 +112,13 @@ class InformationBottleneck(nn.Module):
             raise ValueError("give warmup or target_bits, not both: a multiplier moves beta by itself")
         return Multiplier(target_bits, self.beta)
 
+    def _make_critic(self, text_width: int | None) -> InfoNCE:
+        if not self.consistency > 0:
+            raise ValueError(f"consistency must be at least 0, got {self.consistency}")
+        if None in (*self.read, text_width):
+            raise ValueError("consistency needs `tokens`, `dimension` and `text_width`, the sizes of what it compares")
+        return InfoNCE(*self.read, text_width)
+
     def forward(
         self,
         posterior: Tensor | Channel | None = None,
@@ -112,6 +126,7 @@ class InformationBottleneck(nn.Module):
         *,
         inputs: Tensor | None = None,
         vectors: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Regularization:
         """The term of one step; in training mode it counts the step for warm-up or multiplier.
 
@@ -119,12 +134,29 @@ class InformationBottleneck(nn.Module):
             posterior: q(z|x), logits (B, K, C) of discrete tokens or `Gaussian(mean, log_variance)`, each (B, K, D).
             conditional: what your generator says of the same tokens given their text, for `ceb`, in the same form; its
                 gradients are stopped.
-            vectors: (B, K, D), the tokens that flowed, for `hsic` and for the autoregressive prior.
+            vectors: (B, K, D), the tokens that flowed, for `hsic`, the autoregressive prior and consistency.
             inputs: (B, ...), the images that `hsic` compares them with.
+            text: (B, text_width), states of the images' texts, for consistency; its gradients are stopped.
 
         Raises:
             ValueError: something is missing, or has a shape that does not belong to this tokenizer.
         """
+        term = self._compression(posterior, conditional, inputs, vectors)
+        if self.critic is None:
+            return term
+        if text is None or vectors is None:
+            raise ValueError("consistency needs `vectors` and `text`, the tokens that flowed and the texts' states")
+        gain = self.critic(vectors, text.detach())
+        return Regularization(term.loss - self.consistency * gain, term.parts | {"consistency": gain.detach()})
+
+    def _compression(
+        self,
+        posterior: Tensor | Channel | None,
+        conditional: Tensor | Channel | None,
+        inputs: Tensor | None,
+        vectors: Tensor | None,
+    ) -> Regularization:
+        """beta * penalty, and the prior's own loss."""
         if self.prior is None:
             if inputs is None or vectors is None:
                 raise ValueError("hsic needs `inputs` and `vectors`, the images and the vectors of their tokens")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.optimize import brentq
 from torch import distributions
+from torch.nn import functional as F
 
 from infotok import Gaussian, InformationBottleneck, Kernels, posterior_logits
 from infotok.information import cka, hsic
@@ -163,6 +164,24 @@ def test_an_autoregressive_prior_pays_once_for_what_two_tokens_share():
     assert bits["autoregressive"] == pytest.approx(2.0, abs=0.05)
 
 
+def test_consistency_is_the_log_of_the_batch_less_the_cross_entropy_of_finding_the_text():
+    torch.manual_seed(0)
+    ib = InformationBottleneck("dib", beta=0.5, tokens=2, codebook=3, dimension=4, consistency=0.7, text_width=5)
+    plain = InformationBottleneck("dib", beta=0.5, tokens=2, codebook=3)
+    logits = torch.randn(6, 2, 3)
+    vectors, text = torch.randn(6, 2, 4, requires_grad=True), torch.randn(6, 5, requires_grad=True)
+    term = ib(logits, vectors=vectors, text=text)
+    a, b = (F.normalize(x, dim=1) for x in (ib.critic.of_tokens(vectors.flatten(1)), ib.critic.of_text(text)))
+    right = (ib.critic.log_scale.exp() * a @ b.T).softmax(1).diagonal()
+    wanted = math.log(6) + right.log().mean().item()
+    assert term.parts["consistency"].item() == pytest.approx(wanted, rel=1e-5)
+    assert term.loss.item() == pytest.approx(plain(logits).loss.item() - 0.7 * wanted, rel=1e-5)
+    term.loss.backward()
+    assert text.grad is None
+    assert vectors.grad.abs().sum() > 0
+    assert ib.critic.of_text.weight.grad.abs().sum() > 0
+
+
 def test_a_target_lands_on_the_rate_distortion_curve():
     """Eight equally likely symbols sent as one of eight codes: by Shannon, the share of errors e at a rate R solves
     R = 3 - h(e) - e log2 7."""
@@ -231,6 +250,12 @@ LOGITS = torch.zeros(3, 1, 2)
         (
             lambda: bottleneck(prior="autoregressive", **CONTINUOUS)(Gaussian(LOGITS, LOGITS)),
             r"prior needs `vectors` \(B, 1, 2\), got None",
+        ),
+        (lambda: bottleneck(consistency=-1.0, **DISCRETE), "consistency must be at least 0, got -1.0"),
+        (lambda: bottleneck(consistency=1.0, text_width=3, **DISCRETE), "consistency needs `tokens`, `dimension` and"),
+        (
+            lambda: bottleneck(consistency=1.0, text_width=3, dimension=2, **DISCRETE)(LOGITS),
+            "consistency needs `vectors` and `text`",
         ),
         (lambda: bottleneck("hsic")(LOGITS), "hsic needs `inputs` and `vectors`"),
         (lambda: bottleneck("hsic")(inputs=LOGITS, vectors=LOGITS), "needs at least 4 rows, got 3"),
