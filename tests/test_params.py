@@ -44,7 +44,10 @@ def test_a_bad_value_is_named_with_its_file_line_and_remedy(tmp_path, before, af
     assert message.startswith(f"{path}:{line}:")
 
 
-@pytest.mark.parametrize("path", ["params.yaml", "profiles/smoke/params.yaml", "profiles/full/params.yaml", "profiles/beta/params.yaml"])
+@pytest.mark.parametrize(
+    "path",
+    ["params.yaml", "profiles/smoke/params.yaml", "profiles/full/params.yaml", "profiles/beta/params.yaml"],
+)
 def test_the_repositorys_own_parameters_are_valid(path):
     assert load_params(ROOT / path).cells()
 
