@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from infotok.data.arrow import read_manifest
 from infotok.data.text import TextCodec
+from infotok.evaluation.matching import Matcher
 from infotok.evaluation.networks import Judge, Perceptual
 from infotok.models.backbone import Backbone, BackboneConfig, text_codec
 from infotok.models.family import family_class
@@ -31,18 +33,26 @@ def save_module(module: torch.nn.Module, path: Path, description: dict) -> None:
     write_tensors(path, module_tensors(module), description)
 
 
-def load_judge(layout: Layout) -> Judge:
-    return _load_examiner(layout.judge / "judge.safetensors", "judge", Judge)
+def judge_of(manifest: dict) -> str | None:
+    """What judges images of a prepared data set: `objects`, `matching`, or None where nothing is drawn."""
+    return manifest.get("judge", "objects")
+
+
+def load_judge(layout: Layout) -> Judge | Matcher | None:
+    """The judge of the prepared data; None where there is none."""
+    if judge_of(read_manifest(layout.data)) is None:
+        return None
+    return _load_examiner(layout.judge / "judge.safetensors", "judge", {"objects": Judge, "matching": Matcher})
 
 
 def load_perceptual(layout: Layout) -> Perceptual:
-    return _load_examiner(layout.perceptual / "perceptual.safetensors", "perceptual", Perceptual)
+    return _load_examiner(layout.perceptual / "perceptual.safetensors", "perceptual", {"objects": Perceptual})
 
 
-def _load_examiner(path: Path, stage: str, kind: type):
+def _load_examiner(path: Path, stage: str, kinds: dict[str, type]):
     remedy = f"delete {path.parent} and run `dvc repro {stage}`"
     tensors, description = read_tensors(path, remedy)
-    module = kind(**description)
+    module = kinds[description.pop("kind", "objects")](**description)
     load_module(module, tensors, path, remedy)
     return module.eval()
 

@@ -5,37 +5,17 @@ from __future__ import annotations
 import difflib
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from infotok.data import source_names
+from infotok.data import source_names, source_options
 from infotok.errors import InfotokError
 from infotok.models import family_names
+from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Scale, Section, Weight
 from infotok.tokenizer import patch_grid
 from pipeline.cells import Cell, parse_arm
-
-
-def _number(value):
-    """YAML reads `1e-3` as text and DVC reads it as a number: take both for a number, and nothing else."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Grid(Section):
@@ -46,24 +26,17 @@ class Grid(Section):
 
 
 class Paths(Section):
+    """input: what the source reads, a file or folder, so that DVC prepares again when it changes."""
+
     root: str
+    input: str
     params: str
     results: str
     reports: str
 
 
-class Data(Section):
-    source: str
-    seed: Natural
-    image_size: Annotated[int, Field(ge=16, multiple_of=8)]
-    objects: Annotated[int, Field(ge=1, le=4)]
-    nuisance: Weight
-    train: Count
-    validation: Count
-    test: Count
-    novel: Count
-    questions: Count
-    vocabulary: Annotated[int, Field(ge=300)]
+# What `data.source` names decides which keys the section has.
+Data = Annotated[Union[*source_options()], Field(discriminator="source")]
 
 
 class Judge(Section):
@@ -83,7 +56,7 @@ class Tokenizer(Section):
     logit_scale: Positive
     channel: Literal["sampled", "deterministic"]
     relaxation: Positive
-    noise: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
+    noise: Annotated[BelowOne, Field(gt=0)]
     nested_dropout: Fraction
 
 
@@ -130,7 +103,7 @@ class Train(Section):
     questions: Count
     describe: bool
     caption_dropout: Fraction
-    ema: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+    ema: BelowOne
     precision: Literal["bf16", "fp32", "auto"]
     checkpoint_every: Count
 
@@ -152,7 +125,7 @@ class Generation(Section):
     prompts: Count
     images: Count
     temperatures: Annotated[list[Positive], Field(min_length=1)]
-    guidance: Annotated[list[Annotated[float, BeforeValidator(_number), Field(ge=1)]], Field(min_length=1)]
+    guidance: Annotated[list[Scale], Field(min_length=1)]
     top_k: Natural
     decoding_steps: Count
     choice_temperature: Weight
@@ -180,6 +153,10 @@ class Params(Section):
     understanding: Understanding
     generation: Generation
     report: Report
+
+    def least_images(self) -> int:
+        """Training images that one batch needs."""
+        return max(self.train.batch, self.pretrain.batch)
 
     def cells(self) -> list[Cell]:
         """All cells, in the order of DVC's matrix."""
@@ -221,17 +198,37 @@ def _dotted(path: tuple) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
+def _place(error: dict) -> tuple:
+    """Where in the file an error lies; pydantic also names the kind of section that `data.source` chose."""
+    loc = tuple(error["loc"])
+    if error["type"].startswith("union_tag"):
+        return (*loc, "source")
+    return loc[:1] + loc[2:] if loc[0] == "data" and len(loc) > 2 else loc
+
+
+def _fields(error: dict) -> dict[str, Any]:
+    """The keys that the section of an unknown key may have."""
+    section, *rest = error["loc"][:-1] or (None,)
+    if section == "data":
+        kinds = {get_args(one.model_fields["source"].annotation)[0]: one for one in source_options()}
+        fields = kinds[rest[0]].model_fields
+        for part in rest[1:]:
+            fields = fields[part].annotation.model_fields
+        return fields
+    return Params.model_fields[section].annotation.model_fields if section else Params.model_fields
+
+
 def _explain(error: dict) -> str:
     """One pydantic error as `key: what is wrong; what would be right`."""
-    key, kind = _dotted(error["loc"]), error["type"]
+    key, kind = _dotted(_place(error)), error["type"]
+    if kind == "union_tag_invalid":
+        return f"'{key}' is '{error['ctx']['tag']}', unknown; known: {', '.join(source_names())}"
     if kind == "extra_forbidden":
-        fields = Params.model_fields
-        for part in error["loc"][:-1]:
-            fields = fields[part].annotation.model_fields
-        near = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1, cutoff=0.5)
+        name, fields = str(error["loc"][-1]), _fields(error)
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(fields)}"
         return f"unknown key '{key}'; {hint}"
-    if kind == "missing":
+    if kind in ("missing", "union_tag_not_found"):
         return f"'{key}' is missing; add it (the params.yaml of the repository shows its default)"
     return f"'{key}' is {error['input']!r}: {error['msg'][0].lower() + error['msg'][1:]}"
 
@@ -262,7 +259,7 @@ def load_params(path: str | Path) -> Params:
     except ValidationError as problem:
         # A misspelled key is also a missing one; the misspelling is what to name.
         error = min(problem.errors(), key=lambda error: error["type"] != "extra_forbidden")
-        raise InfotokError(f"{path}:{lines.of(error['loc'])}: {_explain(error)}") from None
+        raise InfotokError(f"{path}:{lines.of(_place(error))}: {_explain(error)}") from None
     _check_meaning(params, path, lines)
     return params
 
@@ -289,16 +286,16 @@ def _check_meaning(params: Params, path: Path, lines: _Lines) -> None:
             patch_grid(params.data.image_size, tokens)
         except InfotokError as error:
             fail(("grid", "tokens", index), f"is {tokens}: {error}")
-    if params.data.source not in source_names():
-        fail(("data", "source"), f"is '{params.data.source}', unknown; known: {', '.join(source_names())}")
     if params.backbone.width % params.backbone.heads:
         fail(("backbone", "width"), f"must be a multiple of backbone.heads ({params.backbone.heads})")
     if (params.backbone.width // params.backbone.heads) % 2:
         fail(("backbone", "width"), "divided by backbone.heads must be even (rotary positions turn pairs)")
     if params.tokenizer.width % 4:
         fail(("tokenizer", "width"), "must be a multiple of 4 (attention heads)")
-    if params.train.batch > params.data.train or params.pretrain.batch > params.data.train:
+    if params.data.source == "scenes" and params.least_images() > params.data.train:
         fail(("data", "train"), "has fewer images than one batch")
+    if params.data.source != "scenes" and sum(params.data.shares(set()).values()) >= 1:
+        fail(("data", "validation"), "and data.test leave no share of the images for training")
     if params.train.batch < 4 and any(arm.startswith("hsic-") for arm in params.grid.arm):
         fail(("train", "batch"), f"is {params.train.batch}; the hsic arms need at least 4 images a step")
     if 1.0 not in params.generation.temperatures:

@@ -2,50 +2,88 @@
 
 from stages.common import Stage, cell_stage, single
 
-SHOWN = 2  # prompts per tag in samples.png
+SHOWN = 2  # prompts per tag in samples.png, twelve where there are no tags
 OWN = ("top_k", "decoding_steps", "choice_temperature", "ode_steps")  # settings of sampling that are not chosen among
+MOST = 1000  # test images that are reconstructed and compared
 
 
 @cell_stage
 def generate(run: Stage) -> None:
-    """Choose temperature and guidance on validation prompts, then score test and novel prompts; gFID, KID, rFID."""
-    import json
+    """Choose temperature and guidance on validation prompts, then score test prompts; gFID, KID, rFID."""
+    import numpy as np
+    import torch
+
+    from infotok.data.arrow import read_manifest, read_split
+    from infotok.evaluation.generation import frechet_distance, standardized_features
+    from infotok.evaluation.networks import Judge
+    from infotok.evaluation.reconstruction import fidelity, objects_kept, reconstruct, through
+    from infotok.training.runtime import start
+    from pipeline.artifacts import load_judge, load_model
+    from pipeline.pictures import grid, write_png
+
+    device, seed = start(), run.cell.seed
+    model, codec = load_model(run.layout, run.cell)
+    model.to(device)
+    judge, manifest = load_judge(run.layout), read_manifest(run.layout.data)
+    test = read_split(run.layout.data, "test")
+    test = test.take(np.arange(min(MOST, len(test))))
+
+    real = torch.from_numpy(test.images)
+    decoded = reconstruct(model.tokenizer, through(model.tokenizer, test.images, seed)[0].vectors)
+    psnr, ssim = fidelity(real, decoded)
+    metrics = {"reconstruction/psnr": psnr, "reconstruction/ssim": ssim}
+    protocol = {"reconstruction": f"{len(real)} test images", "channel": model.tokenizer.config.channel}
+    if judge is not None:
+        judge.to(device)
+        reference, of_decoded = standardized_features(judge, real, decoded)
+        metrics["reconstruction/rfid"] = frechet_distance(reference, of_decoded)
+    if isinstance(judge, Judge):
+        metrics["reconstruction/objects"] = objects_kept(judge, real, decoded)
+    shown = min(16, len(real))
+    write_png(run.folder / "reconstructions.png", grid(torch.cat([real[:shown], decoded[:shown]]), shown))
+
+    if "generation" in manifest["tasks"]:
+        drawn, how = _draw(run, model, codec, judge, manifest, test)
+        metrics, protocol = metrics | drawn, protocol | how
+    else:
+        protocol["generation"] = f"not scored: {manifest['why_not']['generation']}"
+    run.finish(metrics, protocol)
+
+
+def _draw(run: Stage, model, codec, judge, manifest: dict, test) -> tuple[dict[str, float], dict]:
+    """Metrics of drawn images and their protocol; writes samples.png and samples.json."""
     from dataclasses import replace
 
     import torch
 
-    from infotok.data.arrow import read_manifest, read_split
-    from infotok.data.questions import prompts
+    from infotok.data.arrow import read_split
+    from infotok.data.questions import TAGS
+    from infotok.data.text import TextCodec
     from infotok.evaluation.generation import (
+        GenEval,
+        Retrieval,
         draw,
         frechet_distance,
-        geneval,
         kernel_distance,
         standardized_features,
     )
-    from infotok.evaluation.reconstruction import fidelity, objects_kept, reconstruct, through
     from infotok.models.family import Sampling
     from infotok.tokenizer import smaller_budgets
-    from infotok.training.runtime import start
-    from pipeline.artifacts import load_judge, load_model
-    from pipeline.pictures import grid, write_png
-    from pipeline.results import write_text
 
-    device, seed = start(), run.cell.seed
-    config, precision = run.params.generation, run.params.train.precision
-    model, codec = load_model(run.layout, run.cell)
-    judge, metadata = load_judge(run.layout).to(device), read_manifest(run.layout.data)
-    model.to(device)
-    test = read_split(run.layout.data, "test")
-    asked = {
-        split: prompts(split, config.prompts, metadata, run.params.data.objects, config.seed)
-        for split in ("validation", "test", "novel")
-    }
+    config, precision, seed = run.params.generation, run.params.train.precision, run.cell.seed
+    if manifest["judge"] == "objects":
+        most = {"per_tag": config.prompts, "most": run.params.data.objects, "seed": config.seed}
+        task = GenEval(judge, manifest, **most)
+    else:
+        splits = {name: read_split(run.layout.data, name) for name in ("validation", "test")}
+        of_judge = TextCodec.from_file(run.layout.data / "text.json")
+        task = Retrieval(judge, splits, of_judge, most=config.prompts * len(TAGS), seed=config.seed)
 
     def score(split: str, sampling: Sampling, budget: int = 0):
-        noise = {"seed": config.seed + ("validation", "test", "novel").index(split) + 1000 * seed}
-        settings = {"precision": precision, "budget": budget}
-        return geneval(model, judge, asked[split], config.images, codec, metadata, sampling, **noise, **settings)
+        captions = [prompt for prompt in task.asks(split) for _ in range(config.images)]
+        noise = config.seed + ("validation", "test", "novel").index(split) + 1000 * seed
+        images = draw(model, captions, codec, sampling, seed=noise, precision=precision, budget=budget)
+        return task.verdict(split, images), images
 
     plain = Sampling(**{name: getattr(config, name) for name in OWN})
     tried = [replace(plain, temperature=t, guidance=g) for g in config.guidance for t in config.temperatures]
@@ -54,61 +92,58 @@ def generate(run: Stage) -> None:
     verdict, images = score("test", chosen)
     at_one = verdict if chosen == plain else score("test", plain)[0]
     metrics = {
-        "generation/geneval": verdict.score,
-        "generation/geneval_t1": at_one.score,
-        "generation/geneval_novel": score("novel", chosen)[0].score,
+        f"generation/{task.name}": verdict.score,
+        f"generation/{task.name}_t1": at_one.score,
         "generation/validation": max(scores),
         "generation/temperature": chosen.temperature,
         "generation/guidance": chosen.guidance,
         **{f"generation/tag/{tag}": value for tag, value in verdict.by_tag().items()},
     }
-
+    if "novel" in manifest["splits"]:
+        metrics[f"generation/{task.name}_novel"] = score("novel", chosen)[0].score
     if model.tokenizer.config.nested_dropout:
         for budget in smaller_budgets(run.cell.tokens):
-            metrics[f"generation/geneval_at_{budget}"] = score("test", chosen, budget)[0].score
+            metrics[f"generation/{task.name}_at_{budget}"] = score("test", chosen, budget)[0].score
 
-    real = torch.from_numpy(test.images.copy())
-    captions = [max(said, key=len) for said in test.captions]
+    told = [index for index, said in enumerate(test.captions) if said]
+    captions = [max(test.captions[index], key=len) for index in told]
     drawn = draw(model, captions, codec, chosen, seed=config.seed + 1000 * seed, precision=precision)
-    decoded = reconstruct(model.tokenizer, through(model.tokenizer, test.images, seed)[0].vectors)
-    psnr, ssim = fidelity(real, decoded)
-    metrics |= {"reconstruction/psnr": psnr, "reconstruction/ssim": ssim}
-    reference, of_drawn, of_decoded = standardized_features(judge, real, drawn, decoded)
+    reference, of_drawn = standardized_features(judge, torch.from_numpy(test.images[told]), drawn)
     metrics["generation/gfid"] = frechet_distance(reference, of_drawn)
     metrics["generation/kid"] = kernel_distance(reference, of_drawn, seed)
-    metrics["reconstruction/rfid"] = frechet_distance(reference, of_decoded)
-    metrics["reconstruction/objects"] = objects_kept(judge, real, decoded)
 
-    tags = [prompt["tag"] for prompt in asked["test"]]
-    rows = [i for i, tag in enumerate(tags) if tags[:i].count(tag) < SHOWN]
-    tiles = torch.cat([images[i * config.images : (i + 1) * config.images] for i in rows])
-    write_png(run.folder / "samples.png", grid(tiles, config.images))
-    samples = {
-        "prompts": [asked["test"][i]["prompt"] for i in rows],
-        "columns": config.images,
-        "correct": [verdict.right[i].tolist() for i in rows],
-    }
-    write_text(run.folder / "samples.json", json.dumps(samples, indent=1) + "\n")
-    shown = min(16, len(real))
-    write_png(run.folder / "reconstructions.png", grid(torch.cat([real[:shown], decoded[:shown]]), shown))
-
+    asked = task.asks("test")
+    tags = verdict.tags or [""] * len(asked)
+    rows = [i for i, tag in enumerate(tags) if tags[:i].count(tag) < (SHOWN if tag else SHOWN * len(TAGS))]
+    by_prompt = images.view(len(asked), -1, *images.shape[1:])
+    _write_samples(run, [asked[i] for i in rows], verdict.right[rows], by_prompt[rows])
     protocol = {
-        "geneval": f"{len(asked['test'])} test prompts of {len(set(tags))} tags, "
-        f"{config.images} images each; mean over tags",
-        "geneval_novel": f"{len(asked['novel'])} prompts with unseen color-shape pairs",
-        "chosen": f"on {len(asked['validation'])} validation prompts among temperatures {config.temperatures} "
+        **task.protocol(),
+        "images": f"{config.images} per prompt",
+        "chosen": f"on {len(task.asks('validation'))} validation prompts among temperatures {config.temperatures} "
         f"and guidance {config.guidance}",
         "temperature": chosen.temperature,
         "guidance": chosen.guidance,
         **{name: getattr(config, name) for name in OWN},
-        "geneval_t1": "temperature 1, no guidance",
+        f"{task.name}_t1": "temperature 1, no guidance",
         "seeds": f"sampling {config.seed} + 1000 * {seed}",
         "gfid": f"{len(drawn)} images drawn from the longest caption of each test image against those images, "
-        "in 128 features of the judge, standardized over them; KID over 50 subsets",
-        "judge": "reads objects per quadrant; its ceiling stands in the judge's metrics",
-        "channel": model.tokenizer.config.channel,
+        f"in {judge.num_features} features of the judge, standardized over them; KID over 50 subsets",
     }
-    run.finish(metrics, protocol)
+    return metrics, protocol
+
+
+def _write_samples(run: Stage, prompts: list[str], right, images) -> None:
+    """samples.png, a row a prompt, and samples.json with prompts and verdicts; images (prompts, n, S, S, 3) uint8."""
+    import json
+
+    from pipeline.pictures import grid, write_png
+    from pipeline.results import write_text
+
+    columns = images.shape[1]
+    write_png(run.folder / "samples.png", grid(images.flatten(0, 1), columns))
+    samples = {"prompts": prompts, "columns": columns, "correct": right.tolist()}
+    write_text(run.folder / "samples.json", json.dumps(samples, indent=1) + "\n")
 
 
 if __name__ == "__main__":

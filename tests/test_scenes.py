@@ -8,7 +8,7 @@ import pytest
 
 from infotok.data import questions
 from infotok.data.arrow import read_split, write_split
-from infotok.data.questions import TAGS, prompts, question_only, satisfies
+from infotok.data.questions import TAGS, Guess, prompts, satisfies
 from infotok.data.sources import scenes
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.errors import InfotokError
@@ -264,13 +264,13 @@ def test_question_only_guesses_from_text_then_start_then_family():
         [asked("which hue?", "red"), asked("which hue?", "green")],  # the family's majority
         [asked("why?", "red", "other")],  # nothing alike: the majority of all
     ]
-    assert question_only(train, test) == pytest.approx(4 / 6)
+    assert Guess(train).accuracies(test)["question_only"] == pytest.approx(4 / 6)
     begun = [[asked("what color a b", "red")] * 3 + [asked("what color z", "blue", "other")] * 2]
-    assert question_only(begun, [[asked("what color z y", "blue", "other")]]) == 1.0
+    assert Guess(begun).accuracies([[asked("what color z y", "blue", "other")]])["question_only"] == 1.0
 
 
 def test_questions_cannot_be_answered_without_the_image(splits):
-    majority = question_only(splits["train"].questions, splits["test"].questions)
+    majority = Guess(splits["train"].questions).accuracies(splits["test"].questions)["question_only"]
     assert 0.25 < majority < 0.55
     assert set(questions.FAMILIES) == {pair["family"] for asked in splits["test"].questions for pair in asked}
 

@@ -1,6 +1,7 @@
 """The prepared form of a data set: one Arrow file per split, memory-mapped, and a manifest.
 
-`datasets.Dataset.from_file` of Hugging Face opens the same files.
+`datasets.Dataset.from_file` of Hugging Face opens the same files. They are written and read in record batches, so that
+a data set may be larger than memory.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,57 @@ import pyarrow as pa
 from infotok.errors import InfotokError
 
 _QUESTION = pa.struct([("question", pa.string()), ("answer", pa.string()), ("family", pa.string())])
+ROWS = 1024  # of a record batch
+RECENT = 1 << 16  # rows of a text column that stay in memory as Python objects
+
+
+class Images:
+    """Images of a split on disk, indexed like an array (n, H, W, 3) uint8; what an index takes is copied to memory."""
+
+    def __init__(self, parts: list[np.ndarray]):
+        self._parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.shape, self.dtype = (int(self._starts[-1]), *parts[0].shape[1:]), np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        if isinstance(index, (int, np.integer)):
+            return self[np.array([index])][0]
+        rows = np.arange(len(self))[index]
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        for place, (part, row) in enumerate(zip(parts, rows - self._starts[parts], strict=True)):
+            out[place] = self._parts[part][row]
+        return out
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.concatenate(self._parts).astype(dtype or np.uint8, copy=False)
+
+
+class Column(Sequence):
+    """A column on disk, one Python object a row: the value, or what `parse` makes of it."""
+
+    def __init__(self, column: pa.ChunkedArray, parse: Callable = lambda value: value):
+        self._column, self._parse = column, parse
+        self._row = lru_cache(RECENT)(lambda index: self._parse(self._column[index].as_py()))
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self._row(i) for i in range(*index.indices(len(self)))]
+        index = int(index)
+        return self._row(index + len(self) if index < 0 else index)
+
+    def __iter__(self) -> Iterator:
+        for chunk in self._column.chunks:
+            yield from map(self._parse, chunk.to_pylist())
+
+    def __eq__(self, other) -> bool:
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
 
 @dataclass
@@ -25,31 +79,65 @@ class Split:
 
     images: (n, H, W, 3) uint8. captions: lists of strings. questions: lists of dicts with question, answer, family.
     objects: lists of dicts with shape, color, size, row, column (empty lists where unknown).
-    factors: name -> (n, slots) int8 categories for probes, -1 where undefined.
+    factors: name -> (n, slots) int8 categories for probes, -1 where undefined. origins: where an image came from,
+    `file` or `file:line`.
     """
 
-    images: np.ndarray
-    captions: list[list[str]]
-    questions: list[list[dict[str, str]]]
-    objects: list[list[dict]]
-    factors: dict[str, np.ndarray]
+    images: np.ndarray | Images
+    captions: Sequence[list[str]]
+    questions: Sequence[list[dict[str, str]]]
+    objects: Sequence[list[dict]]
+    factors: dict[str, np.ndarray] = field(default_factory=dict)
+    origins: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: np.ndarray) -> Split:
-        """The images at `indices`, as a new split."""
+        """The images at `indices`, as a new split in memory."""
         return Split(
             self.images[indices],
             [self.captions[i] for i in indices],
             [self.questions[i] for i in indices],
             [self.objects[i] for i in indices],
             {name: values[indices] for name, values in self.factors.items()},
+            [self.origins[i] for i in indices] if self.origins else (),
         )
 
 
-def write_split(split: Split, path: Path) -> str:
-    """Write one split as an Arrow IPC file and return its sha256."""
+def texts_about(captions: list[str], questions: list[dict[str, str]]) -> list[str]:
+    """What is said of one image: its captions, or where it has none its questions with their answers."""
+    return captions or [f"{pair['question']} {pair['answer']}" for pair in questions]
+
+
+class SplitWriter:
+    """Writes one split, part by part, as an Arrow IPC stream; the file bears its name once it is whole."""
+
+    def __init__(self, path: Path):
+        self.path, self.images = path, 0
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._sink, self._writer = pa.OSFile(str(self._temporary), "wb"), None
+
+    def write(self, part: Split) -> None:
+        """Append a part; all parts have images of one size and the same factors."""
+        self.images += len(part)
+        table = _table(part)
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(self._sink, table.schema)
+        self._writer.write_table(table, max_chunksize=ROWS)
+
+    def close(self) -> str:
+        """Finish the file and return its sha256."""
+        if self._writer is not None:
+            self._writer.close()
+        self._sink.close()
+        with open(self._temporary, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.replace(self._temporary, self.path)
+        return digest
+
+
+def _table(split: Split) -> pa.Table:
     count = len(split)
     flat = np.ascontiguousarray(split.images).reshape(count, -1)
     offsets = np.arange(count + 1, dtype=np.int64) * flat.shape[1]
@@ -58,53 +146,61 @@ def write_split(split: Split, path: Path) -> str:
     )
     columns = {
         "image": image,
-        "captions": pa.array(split.captions, pa.list_(pa.string())),
-        "questions": pa.array(split.questions, pa.list_(_QUESTION)),
+        "captions": pa.array(list(split.captions), pa.list_(pa.string())),
+        "questions": pa.array(list(split.questions), pa.list_(_QUESTION)),
         "objects": pa.array([json.dumps(objects) for objects in split.objects], pa.string()),
+        "origin": pa.array(list(split.origins) or [""] * count, pa.string()),
     }
     for name, values in split.factors.items():
         slots = pa.array(np.ascontiguousarray(values).reshape(-1), pa.int8())
         columns[f"factor/{name}"] = pa.FixedSizeListArray.from_arrays(slots, values.shape[1])
-    table = pa.table(columns).replace_schema_metadata({"image_shape": json.dumps(split.images.shape[1:])})
-    temporary = path.with_name(path.name + ".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    os.replace(temporary, path)
-    return digest
+    return pa.table(columns).replace_schema_metadata({"image_shape": json.dumps(split.images.shape[1:])})
+
+
+def write_split(split: Split, path: Path) -> str:
+    """Write one split that is in memory as an Arrow file and return its sha256."""
+    writer = SplitWriter(path)
+    writer.write(split)
+    return writer.close()
 
 
 def read_split(folder: Path, name: str) -> Split:
-    """Open one prepared split. Images stay on disk, memory-mapped, until they are touched.
+    """Open one prepared split. It stays on disk, memory-mapped, until it is touched.
 
     Raises:
         InfotokError: the file is missing or damaged.
     """
     path = folder / f"{name}.arrow"
     try:
-        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().combine_chunks()
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
         shape = json.loads(table.schema.metadata[b"image_shape"])
         if not len(table):
             raise ValueError("it holds no images")
+        parts = [_pixels(chunk, shape) for chunk in table["image"].chunks if len(chunk)]
     except FileNotFoundError:
         raise InfotokError(f"{path}: is missing; run `dvc repro prepare`") from None
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError, OSError) as error:
         raise InfotokError(f"{path}: is damaged ({error}); delete it and run `dvc repro prepare`") from None
-    column = table["image"].chunk(0)
-    pixels = np.frombuffer(column.buffers()[2], dtype=np.uint8, count=len(table) * int(np.prod(shape)))
     factors = {}
-    for field in table.column_names:
-        if field.startswith("factor/"):
-            values = table[field].chunk(0)
-            slots = values.type.list_size
-            factors[field.removeprefix("factor/")] = values.flatten().to_numpy().reshape(-1, slots)
+    for column in table.column_names:
+        if column.startswith("factor/"):
+            values = table[column].combine_chunks()
+            factors[column.removeprefix("factor/")] = values.flatten().to_numpy().reshape(-1, values.type.list_size)
     return Split(
-        images=pixels.reshape(len(table), *shape),
-        captions=table["captions"].to_pylist(),
-        questions=table["questions"].to_pylist(),
-        objects=[json.loads(objects) for objects in table["objects"].to_pylist()],
+        images=Images(parts),
+        captions=Column(table["captions"]),
+        questions=Column(table["questions"]),
+        objects=Column(table["objects"], json.loads),
         factors=factors,
+        origins=Column(table["origin"]),
     )
+
+
+def _pixels(chunk: pa.LargeBinaryArray, shape: list[int]) -> np.ndarray:
+    """The images of one record batch (n, H, W, 3), as a view of the file."""
+    size = int(np.prod(shape))
+    pixels = np.frombuffer(chunk.buffers()[2], dtype=np.uint8, count=len(chunk) * size, offset=chunk.offset * size)
+    return pixels.reshape(len(chunk), *shape)
 
 
 def read_manifest(folder: Path) -> dict:

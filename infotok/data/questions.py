@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -147,25 +148,32 @@ def ask(scene: Scene, number: int, vocabulary: tuple, rng: np.random.Generator) 
     return out
 
 
-def question_only(train: list[list[dict[str, str]]], test: list[list[dict[str, str]]]) -> float:
-    """Accuracy of the best guess without the image: the most frequent training answer to the same text, else to the
-    same first three words, else to the same family, else overall.
+class Guess:
+    """The best answers without the image: the most frequent training answer to the same text, else to the same first
+    three words, else to the same family, else overall, which is the majority."""
 
-    Args:
-        train, test: per image the questions of `ask`.
-    """
+    def __init__(self, train: Iterable[list[dict[str, str]]]):
+        """train: per image its questions."""
+        seen: dict = {}
+        for pair in itertools.chain.from_iterable(train):
+            for key in self._keys(pair):
+                seen.setdefault(key, Counter())[pair["answer"]] += 1
+        self.answers = set(seen[None]) if seen else set()
+        self._guesses = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
 
-    def keys(pair: dict) -> list:
+    @staticmethod
+    def _keys(pair: dict) -> list:
         return [pair["question"], tuple(pair["question"].split()[:3]), ("family", pair["family"]), None]
 
-    seen: dict = {}
-    for pair in itertools.chain.from_iterable(train):
-        for key in keys(pair):
-            seen.setdefault(key, Counter())[pair["answer"]] += 1
-    guesses = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
-    pairs = list(itertools.chain.from_iterable(test))
-    right = sum(next(guesses[key] for key in keys(pair) if key in guesses) == pair["answer"] for pair in pairs)
-    return right / len(pairs)
+    def accuracies(self, test: Iterable[list[dict[str, str]]]) -> dict[str, float]:
+        """Shares that are right: `question_only` and `majority`."""
+        number = right = majority = 0
+        for pair in itertools.chain.from_iterable(test):
+            number += 1
+            guess = next(self._guesses[key] for key in self._keys(pair) if key in self._guesses)
+            right += guess == pair["answer"]
+            majority += self._guesses[None] == pair["answer"]
+        return {"question_only": right / number, "majority": majority / number}
 
 
 def _all_prompts(tag: str, shapes, colors, sizes, most: int) -> list[dict]:

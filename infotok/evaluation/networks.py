@@ -1,7 +1,8 @@
 """The judge, which reads objects out of images as GenEval's detector does, and the perceptual features.
 
 They differ in architecture and seed, so that no arm trains against its examiner. Both learn from the attributes of
-the training images; that supervision is given to every arm alike. Shapes: B images, S pixels a side, Q = 4 quadrants.
+the training images, and where no objects are known from their texts (`matching`); that supervision is given to every
+arm alike. Shapes: B images, S pixels a side, Q = 4 quadrants.
 """
 
 from __future__ import annotations
@@ -56,15 +57,19 @@ class Judge(nn.Module):
 class Perceptual(nn.Module):
     """Four convolutions whose normalized maps compare two images, as LPIPS (Zhang et al. 2018) does."""
 
-    def __init__(self, classes: dict[str, int]):
+    num_features = 128
+
+    def __init__(self, classes: dict[str, int] | None):
+        """classes: as for `Judge`; None where no attributes are known, which leaves out the head that reads them."""
         super().__init__()
         widths = [3, 16, 32, 48, 64]
         self.layers = nn.ModuleList(
             nn.Conv2d(before, after, 3, 1 if index == 1 else 2, 1)
             for index, (before, after) in enumerate(itertools.pairwise(widths))
         )
-        self.classes = {"presence": 2, **classes}
-        self.head = nn.Linear(64, sum(self.classes.values()))
+        if classes is not None:
+            self.classes = {"presence": 2, **classes}
+            self.head = nn.Linear(64, sum(self.classes.values()))
         self.to(memory_format=torch.channels_last)
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -80,6 +85,11 @@ class Perceptual(nn.Module):
         pooled = F.adaptive_avg_pool2d(self.maps(images)[-1], 2).flatten(2).transpose(1, 2)
         parts = self.head(pooled).split(list(self.classes.values()), dim=-1)
         return dict(zip(self.classes, parts, strict=True))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 128): mean and maximum over places of the last map, which learn from texts (`matching.Towers`)."""
+        last = self.maps(images)[-1]
+        return torch.cat([last.mean((2, 3)), last.amax((2, 3))], 1)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Mean squared distance of unit feature vectors, averaged over places, summed over layers; (scalar)."""

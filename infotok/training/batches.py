@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from infotok.data.arrow import Split
+from infotok.data.arrow import Split, texts_about
 from infotok.data.text import TextCodec
 from infotok.models.unified import Asked, TextBatch
 
@@ -61,19 +61,22 @@ class Batches:
     def texts(self, step: int) -> TextBatch:
         """Questions and captions of the same images; a dropped caption keeps its begin mark alone.
 
-        With `describe` the last question asks for the caption.
+        With `describe` the last question asks for the caption. Where an image has no caption, a question with its
+        answer stands for it; where it has no question, asking for the caption stands for one.
         """
         rng = np.random.default_rng([self.seed, step, 1])
         pairs: list[list[tuple[str, str]]] = [[] for _ in range(self.questions)]
         captions = []
         for index in order(len(self.split), self.batch, self.seed, step):
-            asked, said = self.split.questions[index], self.split.captions[index]
-            captions.append(said[rng.integers(len(said))])
+            said, asked = self.split.captions[index], self.split.questions[index]
+            about = texts_about(said, asked)
+            captions.append(about[rng.integers(len(about))])
+            asked = asked or [{"question": DESCRIBE, "answer": caption} for caption in said]
             chosen = rng.choice(len(asked), self.questions, replace=len(asked) < self.questions)
             for row, pair in zip(pairs, (asked[i] for i in chosen), strict=True):
                 row.append((pair["question"], pair["answer"]))
-        if self.describe:
-            pairs[-1] = [(DESCRIBE, caption) for caption in captions]
+            if self.describe and said:
+                pairs[-1][-1] = (DESCRIBE, captions[-1])
         ids, valid = encode_captions(captions, self.codec)
         valid[torch.from_numpy(rng.random(self.batch) < self.caption_dropout), 1:] = False
         return TextBatch([self._asked(row) for row in pairs], ids, valid)

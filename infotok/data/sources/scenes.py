@@ -8,12 +8,17 @@ seed on any machine: NumPy's PCG64 uniforms and float64 arithmetic only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from infotok.data import questions
 from infotok.data.arrow import Split
+from infotok.data.options import DataOptions
+from infotok.data.rejects import Rejects
+from infotok.options import Count, Weight
 
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = ("small", "large")
@@ -42,6 +47,20 @@ METADATA = {
     },
 }
 CHUNK = 2000  # images rendered at once
+
+
+class Options(DataOptions):
+    """objects: at most, per scene. nuisance: strength of the background. train to novel: images. questions: per
+    image."""
+
+    source: Literal["scenes"]
+    objects: Annotated[int, Field(ge=1, le=4)]
+    nuisance: Weight
+    train: Count
+    validation: Count
+    test: Count
+    novel: Count
+    questions: Count
 
 
 def _hsv(hue: np.ndarray, saturation: float, value: float) -> np.ndarray:
@@ -197,7 +216,8 @@ def make_split(name: str, count: int, config: dict) -> Split:
     )
 
 
-def prepare(config: dict) -> Iterator[tuple[str, Split]]:
-    """Yield (split name, split); `judge` has every color-shape pair and is seen by the judge alone."""
+def prepare(options: Options, place: Path, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
+    """Yield (split name, split); `judge` has every color-shape pair and is seen by the judge alone. Nothing is read."""
+    config = options.model_dump()
     for name in SPLITS:
         yield name, make_split(name, config["train" if name == "judge" else name], config)

@@ -1,0 +1,47 @@
+"""The `data` section of a params file: what every source shares, and what sources that read files do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from infotok.options import BelowOne, Natural, Section
+
+
+class DataOptions(Section):
+    """A source's `Options` derive from this and narrow `source` to their own name."""
+
+    source: str
+    seed: Natural
+    image_size: Annotated[int, Field(ge=16, multiple_of=8)]
+    vocabulary: Annotated[int, Field(ge=300)]  # of the text tokenizer
+
+
+class FileOptions(DataOptions):
+    """validation: share of the images, by content, where the data name no such split; the same of `test` where a source
+    leaves that open. max_rejects: how many bad images and texts are put up with. seed: another one, other shares."""
+
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    background: str = "white"
+    validation: BelowOne = 0.1
+    max_rejects: Natural = 0
+
+    def shares(self, given: set[str]) -> dict[str, float]:
+        """Shares of the splits that the data do not name."""
+        open_splits = [name for name in ("validation", "test") if name not in given and hasattr(self, name)]
+        return {name: getattr(self, name) for name in open_splits}
+
+    @field_validator("background")
+    @classmethod
+    def _is_a_color(cls, value: str) -> str:
+        from infotok.data.images import parse_color
+
+        parse_color(value)
+        return value
+
+
+class OpenOptions(FileOptions):
+    """Of sources whose data may name no test split."""
+
+    test: BelowOne = 0.1

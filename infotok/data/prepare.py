@@ -1,0 +1,147 @@
+"""From a source to a prepared data set: its splits, its text tokenizer, and a manifest that says what was kept."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from infotok.data.arrow import Split, SplitWriter, read_split
+from infotok.data.options import DataOptions
+from infotok.data.questions import Guess
+from infotok.data.rejects import Rejects
+from infotok.data.text import train_text_tokenizer
+from infotok.errors import InfotokError
+
+NEEDED = ("train", "validation", "test")
+MOST_REASONS = 20  # in the manifest, of which rejects.jsonl has all
+TASKS = {"understanding": "questions", "generation": "captions"}  # what a task needs of every split
+
+
+def prepare(options: DataOptions, place: Path, folder: Path, least: int = 1) -> dict:
+    """Prepare a data set into `folder`, which holds all of it or is not there.
+
+    Args:
+        place: the file or folder that the source reads. least: images that the training split needs.
+
+    Returns:
+        the manifest, which stands in `manifest.json` too.
+
+    Raises:
+        InfotokError: too much of the data is bad, or a split lacks images.
+    """
+    source = importlib.import_module(f"infotok.data.sources.{options.source}")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    # Beside the folder, so that it can be read where there are too many.
+    rejects = Rejects(folder.with_name(folder.name + ".rejects.jsonl"), getattr(options, "max_rejects", 0))
+    found: dict = {}
+    try:
+        splits = _write(source.prepare(options, place, rejects, found), partial)
+        _check(splits, least, options)
+        read = {name: read_split(partial, name) for name in splits}
+        tasks, why_not = _tasks(read)
+        guess = Guess(read["train"].questions)
+        for name, split in read.items():
+            splits[name] |= _counts(split)
+            if name != "train" and splits[name]["questions"] and guess.answers:
+                splits[name] |= guess.accuracies(split.questions)
+                _note_unseen(name, split, guess.answers, rejects)
+        text = train_text_tokenizer(_texts(read["train"]), options.vocabulary).to_str()
+    except BaseException:
+        rejects.close()
+        if not rejects.count:
+            rejects.path.unlink()
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    rejects.close()
+    objects = source.METADATA["has_objects"]
+    manifest = {
+        "source": options.source,
+        "config": options.model_dump(),
+        "splits": splits,
+        "tasks": tasks,
+        "why_not": why_not,
+        "judge": "objects" if objects else "matching" if "generation" in tasks else None,
+        "rejects": {"count": rejects.count, "reasons": _most(rejects.reasons), "kept": _most(rejects.notes)},
+        **found,
+        **source.METADATA,
+    }
+    (partial / "text.json").write_text(text, encoding="utf-8")
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    rejects.path.replace(partial / "rejects.jsonl")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return manifest
+
+
+def _most(reasons: Counter) -> dict[str, int]:
+    return dict(reasons.most_common(MOST_REASONS))
+
+
+def _write(parts: Iterable[tuple[str, Split]], folder: Path) -> dict[str, dict]:
+    writers: dict[str, SplitWriter] = {}
+    for name, part in parts:
+        if name not in writers:
+            writers[name] = SplitWriter(folder / f"{name}.arrow")
+        writers[name].write(part)
+    return {name: {"images": writer.images, "sha256": writer.close()} for name, writer in writers.items()}
+
+
+def _check(splits: dict[str, dict], least: int, options: DataOptions) -> None:
+    for name in NEEDED:
+        if name not in splits:
+            remedy = f"raise data.{name}, or " if hasattr(options, "max_rejects") and name != "train" else ""
+            raise InfotokError(f"{options.source}: the data have no {name} images; {remedy}bring more images")
+    if splits["train"]["images"] < least:
+        raise InfotokError(
+            f"{options.source}: {splits['train']['images']} training images are fewer than one batch of {least}; "
+            "lower pretrain.batch and train.batch, or bring more images"
+        )
+
+
+def _counts(split: Split) -> dict[str, int]:
+    captions = questions = without_captions = without_questions = 0
+    for said, asked in zip(split.captions, split.questions, strict=True):
+        captions, questions = captions + len(said), questions + len(asked)
+        without_captions, without_questions = without_captions + (not said), without_questions + (not asked)
+    return {
+        "captions": captions,
+        "questions": questions,
+        "images_without_captions": without_captions,
+        "images_without_questions": without_questions,
+    }
+
+
+def _tasks(read: dict[str, Split]) -> tuple[list[str], dict[str, str]]:
+    """The tasks that the data allow, and why not the others."""
+    tasks, why_not = [], {}
+    for task, column in TASKS.items():
+        lacking = [name for name in NEEDED if not any(getattr(read[name], column))]
+        if not lacking:
+            tasks.append(task)
+        elif len(lacking) == len(NEEDED):
+            why_not[task] = f"the data have no {column}"
+        else:
+            why_not[task] = f"the {' and '.join(lacking)} images have no {column}"
+    return tasks, why_not
+
+
+def _note_unseen(name: str, split: Split, answers: set[str], rejects: Rejects) -> None:
+    for where, asked in zip(split.origins, split.questions, strict=True):
+        for pair in asked:
+            if pair["answer"] not in answers:
+                rejects.note(where, "question", f"in {name} has an answer that training never shows")
+
+
+def _texts(split: Split) -> Iterator[str]:
+    """Captions, then questions and answers: what the text tokenizer learns from."""
+    yield from itertools.chain.from_iterable(split.captions)
+    for asked in split.questions:
+        for pair in asked:
+            yield from (pair["question"], pair["answer"])

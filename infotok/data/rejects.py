@@ -1,0 +1,62 @@
+"""What a data set holds that cannot be used, told by file and line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from infotok.errors import InfotokError
+
+SHOWN = 3  # rejects that the error names
+
+
+class Rejects:
+    """Counts bad input and lists it in `rejects.jsonl`, one object a line:
+
+    {"file": "captions.jsonl", "line": 17, "what": "image", "reason": "is truncated", "kept": false}
+
+    `line` is null for what is a whole file. What is kept is worth a look and does not count.
+    """
+
+    def __init__(self, path: Path, most: int):
+        self.path, self.most = path, most
+        self.count, self.reasons, self.notes = 0, Counter(), Counter()
+        self._first: list[str] = []
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+
+    def add(self, where: str, what: str, reason: str) -> None:
+        """One thing that is left out.
+
+        Args:
+            where: `file` or `file:line`. what: image, line, caption, question, answer. reason: `is truncated`, and
+            after a colon what is particular to this one.
+
+        Raises:
+            InfotokError: it is one more than are put up with.
+        """
+        self.count += 1
+        self.reasons[f"{what} {reason.partition(':')[0]}"] += 1
+        self._write(where, what, reason, kept=False)
+        if len(self._first) < SHOWN:
+            self._first.append(f"{where}: {what} {reason}")
+        if self.count > self.most:
+            self._file.flush()
+            more = "" if self.count <= SHOWN else f" and {self.count - SHOWN} more"
+            raise InfotokError(
+                f"{'; '.join(self._first)}{more} ({self.path} lists them): repair or remove them, "
+                f"or put up with more than data.max_rejects ({self.most})"
+            )
+
+    def note(self, where: str, what: str, reason: str) -> None:
+        """One thing that is kept but worth a look."""
+        self.notes[f"{what} {reason}"] += 1
+        self._write(where, what, reason, kept=True)
+
+    def _write(self, where: str, what: str, reason: str, kept: bool) -> None:
+        file, _, line = where.rpartition(":")
+        place = {"file": file, "line": int(line)} if file and line.isdigit() else {"file": where, "line": None}
+        self._file.write(json.dumps(place | {"what": what, "reason": reason, "kept": kept}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,57 @@
+"""easy-VQA (Victor Zhou), the folder as published: `{train,test}/questions.json` and `{train,test}/images/N.png`.
+
+Its question alone, answered with the most frequent training answer to it, scores 67.0 % on the test questions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from infotok.data.arrow import Split
+from infotok.data.intake import Example, intake
+from infotok.data.options import FileOptions
+from infotok.data.rejects import Rejects
+from infotok.errors import InfotokError
+
+METADATA = {"has_objects": False}
+PUBLISHED = ("train", "test")
+
+
+class Options(FileOptions):
+    """Validation is a share of the published training images; the published test images stay the test split."""
+
+    source: Literal["easy_vqa"]
+
+
+def prepare(options: Options, place: Path, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
+    """Parts of splits of all images that questions ask about."""
+    examples = (example for split in PUBLISHED for example in _examples(place, split))
+    yield from intake(examples, options, set(PUBLISHED), rejects, found)
+
+
+def _examples(place: Path, split: str) -> Iterator[Example]:
+    path = place / split / "questions.json"
+    try:
+        triples = json.loads(path.read_text(encoding="utf-8"))
+        about = defaultdict(list)
+        for question, answer, image in triples:
+            about[int(image)].append({"question": question, "answer": answer, "family": family(question, answer)})
+    except FileNotFoundError:
+        raise InfotokError(f"{path}: is missing; paths.input names the folder of easy-VQA's train/ and test/") from None
+    except (ValueError, TypeError, OSError) as error:
+        raise InfotokError(
+            f"{path}: is not easy-VQA's list of [question, answer, image] ({error}); copy it again"
+        ) from None
+    for image, questions in sorted(about.items()):
+        yield Example(path.parent / "images" / f"{image}.png", f"{split}/images/{image}.png", [], questions, split)
+
+
+def family(question: str, answer: str) -> str:
+    """yes_no, color or shape."""
+    if answer in ("yes", "no"):
+        return "yes_no"
+    return "color" if "color" in question else "shape"

@@ -1,0 +1,32 @@
+"""What sections of a params file are made of: strict models, and numbers that YAML and DVC read alike."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _number(value):
+    """YAML reads `1e-3` as text and DVC reads it as a number: take both for a number, and nothing else."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
+BelowOne = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+Scale = Annotated[float, BeforeValidator(_number), Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section whose every key is known and of its type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

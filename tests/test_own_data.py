@@ -1,0 +1,103 @@
+"""Data without known objects through every stage, at the smoke profile's size."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from test_pipeline import PROFILE, ROOT, copy_of_the_code, environment
+
+COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240, 240, 240)}
+PLACES = {"left": 6, "right": 20}
+SIZE = 40  # larger than what is trained at, so that images are scaled
+
+ALL_STAGES = """
+import sys
+from stages import cli
+params, arms = sys.argv[1], sys.argv[2:]
+for stage in ("prepare", "judge", "perceptual"):
+    getattr(cli, stage)(params=params)
+cli.pretrain(family="ar", tokens=4, seed=0, params=params)
+for arm in arms:
+    for stage in ("train", "understand", "generate"):
+        getattr(cli, stage)(family="ar", arm=arm, tokens=4, seed=0, params=params)
+cli.report(params=params)
+"""
+
+
+def squares(folder, captions, questions):
+    """Colored squares at the left or right of a noisy ground, with what may be said of them."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    with open(folder / "data.jsonl", "w") as file:
+        for index in range(400):
+            color, place = list(COLORS)[rng.integers(4)], list(PLACES)[rng.integers(2)]
+            pixels = rng.integers(60, 100, (SIZE, SIZE, 3)).astype(np.uint8)
+            pixels[12:28, PLACES[place] : PLACES[place] + 14] = COLORS[color]
+            Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
+            line = {"image": f"images/{index}.png"}
+            if captions:
+                line["caption"] = f"a {color} square at the {place} number {index}"
+            if questions:
+                line["questions"] = [
+                    {"question": "what color is it?", "answer": color, "family": "hue"},
+                    {"question": "where is it?", "answer": place},
+                ]
+            file.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture(scope="module", params=["captions", "questions", "both"])
+def finished(request, tmp_path_factory):
+    """(what was said, folder in which all stages have run)."""
+    folder = copy_of_the_code(tmp_path_factory.mktemp(request.param))
+    squares(folder / "data" / "mine", request.param != "questions", request.param != "captions")
+    params = yaml.safe_load((ROOT / PROFILE).read_text())
+    params["paths"] |= {"input": "data/mine", "params": "profiles/mine/params.yaml"}
+    params["paths"] |= {"results": "runs/mine", "reports": "reports/mine"}
+    params["data"] = {"source": "jsonl", "seed": 0, "image_size": 32, "vocabulary": 400}
+    arms = ["none-0", "ceb-0.01"]
+    params["grid"] = {"family": ["ar"], "arm": arms, "tokens": [4], "seed": [0]}
+    (folder / "profiles" / "mine").mkdir()
+    (folder / "profiles" / "mine" / "params.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, "-c", ALL_STAGES, params["paths"]["params"], *arms]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return request.param, folder
+
+
+def test_the_tasks_that_the_data_allow_are_scored_and_no_others(finished):
+    said, folder = finished
+    frame = pd.read_csv(folder / "reports" / "mine" / "ablation.csv")
+    assert len(frame) == 2
+    generation = {"generation/retrieval", "generation/retrieval_t1", "generation/validation", "generation/gfid"}
+    understanding = {"understanding/accuracy", "understanding/validation", "understanding/question_only"}
+    understanding |= {"understanding/majority", "understanding/family/hue", "understanding/family/question"}
+    wanted = {"reconstruction/psnr", "information/rate_bits", "information/generator_nll_bits"}
+    wanted |= generation if said != "questions" else set()
+    wanted |= understanding if said != "captions" else set()
+    assert wanted <= set(frame)
+    assert np.isfinite(frame[sorted(wanted)].to_numpy()).all()
+    foreign = generation | understanding | {"generation/geneval", "reconstruction/objects", "information/nuisance_bits"}
+    assert not (foreign - wanted) & set(frame)
+    paired = pd.read_csv(folder / "reports" / "mine" / "paired.csv")
+    scored = {"captions": {"retrieval"}, "questions": {"accuracy"}, "both": {"retrieval", "accuracy"}}[said]
+    assert {"geneval", "retrieval", "accuracy"} & set(paired.metric) == scored
+
+
+def test_the_report_says_which_task_is_missing_and_why(finished):
+    said, folder = finished
+    text = (folder / "reports" / "mine" / "ablation.md").read_text()
+    assert ("the data have no questions" in text) == (said == "captions")
+    assert ("the data have no captions" in text) == (said == "questions")
+    page = (folder / "reports" / "mine" / "index.html").read_text()
+    assert "jsonl" in page
+    judge = json.loads((folder / "runs" / "mine" / "judge" / "metrics.json").read_text())
+    if said == "questions":
+        assert judge["metrics"] == {}
+    else:
+        # Four colors at two places; the number of the image is in no picture.
+        assert judge["metrics"]["judge/retrieval"] > 2 * judge["metrics"]["judge/retrieval_chance"]
