@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from stages.common import ParamsOption, clear_errors
+from stages.draw import draw
 from stages.generate import generate
 from stages.judge import judge
 from stages.perceptual import perceptual
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (prepare, judge, perceptual, pretrain, train, understand, generate, report):
     app.command(rich_help_panel="Stages, one cell at a time")(command)
+app.command(rich_help_panel="A trained cell")(draw)
 GRID = "The whole grid"
 MARKS = {"done": "[green]●[/]", "stale": "[yellow]◐[/]", "missing": "[dim]○[/]"}
 
