@@ -7,16 +7,16 @@ seeds with the beta = 0 twin, which shares tokenizer, initial weights, data orde
 from __future__ import annotations
 
 import math
-import re
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from infotok.data.arrow import read_manifest
 from infotok.evaluation.statistics import holm, paired_interval, paired_p_value
 from pipeline.cells import Cell
+from pipeline.metrics import CLAIMS, PAIRED, TASKS, VALIDATION, Task, elastic, ordered, short
 from pipeline.params import Params
 from pipeline.results import Layout
 
@@ -24,108 +24,8 @@ Results = dict[Cell, dict[str, dict]]
 
 AXES = ["family", "estimator", "beta", "tokens", "seed"]
 ARM = ["family", "estimator", "beta", "tokens"]
-VALIDATION = ["understanding/validation", "generation/validation"]
-QUESTIONS = ["exist", "count", "color", "shape", "size", "relation"]
-TAGS = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
-STRUCTURE = ["presence", "shape", "color", "size"]
-NUISANCE = ["hue", "gradient", "texture", "noise", "jitter"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown. `better`: 1 higher is better, -1 lower is better, 0 neither."""
-
-    label: str
-    better: int = 1
-    digits: int = 3
-
-
-METRICS = {
-    "understanding/accuracy": Metric("accuracy"),
-    "understanding/accuracy_low": Metric("accuracy, low", 0),
-    "understanding/accuracy_high": Metric("accuracy, high", 0),
-    "understanding/accuracy_novel": Metric("accuracy, novel pairs"),
-    "understanding/question_only": Metric("question only", 0),
-    "understanding/validation": Metric("accuracy, validation"),
-    **{f"understanding/family/{name}": Metric(name) for name in QUESTIONS},
-    "generation/geneval": Metric("GenEval"),
-    "generation/geneval_t1": Metric("GenEval, T=1"),
-    "generation/geneval_novel": Metric("GenEval, novel pairs"),
-    "generation/validation": Metric("GenEval, validation"),
-    "generation/temperature": Metric("temperature", 0, 2),
-    "generation/guidance": Metric("guidance", 0, 2),
-    "generation/gfid": Metric("gFID", -1, 2),
-    "generation/kid": Metric("KID", -1, 4),
-    **{f"generation/tag/{name}": Metric(name.replace("_", " ")) for name in TAGS},
-    "reconstruction/psnr": Metric("PSNR", 1, 2),
-    "reconstruction/ssim": Metric("SSIM"),
-    "reconstruction/rfid": Metric("rFID", -1, 2),
-    "reconstruction/objects": Metric("objects kept"),
-    "information/rate_bits": Metric("rate", 0, 2),
-    "information/autoregressive_rate_bits": Metric("rate, AR prior", 0, 2),
-    "information/conditional_rate_bits": Metric("rate given caption", 0, 2),
-    "information/code_entropy_bits": Metric("code entropy", 0, 2),
-    "information/perplexity": Metric("perplexity", 0, 1),
-    "information/dead_codes": Metric("dead codes", -1, 1),
-    "information/active_dimensions": Metric("active dimensions", 0, 1),
-    "information/dependence": Metric("CKA(X,Z)", 0, 3),
-    "information/dependence_text": Metric("CKA(Z,T)", 0, 3),
-    "information/generator_nll_bits": Metric("generator NLL", 0, 2),
-    "information/lower_bits": Metric("I(X;Z) ≥", 0, 2),
-    "information/upper_bits": Metric("I(X;Z) ≤", 0, 2),
-    "information/capacity_bits": Metric("capacity", 0, 1),
-    "information/structure_bits": Metric("structure", 1, 2),
-    "information/nuisance_bits": Metric("nuisance", 0, 2),
-    **{f"information/factor/{name}": Metric(name, 1, 2) for name in STRUCTURE},
-    **{f"information/factor/{name}": Metric(name, 0, 2) for name in NUISANCE},
-}
-
-# Scores of an elastic training (nested dropout over tokens) from its first k tokens alone, by task.
-ELASTIC = {"understanding/accuracy": "accuracy", "generation/geneval": "GenEval"}
-AT = re.compile(rf"({'|'.join(ELASTIC)})_at_(\d+)")
-
-# What beta is a weight on, where that is not the nats per image of the variational estimators.
-BETA_UNITS = {"hsic": "per unit of dependence"}
-
-# Metrics compared in pairs, by the name they carry in paired.csv; scores of an elastic training follow.
-PAIRED = {
-    name.split("/")[1]: name
-    for name in (
-        "understanding/accuracy",
-        "understanding/accuracy_novel",
-        "generation/geneval",
-        "generation/geneval_t1",
-        "generation/geneval_novel",
-        "generation/gfid",
-        "reconstruction/psnr",
-        "reconstruction/objects",
-        "information/rate_bits",
-        "information/autoregressive_rate_bits",
-        "information/conditional_rate_bits",
-        "information/code_entropy_bits",
-        "information/dependence",
-        "information/dependence_text",
-        "information/structure_bits",
-        "information/nuisance_bits",
-    )
-}
-HEADLINE = ["accuracy", "geneval", "geneval_t1"]
-CLAIMS = ["accuracy", "geneval"]  # of a chosen arm: what Holm's adjustment counts
 COLUMNS = ["metric", "baseline", "infotok", "difference", "ci_low", "ci_high", "seeds"]
 JUDGED = ["excludes_zero", "p_value", "chosen", "p_holm", "command"]
-
-
-def shown(name: str) -> Metric:
-    """How a metric of any name is shown, those of elastic trainings and unknown ones included."""
-    if at := AT.fullmatch(name):
-        return Metric(f"{ELASTIC[at[1]]}, k={at[2]}")
-    return METRICS.get(name, Metric(name.rsplit("/", 1)[-1].replace("_", " "), 0))
-
-
-def elastic(names: Iterable[str], task: str) -> dict[int, str]:
-    """Of these metrics, the task's scores from the first k tokens alone, by rising k."""
-    found = [at for at in map(AT.fullmatch, names) if at and at[1] == task]
-    return {int(at[2]): at[0] for at in sorted(found, key=lambda at: int(at[2]))}
 
 
 @dataclass(frozen=True)
@@ -136,7 +36,7 @@ class Choice:
     tokens: int
     estimator: str
     beta: float
-    validation: float  # mean over seeds of the mean of both tasks' validation scores
+    validation: float  # mean over seeds of the mean of the tasks' validation scores
     baseline: float  # the same of none-0, NaN without a twin
     edge: bool  # beta is the smallest or largest tried, of two or more
     best: bool  # no other estimator of this family and budget validates higher
@@ -148,15 +48,26 @@ class Choice:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that tables, figures and the page show."""
+    """Everything that tables, figures and the page show. `manifest`: of the data, empty where it is not there."""
 
     params: Params
     layout: Layout
     results: Results
     judge: dict
+    manifest: dict
     frame: pd.DataFrame
     paired: pd.DataFrame
     choices: list[Choice]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks that the results have scores of."""
+        return [task for task in TASKS if present(self.frame, task.score)]
+
+    @property
+    def generation(self) -> Task | None:
+        """The task of these that draws images."""
+        return next((task for task in self.tasks if task.name == "generation"), None)
 
     def best(self, family: str) -> Choice | None:
         """The best validated arm of a family over its token budgets."""
@@ -186,11 +97,17 @@ def analyse(results: Results, judge: dict, layout: Layout, params: Params) -> An
     frame = frame_of(results)
     choices = choose(frame)
     paired = judged(paired_differences(frame), choices, params)
-    return Analysis(params, layout, results, judge, frame, paired, choices)
+    manifest = read_manifest(layout.data) if (layout.data / "manifest.json").is_file() else {}
+    return Analysis(params, layout, results, judge, manifest, frame, paired, choices)
+
+
+def present(frame: pd.DataFrame, name: str) -> bool:
+    """Whether any cell has this metric."""
+    return name in frame and bool(frame[name].notna().any())
 
 
 def frame_of(results: Results) -> pd.DataFrame:
-    """One row per cell: the axes, then metrics in a fixed order (scores of elastic trainings, then unknown ones last).
+    """One row per cell: the axes, then metrics in a fixed order.
 
     Rows go by family, estimator (baseline first), beta, tokens, seed.
     """
@@ -212,23 +129,19 @@ def frame_of(results: Results) -> pd.DataFrame:
         for stage in ("train", "understand", "generate"):
             metrics |= results[cell].get(stage, {}).get("metrics", {})
         axes = {axis: getattr(cell, axis) for axis in AXES}
-        rows.append(
-            axes | {name: math.nan if value is None else float(value) for name, value in metrics.items()}
-        )
-    found = {name for row in rows for name in row} - set(AXES)
-    known = [name for name in METRICS if name in found]
-    known += [name for task in ELASTIC for name in elastic(found, task).values()]
-    return pd.DataFrame(rows, columns=[*AXES, *known, *sorted(found - set(known))])
+        rows.append(axes | {name: math.nan if value is None else float(value) for name, value in metrics.items()})
+    found = ordered({name for row in rows for name in row} - set(AXES))
+    return pd.DataFrame(rows, columns=[*AXES, *found])
 
 
 def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """Arm minus its beta = 0 twin over the seeds that both have, with Student's t: 95 % intervals and p-values."""
-    compared = PAIRED | {name.split("/")[1]: name for task in ELASTIC for name in elastic(frame, task).values()}
+    compared = PAIRED | {short(name): name for task in TASKS for name in elastic(frame, task.score).values()}
     rows = []
     for (family, estimator, beta, tokens), arm in frame[frame.estimator != "none"].groupby(ARM, sort=False):
         twins = frame[(frame.family == family) & (frame.estimator == "none") & (frame.tokens == tokens)]
         twins, arm = twins.set_index("seed"), arm.set_index("seed")
-        for short, name in compared.items():
+        for metric, name in compared.items():
             if name not in frame:
                 continue
             pairs = pd.DataFrame({"baseline": twins[name], "infotok": arm[name]}).dropna()
@@ -236,7 +149,7 @@ def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
                 continue
             sides = list(pairs.baseline), list(pairs.infotok)
             means = [pairs.baseline.mean(), pairs.infotok.mean()]
-            row = [family, estimator, beta, tokens, short, *means, *paired_interval(*sides), len(pairs)]
+            row = [family, estimator, beta, tokens, metric, *means, *paired_interval(*sides), len(pairs)]
             rows.append([*row, paired_p_value(*sides)])
     return pd.DataFrame(rows, columns=[*ARM, *COLUMNS, "p_value"])
 
@@ -272,7 +185,7 @@ def choose(frame: pd.DataFrame) -> list[Choice]:
     """Per family, token budget and estimator, the beta that validates highest (of equals the smallest)."""
     choices = []
     for (family, tokens), group in frame.groupby(["family", "tokens"], sort=False):
-        columns = [name for name in VALIDATION if name in group and group[name].notna().any()]
+        columns = [name for name in VALIDATION if present(group, name)]
         if not columns:
             continue
         score = group[columns].mean(axis=1, skipna=False)

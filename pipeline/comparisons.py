@@ -6,19 +6,9 @@ import math
 
 import pandas as pd
 
-from pipeline.analysis import ELASTIC, HEADLINE, METRICS, PAIRED, Analysis, Choice, elastic
-from pipeline.drawing import (
-    INK,
-    SOFT,
-    TASKS,
-    arm_colors,
-    arm_name,
-    estimator_hues,
-    mean_of,
-    panels,
-    present,
-    tint,
-)
+from pipeline.analysis import Analysis, Choice, present
+from pipeline.drawing import INK, SOFT, arm_colors, arm_name, estimator_hues, mean_of, panels, tint
+from pipeline.metrics import HEADLINE, METRICS, PAIRED, TASKS, Task, elastic
 from pipeline.tables import signed
 
 LINE = 0.215  # inches of height of a row of `gains`
@@ -31,30 +21,31 @@ def gains(analysis: Analysis):
 
     rows = {choice: _differences(analysis, choice) for choice in analysis.choices}
     rows = {choice: found for choice, found in rows.items() if found}
-    metrics = [metric for metric in HEADLINE if any(metric in found for found in rows.values())]
-    if not metrics:
+    tasks = {metric: task for task in TASKS for metric in task.headline if any(metric in r for r in rows.values())}
+    if not tasks:
         return None
     families = {family: [c for c in rows if c.family == family] for family in dict.fromkeys(c.family for c in rows)}
     lines = {family: _lines(choices) for family, choices in families.items()}
     heights = [len(found) + 1.2 for found in lines.values()]
     figure, axes = panels(
-        len(families), len(metrics), 2.2 + 2.95 * len(metrics), 1.1 + LINE * sum(heights), sharex="col", sharey="row",
+        len(families), len(tasks), 2.2 + 2.95 * len(tasks), 1.1 + LINE * sum(heights), sharex="col", sharey="row",
         height_ratios=heights,
     )  # fmt: skip
     hues = estimator_hues(analysis.frame)
-    # Both columns of GenEval have one scale, so that they can be compared.
+    # A task's score and its plain form have one scale, so that they can be compared.
     limits = {
-        task: _limits([row for found in rows.values() for m, row in found.items() if m.startswith(task)])
-        for task in ("accuracy", "geneval")
+        task: _limits([row for found in rows.values() for m, row in found.items() if m in task.headline])
+        for task in tasks.values()
     }
     for family, line in zip(families, axes, strict=True):
-        for metric, ax in zip(metrics, line, strict=True):
-            ax.set_xlim(*limits["accuracy" if metric == "accuracy" else "geneval"])
-            _forest(ax, {choice: rows[choice].get(metric) for choice in families[family]}, lines[family], hues, metric)
+        for (metric, task), ax in zip(tasks.items(), line, strict=True):
+            ax.set_xlim(*limits[task])
+            found = {choice: rows[choice].get(metric) for choice in families[family]}
+            _forest(ax, found, lines[family], hues, pale=metric != task.claim)
         _name_lines(line[0], lines[family])
         where = {"xycoords": "axes fraction", "xytext": (-76, 6), "textcoords": "offset points"}
         line[0].annotate(family, (0, 1), fontweight="bold", fontsize=11.5, **where)
-    for metric, ax in zip(metrics, axes[0], strict=True):
+    for metric, ax in zip(tasks, axes[0], strict=True):
         ax.set_title(METRICS[PAIRED[metric]].label, fontweight="bold")
     for ax in axes[-1]:
         ax.set_xlabel("difference to none-0, better →")
@@ -94,7 +85,7 @@ def _limits(rows: list[dict]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _forest(ax, rows: dict[Choice, dict | None], lines: list[Choice | int], hues: dict[str, str], metric: str) -> None:
+def _forest(ax, rows: dict[Choice, dict | None], lines: list[Choice | int], hues: dict[str, str], pale: bool) -> None:
     """One panel: a point and its interval a line, its number at the right."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -104,7 +95,7 @@ def _forest(ax, rows: dict[Choice, dict | None], lines: list[Choice | int], hues
     for y, choice in enumerate(lines):
         if isinstance(choice, int) or (row := rows[choice]) is None:
             continue
-        color = tint(hues[choice.estimator], 0.5 if metric == "geneval_t1" else 0.0)
+        color = tint(hues[choice.estimator], 0.5 if pale else 0.0)
         sure = row["excludes_zero"] == "yes"
         if row["excludes_zero"] != "no interval":
             ends = max(low, row["ci_low"]), min(high, row["ci_high"])
@@ -140,7 +131,7 @@ def _name_lines(ax, lines: list[Choice | int]) -> None:
 def budget_curve(analysis: Analysis):
     """Scores from the first k tokens of one elastic training, beside trainings of their own for each budget."""
     frame = analysis.frame
-    tasks = {task: names for task in ELASTIC if (names := elastic(frame, task))}
+    tasks = {task: names for task in TASKS if (names := elastic(frame, task.score))}
     rows = []
     for family, mine in frame.groupby("family", sort=False):
         trained = mine[mine[[name for names in tasks.values() for name in names.values()]].notna().any(axis=1)]
@@ -152,7 +143,7 @@ def budget_curve(analysis: Analysis):
     colors, handles = arm_colors(frame), {}
     for (family, mine, tokens), line in zip(rows, axes, strict=True):
         for (task, names), ax in zip(tasks.items(), line, strict=True):
-            names = {k: name for k, name in names.items() if k < tokens and present(mine, name)} | {tokens: task}
+            names = {k: name for k, name in names.items() if k < tokens and present(mine, name)} | {tokens: task.score}
             for place, line_of_arms in enumerate(_arms_by_budget(analysis, family, tokens)):
                 handles |= _budget_line(ax, mine, names, line_of_arms, task, colors, (place - 0.5) * 0.05)
             ax.set_xscale("log", base=2)
@@ -161,7 +152,7 @@ def budget_curve(analysis: Analysis):
             ax.minorticks_off()
             ax.set_xlim(budgets[0] / 1.25, budgets[-1] * 1.25)
             ax.grid(axis="x", visible=False)
-            ax.set_ylabel(TASKS[task])
+            ax.set_ylabel(task.axis)
         if len(rows) > 1:
             line[0].set_title(family, loc="left", fontweight="bold")
     for ax in axes[-1]:
@@ -184,7 +175,7 @@ def _budget_line(
     frame: pd.DataFrame,
     names: dict[int, str],
     arms: dict[int, tuple[str, float]],
-    task: str,
+    task: Task,
     colors: dict[tuple[str, float], str],
     shift: float,
 ) -> dict[str, object]:
@@ -208,7 +199,7 @@ def _budget_line(
         label = f"{arm_name(*arms[tokens])}, one training of K={tokens}"
         handles[label] = ax.plot(x, means, color=color, linewidth=2, marker="o", markersize=4.5, zorder=3)[0]
     for k, arm in arms.items():
-        mean, deviation = mean_of(scores(k, task))
+        mean, deviation = mean_of(scores(k, task.score))
         if k >= tokens or math.isnan(mean):
             continue
         look = {"color": color, "marker": "D", "markersize": 6.5, "markerfacecolor": "white", "linestyle": "none"}

@@ -44,7 +44,6 @@ STYLE = {
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
-TASKS = {"understanding/accuracy": "accuracy (understanding)", "generation/geneval": "GenEval (generation)"}
 
 
 def empty_figure(width: float, height: float, layout: str | None = None):
@@ -61,10 +60,6 @@ def panels(rows: int, columns: int, width: float, height: float, **shared):
     """A figure with a grid of axes, which is always 2-D."""
     figure = empty_figure(width, height, "constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
-
-
-def present(frame: pd.DataFrame, name: str) -> bool:
-    return name in frame and bool(frame[name].notna().any())
 
 
 def arm_name(estimator: str, beta: float) -> str:

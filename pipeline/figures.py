@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
 
-from pipeline.analysis import BETA_UNITS, NUISANCE, STRUCTURE, Analysis
+from pipeline.analysis import Analysis, present
 from pipeline.comparisons import budget_curve, gains
 from pipeline.drawing import (
     DPI,
@@ -15,20 +16,20 @@ from pipeline.drawing import (
     MARKERS,
     SOFT,
     STYLE,
-    TASKS,
     arm_colors,
     arm_name,
     mean_of,
     panels,
-    present,
     shown_arms,
     spread,
     token_colors,
 )
 from pipeline.galleries import samples, training
+from pipeline.metrics import BETA_UNITS, METRICS, NUISANCE, STRUCTURE, Task
 from pipeline.tables import beta_text
 
 FEW_ARMS = 8  # up to which a plane shows every seed beside the means
+NEAR = 0.4  # of a panel's height: how far outside it a floor still widens it
 
 
 def draw_figures(analysis: Analysis) -> list[str]:
@@ -43,7 +44,9 @@ def draw_figures(analysis: Analysis) -> list[str]:
         name = draw.__name__
         for kind in ("png", "svg"):
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
-        with rc_context(STYLE):
+        with rc_context(STYLE), warnings.catch_warnings():
+            # Captions of any script: what the font lacks is drawn as a box.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
             if (figure := draw(analysis)) is None:
                 continue
             figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
@@ -53,11 +56,12 @@ def draw_figures(analysis: Analysis) -> list[str]:
 
 
 def score_over_beta(analysis: Analysis):
-    """Accuracy and GenEval against beta, one line per token budget, beta = 0 at a broken-axis point."""
+    """Every task's score against beta, one line per token budget, beta = 0 at a broken-axis point."""
     from matplotlib.patheffects import withStroke
 
     frame = analysis.frame
-    rows = [(f, n) for f in frame.family.unique() for n in TASKS if present(frame[frame.family == f], n)]
+    families = dict(list(frame.groupby("family", sort=False)))
+    rows = [(family, t) for family, mine in families.items() for t in analysis.tasks if present(mine, t.score)]
     estimators = [name for name in frame.estimator.unique() if name != "none"]
     if not rows or not estimators:
         return None
@@ -65,12 +69,13 @@ def score_over_beta(analysis: Analysis):
     width = max(6.8, 1.2 + (3.3 if len(estimators) < 4 else 2.55) * len(estimators))
     height = 0.7 + (2.5 if len(rows) < 4 else 1.9) * len(rows)
     figure, axes = panels(len(rows), len(estimators), width, height, sharex="col", sharey="row")
-    colors, ends = token_colors(frame), {}
-    for (family, name), line in zip(rows, axes, strict=True):
+    colors, ends, floors = token_colors(frame), {}, {}
+    for (family, task), line in zip(rows, axes, strict=True):
         for estimator, ax in zip(estimators, line, strict=True):
-            ends[ax] = _beta_panel(ax, frame[frame.family == family], estimator, name, colors)
-        line[0].set_ylabel(TASKS[name].replace(" ", "\n") if len(rows) > 3 else TASKS[name])
-    several = frame.family.nunique() > 1
+            ends[ax] = _beta_panel(ax, families[family], estimator, task.score, colors)
+        line[0].set_ylabel(task.axis.replace(" ", "\n") if len(rows) > 3 else task.axis)
+        floors[line[-1]] = _floors(line, families[family], task)
+    several = len(families) > 1
     for row, (family, _) in enumerate(rows):
         if row and rows[row - 1][0] == family:
             continue
@@ -86,7 +91,24 @@ def score_over_beta(analysis: Analysis):
         for (x, _, text, color), y in zip(labels, places, strict=True):
             label = ax.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", va="center")
             label.set(color=color, fontweight="bold", annotation_clip=False, path_effects=halo)
+    for ax, values in floors.items():
+        low, high = ax.get_ylim()
+        for text, y in zip(values, spread(list(values.values()), 0.075 * (high - low)), strict=True):
+            where = {"xycoords": ax.get_yaxis_transform(), "xytext": (5, 0), "textcoords": "offset points"}
+            ax.annotate(text, (1, y), va="center", color=SOFT, fontsize=7.5, **where)
     return figure
+
+
+def _floors(line: list, frame: pd.DataFrame, task: Task) -> dict[str, float]:
+    """Dotted lines where the score is without the image, if that is in a row's panels or near; the values by label."""
+    low, high = line[0].get_ylim()
+    reach = NEAR * (high - low)
+    values = {METRICS[name].label: frame[name].mean() for name in task.floors if present(frame, name)}
+    values = {label: value for label, value in values.items() if low - reach < value < high + reach}
+    for ax in line:
+        for value in values.values():
+            ax.axhline(value, color=SOFT, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    return values
 
 
 def _beta_panel(ax, frame: pd.DataFrame, estimator: str, name: str, colors: dict[int, str]) -> list[tuple]:
@@ -117,21 +139,15 @@ def _beta_panel(ax, frame: pd.DataFrame, estimator: str, name: str, colors: dict
                 markerfacecolor="white",
                 zorder=3,
             )
-            ax.scatter(
-                [zero * shift] * len(base), base, s=12, color=color, alpha=0.35, linewidths=0, zorder=2
-            )
-        points = [
-            (beta, group.loc[(group.estimator == estimator) & (group.beta == beta), name]) for beta in betas
-        ]
+            ax.scatter([zero * shift] * len(base), base, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
+        points = [(beta, group.loc[(group.estimator == estimator) & (group.beta == beta), name]) for beta in betas]
         points = [(beta, values) for beta, values in points if values.notna().any()]
         if not points:
             continue
         x = [beta * shift for beta, _ in points]
         means, deviations = zip(*(mean_of(values) for _, values in points), strict=True)
         bars = deviations if any(deviations) else None
-        ax.errorbar(
-            x, means, bars, color=color, marker="o", markersize=5.5, linewidth=2, elinewidth=1.2, zorder=3
-        )
+        ax.errorbar(x, means, bars, color=color, marker="o", markersize=5.5, linewidth=2, elinewidth=1.2, zorder=3)
         for (_, values), where in zip(points, x, strict=True):
             ax.scatter([where] * len(values), values, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
         ends.append((x[-1], means[-1], f"K={tokens}", color))
@@ -160,14 +176,15 @@ def _bits(frame: pd.DataFrame, sampled: bool) -> tuple[str, str]:
 
 
 def information_plane(analysis: Analysis):
-    """Bits per image against both tasks' scores."""
+    """Bits per image against every task's score."""
     frame, rows = analysis.frame, []
     for family in frame.family.unique():
         mine = frame[frame.family == family]
         name, label = _bits(mine, analysis.params.tokenizer.channel == "sampled")
         if present(mine, name):
-            rows.append((family, mine, [(name, f"{label}, bits per image", y, TASKS[y]) for y in TASKS]))
-    return _planes(frame, rows, 2)
+            bits = name, f"{label}, bits per image"
+            rows.append((family, mine, [(*bits, task.score, task.axis) for task in analysis.tasks]))
+    return _planes(frame, rows) if analysis.tasks else None
 
 
 def structure_nuisance(analysis: Analysis):
@@ -176,19 +193,18 @@ def structure_nuisance(analysis: Analysis):
     x, y = "information/nuisance_bits", "information/structure_bits"
     pair = (x, "usable bits about nuisance", y, "usable bits about structure")
     rows = [
-        (f, mine, [pair])
-        for f, mine in frame.groupby("family", sort=False)
-        if present(mine, x) and present(mine, y)
+        (f, mine, [pair]) for f, mine in frame.groupby("family", sort=False) if present(mine, x) and present(mine, y)
     ]
-    return _planes(frame, rows, 1)
+    return _planes(frame, rows)
 
 
-def _planes(frame: pd.DataFrame, rows: list, columns: int):
+def _planes(frame: pd.DataFrame, rows: list):
     """Scatter panels of arms: hue and depth by arm, marker by budget, a line along rising beta."""
     from matplotlib.lines import Line2D
 
     if not rows:
         return None
+    columns = len(rows[0][2])
     if columns == 1:  # families side by side
         figure, axes = panels(1, len(rows), 2.6 + (4.3 if len(rows) < 3 else 3.2) * len(rows), 4.4)
         axes = axes.T
@@ -210,8 +226,7 @@ def _planes(frame: pd.DataFrame, rows: list, columns: int):
     dot = {"linestyle": "none", "marker": "o", "markersize": 7}
     handles = [Line2D([], [], color=colors[arm], label=arm_name(*arm), **dot) for arm in present_arms]
     handles += [
-        Line2D([], [], color=SOFT, label=f"K={tokens}", **{**dot, "marker": marker[tokens]})
-        for tokens in budgets
+        Line2D([], [], color=SOFT, label=f"K={tokens}", **{**dot, "marker": marker[tokens]}) for tokens in budgets
     ]
     figure.legend(handles=handles, loc="outside right upper", handletextpad=0.3)
     return figure
@@ -226,9 +241,7 @@ def _arm_paths(ax, frame: pd.DataFrame, x: str, y: str, colors: dict, marker: st
     for estimator in dict.fromkeys(frame.estimator):
         if estimator == "none":
             continue
-        path = means.loc[[arm for arm in means.index if arm[0] in ("none", estimator)]].sort_index(
-            level="beta"
-        )
+        path = means.loc[[arm for arm in means.index if arm[0] in ("none", estimator)]].sort_index(level="beta")
         hue = colors[max(arm for arm in colors if arm[0] == estimator)]
         ax.plot(path[x], path[y], color=hue, linewidth=1.2, alpha=0.45, zorder=1)
     for arm, group in points.groupby(["estimator", "beta"], sort=False):

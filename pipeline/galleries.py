@@ -95,7 +95,9 @@ def _show(figure, left: int, top: int, tiles: np.ndarray, correct: list[list[boo
             line = {"edgecolor": RIGHT} if right else {"edgecolor": WRONG, "linestyle": (0, (2, 1.2))}
             ax.add_patch(Rectangle(corner, side + 6, side + 6, fill=False, linewidth=1.5, **line))
     middles = [r * (side + GAP) + (side + GAP) / 2 for r in range(len(labels))]
-    ax.set_yticks(middles, [textwrap.fill(label, 32) for label in labels])
+    # A caption may hold dollar signs, which are no mathematics, and be long.
+    lines = [textwrap.fill(label, 32, max_lines=4, placeholder=" …") for label in labels]
+    ax.set_yticks(middles, lines, parse_math=False)
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.grid(visible=False)
@@ -104,16 +106,18 @@ def _show(figure, left: int, top: int, tiles: np.ndarray, correct: list[list[boo
 
 
 def samples(analysis: Analysis):
-    """Baseline and validated arm beside each other: same prompts, then same images reconstructed."""
+    """Baseline and validated arm beside each other: same prompts, if it draws, then same images reconstructed."""
     size, blocks = analysis.params.data.image_size, []
     pairs = gallery_cells(analysis)
     limit = ROWS if len(pairs) == 1 else ROWS // 2
     for cells in pairs:
         folders = [analysis.layout.stage("generate", cell) for cell in cells]
         made = [_samples(folder, size) for folder in folders]
-        if all(made) and (shared := _same_prompts(*made, limit))[0]:
-            pictures = [_tiles(folder / "reconstructions.png", size) for folder in folders]
-            blocks.append((cells, shared, [p[:2, :COLUMNS] for p in pictures if p is not None]))
+        shared = _same_prompts(*made, limit) if all(made) else ([], [], [])
+        pictures = [_tiles(folder / "reconstructions.png", size) for folder in folders]
+        pictures = [] if any(p is None for p in pictures) else [p[:2, :COLUMNS] for p in pictures]
+        if shared[0] or pictures:
+            blocks.append((cells, shared, pictures))
     if not blocks:
         return None
     step = size * max(1, round(TILE / size)) + GAP
@@ -123,18 +127,19 @@ def samples(analysis: Analysis):
     for index, (cells, (prompts, tiles, correct), pictures) in enumerate(blocks):
         for side, cell in enumerate(cells):
             left, top = LABELS + side * (width + 30), sum(heights[:index]) + HEAD
-            ax = _show(figure, left, top, tiles[side], correct[side], [] if side else prompts)
-            share = np.mean([right for row in correct[side] for right in row])
-            name = cell.arm if side else f"baseline {cell.arm}"
-            ax.set_title(f"{name}: {share:.0%} right", fontweight="bold", loc="left")
+            name, shown = cell.arm if side else f"baseline {cell.arm}", []
+            if prompts:
+                shown.append(_show(figure, left, top, tiles[side], correct[side], [] if side else prompts))
+                name += f": {np.mean([right for row in correct[side] for right in row]):.0%} right"
+            if pictures:
+                labels, top = [] if side else ["test image", "reconstructed"], top + len(prompts) * step + GAP
+                shown.append(_show(figure, left, top, pictures[side], [], labels))
+            shown[0].set_title(name, fontweight="bold", loc="left")
             if not side:
                 where = {"xytext": ((8 - LABELS) * 72 / DPI, 6), "textcoords": "offset points"}
                 text = f"{cell.family}, K={cell.tokens}, seed {cell.seed}"
-                place = ax.annotate(text, (0, 1), xycoords="axes fraction", va="baseline", **where)
+                place = shown[0].annotate(text, (0, 1), xycoords="axes fraction", va="baseline", **where)
                 place.set(fontweight="bold", fontsize=10.5)
-            if side < len(pictures):
-                labels = [] if side else ["test image", "reconstructed"]
-                _show(figure, left, top + len(prompts) * step + GAP, pictures[side], [], labels)
     return figure
 
 
@@ -169,19 +174,13 @@ def training(analysis: Analysis):
         tokens = analysis.budget(family)
         curves = {}
         for arm in shown_arms(analysis, family, tokens):
-            cells = [
-                c
-                for c in analysis.results
-                if (c.family, c.estimator, c.beta, c.tokens) == (family, *arm, tokens)
-            ]
+            cells = [c for c in analysis.results if (c.family, c.estimator, c.beta, c.tokens) == (family, *arm, tokens)]
             found = [_history(analysis.layout.stage("train", cell) / "history.jsonl") for cell in cells]
             if found := [history for history in found if history is not None]:
                 curves[arm] = pd.concat(found).groupby("step").mean(numeric_only=True)
         if curves:
             rows.append((family, tokens, curves))
-    keys = [
-        key for key in CURVES if any(key in h and h[key].notna().any() for *_, c in rows for h in c.values())
-    ]
+    keys = [key for key in CURVES if any(key in h and h[key].notna().any() for *_, c in rows for h in c.values())]
     if not keys:
         return None
     if len(rows) > 1:  # a row per family

@@ -6,37 +6,16 @@ import base64
 import html
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline import tables
-from pipeline.analysis import ARM, HEADLINE, Analysis, Results, analyse
+from pipeline.analysis import Analysis, Results, analyse, present
 from pipeline.figures import draw_figures
+from pipeline.metrics import HEADLINE, shown
 from pipeline.params import Params
+from pipeline.protocol import protocol, settings, tasks_sentence, warnings
 from pipeline.results import Layout, write_text
 from pipeline.tables import Table, signed
-
-CAPTIONS = {
-    "gains": "What each chosen arm changes against its β = 0 twin, paired over seeds, with 95 % intervals: accuracy, "
-    "GenEval at the temperature and guidance that validation chose for each arm, and, paler, GenEval at temperature 1. "
-    "Filled: the interval excludes zero. An arrow: the interval goes on. Bold name: the arm validates best of its "
-    "budget. Asterisk: p < 0.05 after Holm's adjustment.",
-    "score_over_beta": "Scores against β per token budget. Faint points are seeds, lines their mean, bars "
-    "one standard deviation; the dashed line is the β = 0 baseline. The β of hsic weighs a dependence between 0 and 1, "
-    "that of the others nats per image.",
-    "budget_curve": "One elastic training (nested dropout over tokens), evaluated on the first k tokens alone: line "
-    "and band are mean and one standard deviation over seeds. Diamonds: a training of its own for each budget, β "
-    "chosen there.",
-    "information_plane": "Bits per image against both tasks' scores. Small points, where arms are few, are "
-    "seeds; a line follows one estimator from the baseline through rising β.",
-    "structure_nuisance": "Usable bits about structure against usable bits about nuisance. Up and to the "
-    "left is what the regularizer is for.",
-    "factors": "Usable bits about every factor: the baseline beside the validated arm of each estimator.",
-    "samples": "Images that the baseline and the best validated arm make from the same prompts: the first "
-    "ones, not selected. Solid green frame: the judge finds the prompt fulfilled; dashed orange: not. Below, "
-    "test images and their reconstructions.",
-    "training": "Training curves at the best validated arm's token budget, means over seeds.",
-}
 
 
 def write_report(results: Results, judge: dict, layout: Layout, params: Params) -> Analysis:
@@ -44,12 +23,8 @@ def write_report(results: Results, judge: dict, layout: Layout, params: Params) 
     analysis = analyse(results, judge, layout, params)
     reports = layout.reports
     reports.mkdir(parents=True, exist_ok=True)
-    write_text(
-        reports / "ablation.csv", analysis.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    )
-    write_text(
-        reports / "paired.csv", analysis.paired.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    )
+    write_text(reports / "ablation.csv", analysis.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_text(reports / "paired.csv", analysis.paired.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     write_text(reports / "summary.json", json.dumps(tables.summary(analysis), indent=1) + "\n")
     drawn = draw_figures(analysis)
     write_text(reports / "ablation.md", markdown(analysis, drawn))
@@ -58,25 +33,23 @@ def write_report(results: Results, judge: dict, layout: Layout, params: Params) 
     return analysis
 
 
-# What is said beside the tables.
+# What is said beside the tables and figures.
 
 
 def command(params: Params) -> str:
     """The command that remakes the report."""
     path = Path(params.paths.params)
-    return (
-        "dvc repro" if path == Path("params.yaml") else f"dvc repro {(path.parent / 'dvc.yaml').as_posix()}"
-    )
+    return "dvc repro" if path == Path("params.yaml") else f"dvc repro {(path.parent / 'dvc.yaml').as_posix()}"
 
 
 def findings(analysis: Analysis) -> list[str]:
-    """One sentence per family and token budget: what the best validated arm did to both tasks."""
+    """One sentence per family and token budget: what the best validated arm did to every task."""
     said = []
     for choice in (choice for choice in analysis.choices if choice.best):
         parts = []
-        for metric, label in (("accuracy", "Accuracy"), ("geneval", "GenEval")):
-            if row := analysis.comparison(choice, metric):
-                change = f"{label} {row['baseline']:.3f} → {row['infotok']:.3f}"
+        for task in analysis.tasks:
+            if row := analysis.comparison(choice, task.claim):
+                change = f"{task.title} {row['baseline']:.3f} → {row['infotok']:.3f}"
                 parts.append(f"{change} ({signed(row['difference'])}; {_verdict(row)})")
         if not parts:
             continue
@@ -128,123 +101,52 @@ def seeds_sentence(analysis: Analysis) -> str:
     )
 
 
-def protocol(analysis: Analysis) -> list[tuple[str, str]]:
-    """How the numbers came about, as (what, value)."""
-    params, frame, judge = analysis.params, analysis.frame, analysis.judge
-    data, generation, train = params.data, params.generation, params.train
-    rows = [
-        ("cells", f"{len(frame)} (seeds {_list(sorted(frame.seed.unique()))})"),
-        ("data", f"{data.source}, {data.image_size}×{data.image_size} pixels, nuisance {data.nuisance:g}"),
-        ("images", ", ".join(f"{getattr(data, n)} {n}" for n in ("train", "validation", "test", "novel"))),
-        (
-            "training",
-            f"{params.pretrain.steps} steps of pretraining, {train.steps} joint steps of batch {train.batch}",
-        ),
-        ("backbone and channel", f"{params.backbone.name}; {params.tokenizer.channel} tokens in training"),
-        ("generation", f"{generation.prompts} prompts per tag, {generation.images} images per prompt"),
-        (
-            "sampling",
-            f"top-k {generation.top_k or 'off'}, seed {generation.seed}; per cell, validation prompts choose",
-        ),
-        ("temperatures tried", _list(generation.temperatures)),
-        ("guidance tried", _list(generation.guidance)),
+def captions(analysis: Analysis) -> dict[str, str]:
+    """What is said below each figure, by its name."""
+    tasks, drawn = analysis.tasks, analysis.generation
+    gains = [task.label for task in tasks if not task.plain]
+    gains += [
+        f"{task.label} at the temperature and guidance that validation chose for each arm, and, paler, {task.label} at "
+        "temperature 1"
+        for task in tasks
+        if task.plain
     ]
-    for name, value in judge.get("metrics", {}).items():
-        label = (
-            "judge, ceiling of its scores (objects)" if name == "judge/objects" else name.replace("/", ", ")
+    floors = [name for task in tasks for name in task.floors if present(analysis.frame, name)]
+    scores = tasks[0].label if len(tasks) == 1 else "both tasks' scores"
+    samples = "Test images and their reconstructions by the baseline and the best validated arm."
+    if drawn:
+        samples = (
+            "Images that the baseline and the best validated arm make from the same prompts: the first ones, not "
+            f"selected. Solid green frame: {drawn.right}; dashed orange: not. Below, test images and their "
+            "reconstructions."
         )
-        rows.append((label, f"{value:.4g}"))
-    rows += [(f"judge: {key}", value) for key, value in _shared([judge.get("protocol", {})])]
-    for family, group in frame.groupby("family", sort=False):
-        if "understanding/question_only" in group and len(
-            known := group["understanding/question_only"].dropna()
-        ):
-            rows.append((f"{family}: question-only baseline", f"{known.mean():.3f} (no image shown)"))
-        if {"understanding/accuracy_low", "understanding/accuracy_high"} <= set(group):
-            half = (group["understanding/accuracy_high"] - group["understanding/accuracy_low"]).mean() / 2
-            rows.append(
-                (f"{family}: accuracy of one cell", f"known to ±{half:.3f} (mean Wilson 95 % half-width)")
-            )
-    for stage in ("train", "understand", "generate"):
-        found = [stages[stage].get("protocol", {}) for stages in analysis.results.values() if stage in stages]
-        rows += [(f"{stage}: {key}", value) for key, value in _shared(found)]
-    return rows
-
-
-def settings(analysis: Analysis) -> Table | None:
-    """Temperature and guidance per arm, one value a seed."""
-    names = [n for n in ("generation/temperature", "generation/guidance") if n in analysis.frame]
-    if not names:
-        return None
-    rows = [
-        [
-            family,
-            str(tokens),
-            estimator,
-            tables.beta_text(beta),
-            *(_list(group[name].dropna()) for name in names),
-        ]
-        for (family, estimator, beta, tokens), group in analysis.frame.groupby(ARM, sort=False)
-    ]
-    header = ["family", "K", "estimator", "β", *(name.split("/")[1] for name in names)]
-    return Table("Temperature and guidance chosen on validation, per seed", header, rows, 4)
-
-
-def warnings(analysis: Analysis) -> list[str]:
-    """Warnings of all stages, each once, with the cells that gave it."""
-    given: dict[str, list[str]] = {}
-    for text in analysis.judge.get("warnings", []):
-        given.setdefault(f"judge: {text}", [])
-    for cell, stages in analysis.results.items():
-        for stage, result in stages.items():
-            for text in result.get("warnings", []):
-                given.setdefault(f"{stage}: {text}", []).append(cell.key)
-    return [f"{text} ({', '.join(cells)})" if cells else text for text, cells in given.items()]
-
-
-def _list(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values) or tables.MISSING
-
-
-def _flat(value, prefix: str = "") -> dict[str, str]:
-    """Nested dicts as `a, b` -> text."""
-    if isinstance(value, dict):
-        return {
-            k: v
-            for key, part in value.items()
-            for k, v in _flat(part, f"{prefix}, {key}" if prefix else key).items()
-        }
-    if isinstance(value, (list, tuple)):
-        return {prefix: ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)}
-    return {prefix: f"{value:g}" if isinstance(value, float) else str(value)}
-
-
-def _shared(protocols: list[dict]) -> list[tuple[str, str]]:
-    """The values all cells agree on; of the others, how many there are."""
-    values: dict[str, list[str]] = {}
-    for found in protocols:
-        for key, value in _flat(found).items():
-            values.setdefault(key, [])
-            if value not in values[key]:
-                values[key].append(value)
-    return [
-        (key.replace("_", " "), found[0] if len(found) == 1 else "per cell: " + "; ".join(found[:6])
-         + (f"; … ({len(found)} values)" if len(found) > 6 else ""))
-        for key, found in values.items()
-    ]  # fmt: skip
+    return {
+        "gains": "What each chosen arm changes against its β = 0 twin, paired over seeds, with 95 % intervals: "
+        f"{', '.join(gains)}. Filled: the interval excludes zero. An arrow: the interval goes on. Bold name: the arm "
+        "validates best of its budget. Asterisk: p < 0.05 after Holm's adjustment.",
+        "score_over_beta": "Scores against β per token budget. Faint points are seeds, lines their mean, bars "
+        "one standard deviation; the dashed line is the β = 0 baseline. The β of hsic weighs a dependence between 0 "
+        "and 1, that of the others nats per image."
+        + f" Dotted, where that is near: {' and '.join(shown(name).label for name in floors)}."
+        * bool(floors),
+        "budget_curve": "One elastic training (nested dropout over tokens), evaluated on the first k tokens alone: "
+        "line and band are mean and one standard deviation over seeds. Diamonds: a training of its own for each "
+        "budget, β chosen there.",
+        "information_plane": f"Bits per image against {scores}. Small points, where arms are few, are seeds; a line "
+        "follows one estimator from the baseline through rising β.",
+        "structure_nuisance": "Usable bits about structure against usable bits about nuisance. Up and to the left is "
+        "what the regularizer is for.",
+        "factors": "Usable bits about every factor: the baseline beside the validated arm of each estimator.",
+        "samples": samples,
+        "training": "Training curves at the best validated arm's token budget, means over seeds.",
+    }
 
 
 # Markdown.
 
 
 def _markdown_text(text: str) -> str:
-    return (
-        text.replace("\\", "\\\\")
-        .replace("|", "\\|")
-        .replace("*", "\\*")
-        .replace("<", "&lt;")
-        .replace("\n", " ")
-    )
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").replace("\n", " ")
 
 
 def markdown_table(table: Table) -> str:
@@ -252,10 +154,7 @@ def markdown_table(table: Table) -> str:
     lines = ["| " + " | ".join(_markdown_text(text) for text in table.header) + " |"]
     lines.append("|" + "|".join(":--" if i < table.labels else "--:" for i in range(len(table.header))) + "|")
     for r, row in enumerate(table.rows):
-        cells = [
-            f"**{_markdown_text(t)}**" if (r, c) in table.bold else _markdown_text(t)
-            for c, t in enumerate(row)
-        ]
+        cells = [f"**{_markdown_text(t)}**" if (r, c) in table.bold else _markdown_text(t) for c, t in enumerate(row)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -266,6 +165,7 @@ def markdown(analysis: Analysis, figures: list[str]) -> str:
     parts = [
         f"# {_markdown_text(analysis.params.report.title)}\n",
         f"Remade by `{command(analysis.params)}`.\n",
+        _markdown_text(tasks_sentence(analysis)) + "\n",
     ]
     parts.append("\n".join(f"- {_markdown_text(text)}" for text in findings(analysis)) + "\n")
     parts.append(_markdown_text(seeds_sentence(analysis)) + "\n")
@@ -275,7 +175,8 @@ def markdown(analysis: Analysis, figures: list[str]) -> str:
         parts += [f"## {_markdown_text(table.title)}\n", markdown_table(table)]
         parts += [_markdown_text(table.note) + "\n"] if table.note else []
     parts.append("## Figures\n")
-    parts += [f"![{name}](figures/{name}.png)\n\n{CAPTIONS[name]}\n" for name in figures]
+    said = captions(analysis)
+    parts += [f"![{name}](figures/{name}.png)\n\n{said[name]}\n" for name in figures]
     parts.append("## Protocol\n")
     lines = [f"- {_markdown_text(key)}: {_markdown_text(value)}" for key, value in protocol(analysis)]
     parts.append("\n".join(lines) + "\n")
@@ -314,10 +215,7 @@ def latex_table(table: Table) -> str:
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [" & ".join(latex_text(text) for text in table.header) + r" \\", r"\midrule"]
     for r, row in enumerate(table.rows):
-        cells = [
-            rf"\textbf{{{latex_text(t)}}}" if (r, c) in table.bold else latex_text(t)
-            for c, t in enumerate(row)
-        ]
+        cells = [rf"\textbf{{{latex_text(t)}}}" if (r, c) in table.bold else latex_text(t) for c, t in enumerate(row)]
         # An optional argument would follow \\ if a row began with a bracket.
         lines.append("{}" * row[0].startswith("[") + " & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
@@ -325,9 +223,9 @@ def latex_table(table: Table) -> str:
 
 def latex(analysis: Analysis) -> str:
     """The content of ablation.tex: headline, understanding and generation tables, for \\input."""
-    shown = [tables.headline(analysis), *(t for t in tables.tables(analysis) if "over β" in t.title)]
+    printed = [tables.headline(analysis), *(t for t in tables.tables(analysis) if "over β" in t.title)]
     head = f"% Remade by `{command(analysis.params)}`. Needs \\usepackage{{booktabs}}.\n"
-    return head + "\n" + "\n".join(latex_table(table) for table in shown)
+    return head + "\n" + "\n".join(latex_table(table) for table in printed)
 
 
 # HTML.
@@ -377,9 +275,7 @@ def html_table(table: Table) -> str:
     ]
     note = f'<p class="soft">{html.escape(table.note)}</p>' if table.note else ""
     body = "\n".join(rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>{note}'
-    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>{note}'
 
 
 def page(analysis: Analysis, figures: list[str]) -> str:
@@ -394,13 +290,15 @@ def page(analysis: Analysis, figures: list[str]) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>',
         f"<body><h1>{title}</h1>",
         f'<p class="soft">Remade by <code>{html.escape(command(analysis.params))}</code></p>',
+        f"<p>{html.escape(tasks_sentence(analysis))}</p>",
         f"{items(findings(analysis))}<p>{html.escape(seeds_sentence(analysis))}</p>",
         f"<h2>{html.escape(head.title)}</h2>{html_table(head)}<h2>Figures</h2>",
     ]
+    said = captions(analysis)
     for name in figures:
         image = (analysis.layout.reports / "figures" / f"{name}.png").read_bytes()
         source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
-        width, caption = int.from_bytes(image[16:20], "big") // 2, html.escape(CAPTIONS[name])
+        width, caption = int.from_bytes(image[16:20], "big") // 2, html.escape(said[name])
         picture = f'<img src="{source}" width="{width}" alt="{caption}">'
         parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
     note = "Mean ± standard deviation over seeds, the best of a column in bold."

@@ -8,22 +8,11 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from infotok.evaluation.statistics import mean_and_deviation
-from pipeline.analysis import (
-    CLAIMS,
-    COLUMNS,
-    ELASTIC,
-    HEADLINE,
-    METRICS,
-    PAIRED,
-    Analysis,
-    Choice,
-    Metric,
-    elastic,
-    excludes_zero,
-    shown,
-)
+from pipeline.analysis import COLUMNS, Analysis, Choice, excludes_zero, present
+from pipeline.metrics import FAMILY, HEADLINE, METRICS, PAIRED, TASKS, Metric, Task, elastic, shown
 
 MISSING = "–"
+FAMILIES = 12  # of questions, at most, that a table has columns for
 
 
 @dataclass(frozen=True)
@@ -80,10 +69,10 @@ def _best(means: list[float], better: int) -> set[int]:
     return {index for index, value in enumerate(means) if value == top}
 
 
-def table_over_beta(frame: pd.DataFrame, family: str, names: list[str], title: str) -> Table:
+def table_over_beta(frame: pd.DataFrame, family: str, names: list[str], title: str, note: str = "") -> Table:
     """Rows: arms. Columns: every metric at every token budget. Best of a column in bold."""
     frame = frame[frame.family == family]
-    names = [name for name in names if name in frame and frame[name].notna().any()]
+    names = [name for name in names if present(frame, name)]
     columns = [(name, tokens) for name in names for tokens in sorted(frame.tokens.unique())]
     groups = dict(list(frame.groupby(["estimator", "beta"], sort=False)))
     rows, bold = [[arm[0], beta_text(arm[1])] for arm in groups], set()
@@ -94,13 +83,13 @@ def table_over_beta(frame: pd.DataFrame, family: str, names: list[str], title: s
             row.append(text)
         bold |= {(row, index + 2) for row in _best([mean for _, mean in scores], metric.better)}
     header = ["estimator", "β", *(f"{shown(name).label}, K={tokens}" for name, tokens in columns)]
-    return Table(title, header, rows, 2, frozenset(bold))
+    return Table(title, header, rows, 2, frozenset(bold), note)
 
 
 def table_by_arm(frame: pd.DataFrame, family: str, names: list[str], title: str, note: str = "") -> Table:
     """Rows: arms within token budgets. Columns: metrics. Best of a column within a budget in bold."""
     frame = frame[frame.family == family]
-    names = [name for name in names if name in frame and frame[name].notna().any()]
+    names = [name for name in names if present(frame, name)]
     rows, bold = [], set()
     for tokens in sorted(frame.tokens.unique()):
         start = len(rows)
@@ -119,19 +108,19 @@ def table_by_arm(frame: pd.DataFrame, family: str, names: list[str], title: str,
 def table_of_budgets(frame: pd.DataFrame, family: str, title: str) -> Table:
     """Rows: tasks and arms of elastic trainings. Columns: the first k tokens alone, up to K itself."""
     frame = frame[frame.family == family]
-    at = {task: elastic(frame, task) for task in ELASTIC}
+    at = {task.score: names for task in TASKS if (names := elastic(frame, task.score))}
     elastic_names = [name for names in at.values() for name in names.values()]
     frame = frame[frame[elastic_names].notna().any(axis=1)]
     budgets = sorted({k for names in at.values() for k in names} | set(frame.tokens)) if len(frame) else []
     rows, bold = [], set()
-    for task, names in at.items():
-        metric = shown(task)
+    for score, names in at.items():
+        metric = shown(score)
         for tokens in sorted(frame.tokens.unique()):
             start = len(rows)
             groups = frame[frame.tokens == tokens].groupby(["estimator", "beta"], sort=False)
             rows += [[metric.label, str(tokens), arm[0], beta_text(arm[1])] for arm, _ in groups]
             for index, k in enumerate(budgets):
-                name = task if k == tokens else names.get(k) if k < tokens else None
+                name = score if k == tokens else names.get(k) if k < tokens else None
                 scores = [_score(group[name], metric) if name else (MISSING, math.nan) for _, group in groups]
                 for row, (text, _) in zip(rows[start:], scores, strict=True):
                     row.append(text)
@@ -161,25 +150,41 @@ def headline(analysis: Analysis) -> Table:
             names = [choice.family, str(choice.tokens), choice.arm, METRICS[PAIRED[metric]].label]
             below = ", below" if row["ci_high"] < 0 else ""
             rows.append([*names, *scores, interval(row), row["excludes_zero"] + below, p_text(row["p_holm"])])
-    note = (
-        "β is chosen per family, token budget and estimator by the mean of both tasks' validation scores; the arm in "
+    tests = int(analysis.paired.p_holm.notna().sum())
+    note = " ".join([_choosing(analysis.tasks, tests), *floors(analysis).values()]) if rows else ""
+    return Table("Headline: validated InfoTok arm against its β = 0 twin", header, rows, 4, frozenset(bold), note)
+
+
+def _choosing(tasks: list[Task], tests: int) -> str:
+    """How β was chosen, and what chance and Holm's adjustment count."""
+    score = (
+        f"{tasks[0].label} on the validation split" if len(tasks) == 1 else "the mean of both tasks' validation scores"
+    )
+    unclaimed = "".join(f"; {task.label} at T=1 is no claim of its own" for task in tasks if task.plain)
+    return (
+        f"β is chosen per family, token budget and estimator by {score}; the arm in "
         "bold validates best of its budget. All numbers are of the test split, means over seeds: validation chooses, "
         "test reports, so no correction counts the β tried. The luck of a training is in both splits and stays: of "
         "three β without effect the chosen one excludes zero upward in up to 7 % of cases instead of 2.5 % (simulated, "
         "5 seeds). The intervals and whether they exclude zero are of each row alone. p, Holm: two-sided paired "
-        "t-tests, adjusted by Holm's step-down method over "
-        + _tests(analysis)
-    )
-    return Table(
-        "Headline: validated InfoTok arm against its β = 0 twin", header, rows, 4, frozenset(bold), note
+        f"t-tests, adjusted by Holm's step-down method over the {tests} tests of "
+        f"{' and '.join(task.label for task in tasks)} of all chosen arms of this report{unclaimed}."
     )
 
 
-def _tests(analysis: Analysis) -> str:
-    """What Holm's adjustment counts."""
-    labels = " and ".join(METRICS[PAIRED[metric]].label for metric in CLAIMS)
-    count = int(analysis.paired.p_holm.notna().sum())
-    return f"the {count} tests of {labels} of all chosen arms of this report; GenEval at T=1 is no claim of its own."
+def floors(analysis: Analysis) -> dict[str, str]:
+    """By task, a sentence of what its score is without looking, or where the judge gives it, of real images."""
+    frame, judge, said = analysis.frame, analysis.judge.get("metrics", {}), {}
+    for task in analysis.tasks:
+        known = [f"{shown(name).label} {frame[name].mean():.3f}" for name in task.floors if present(frame, name)]
+        if known:
+            said[task.name] = f"{task.title} without the image: {', '.join(known)}."
+        real, chance = (judge.get(f"judge/{task.claim}{part}") for part in ("", "_chance"))
+        if real is not None and chance is not None:
+            said[task.name] = (
+                f"{task.title} of real test images: {real:.3f}, the judge's ceiling; by chance: {chance:.3f}."
+            )
+    return said
 
 
 def _under(frame: pd.DataFrame, prefix: str) -> list[str]:
@@ -189,9 +194,15 @@ def _under(frame: pd.DataFrame, prefix: str) -> list[str]:
 def tables(analysis: Analysis) -> list[Table]:
     """All tables after the headline, family by family."""
     frame, made = analysis.frame, []
+    blind, drawn = (floors(analysis).get(name, "") for name in ("understanding", "generation"))
     understanding = ["understanding/accuracy", "understanding/accuracy_novel"]
-    generation = [f"generation/{name}" for name in ("geneval", "geneval_t1", "geneval_novel", "gfid", "kid")]
-    questions = [*_under(frame, "understanding/family/"), "understanding/question_only"]
+    generation = ["geneval", "geneval_t1", "geneval_novel", "retrieval", "retrieval_t1", "gfid", "kid"]
+    generation = [f"generation/{name}" for name in generation]
+    questions, asked = _under(frame, FAMILY), ""
+    if len(questions) > FAMILIES:
+        asked = f"Accuracy of each of the {len(questions)} families stands in ablation.csv: too many for a table."
+        questions = []
+    questions += ["understanding/question_only", "understanding/majority"]
     information = ["rate_bits", "autoregressive_rate_bits", "conditional_rate_bits", "code_entropy_bits"]
     information += ["lower_bits", "upper_bits", "generator_nll_bits", "capacity_bits"]
     use = ["perplexity", "dead_codes", "active_dimensions", "dependence", "dependence_text"]
@@ -206,11 +217,11 @@ def tables(analysis: Analysis) -> list[Table]:
     usable = "Usable bits per image: what a small probe reads out of the tokens about each factor."
     for family in frame.family.unique():
         made += [
-            table_over_beta(frame, family, understanding, f"{family}: understanding over β and token budget"),
-            table_over_beta(frame, family, generation, f"{family}: generation over β and token budget"),
+            table_over_beta(frame, family, understanding, f"{family}: understanding over β and token budget", blind),
+            table_over_beta(frame, family, generation, f"{family}: generation over β and token budget", drawn),
             table_of_budgets(frame, family, f"{family}: one training, every budget"),
             table_by_arm(frame, family, _under(frame, "generation/tag/"), f"{family}: GenEval tags"),
-            table_by_arm(frame, family, questions, f"{family}: question families"),
+            table_by_arm(frame, family, questions, f"{family}: question families", asked),
             table_by_arm(frame, family, _under(frame, "reconstruction/"), f"{family}: reconstruction"),
             table_by_arm(frame, family, information, f"{family}: information in the tokens", bits),
             table_by_arm(frame, family, use, f"{family}: use of codes and dimensions, dependence", used),
@@ -244,9 +255,7 @@ def summary(analysis: Analysis) -> dict:
 def _finite(value):
     """Floats at six significant digits, without those that are not finite."""
     if isinstance(value, dict):
-        kept = {
-            key: part for key, part in value.items() if not isinstance(part, float) or math.isfinite(part)
-        }
+        kept = {key: part for key, part in value.items() if not isinstance(part, float) or math.isfinite(part)}
         return {key: _finite(part) for key, part in kept.items()}
     return float(f"{value:.6g}") if isinstance(value, float) else value
 

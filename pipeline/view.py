@@ -17,9 +17,11 @@ import time
 import urllib.request
 import uuid
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 from infotok.errors import InfotokError
+from pipeline.metrics import Task, allowed
 from pipeline.results import Layout
 
 VIEW = "infotok"  # the saved view's id in tag and address
@@ -31,9 +33,8 @@ SERVER = {
     "DO_NOT_TRACK": "true",
 }
 AXES = ["family", "estimator", "beta", "tokens", "seed"]
-TASKS = ["understanding/accuracy", "generation/geneval"]
-INFORMATION = ["information/rate_bits", "information/structure_bits", "information/nuisance_bits"]
-COLUMNS = [*TASKS, "generation/geneval_t1", *INFORMATION]
+RATE = "information/rate_bits"
+USABLE = ["information/structure_bits", "information/nuisance_bits"]  # of data whose factors are known
 # MLflow adds a chart for every metric, in a section per group: ours stands first, these start closed.
 CLOSED = [
     *("train", "understanding", "understanding/family", "generation", "generation/tag", "reconstruction"),
@@ -41,12 +42,19 @@ CLOSED = [
 ]
 
 
-def saved_view() -> dict[str, str]:
-    """The experiment tag that holds the saved view: {tag: JSON text}. All of it but the dates is constant."""
-    packed = zlib.compress(json.dumps(_state()).encode(), 9)
+def saved_view(manifest: dict | None = None) -> dict[str, str]:
+    """The experiment tag that holds the saved view: {tag: JSON text}. All of it but the dates is constant.
+
+    Args:
+        manifest: of the prepared data, whose tasks and factors the view shows; without one those of scenes.
+    """
+    manifest = manifest or {}
+    tasks = allowed(manifest)
+    usable = USABLE if manifest.get("factors") or "tasks" not in manifest else []
+    packed = zlib.compress(json.dumps(_state(tasks, [RATE, *usable])).encode(), 9)
     milliseconds = int(time.time() * 1000)
     content = {
-        "name": "Beta against both tasks",
+        "name": f"Beta against {_named(tasks)}",
         "createdAt": milliseconds,
         "updatedAt": milliseconds,
         "state": "deflate;" + base64.b64encode(packed).decode(),
@@ -142,32 +150,41 @@ def _stop(server: subprocess.Popen) -> None:
             continue
 
 
-def _state() -> dict:
+def _named(tasks: list[Task]) -> str:
+    return "both tasks" if len(tasks) == 2 else tasks[0].label if tasks else "rate"
+
+
+def _state(tasks: list[Task], information: list[str]) -> dict:
     """What MLflow's pages keep of a view: filter, order, columns and charts."""
+    scores = [task.score for task in tasks]
+    columns = [*scores, *(task.plain for task in tasks if task.plain), *information]
     charts = [
         _chart("PARALLEL", "Beta, tasks and rate", showAllRuns=True)
-        | {"selectedParams": ["estimator", "beta", "tokens"], "selectedMetrics": [*TASKS, INFORMATION[0]]},
+        | {"selectedParams": ["estimator", "beta", "tokens"], "selectedMetrics": [*scores, RATE]},
         *(
-            _chart("SCATTER", f"{name.split('/')[1]} over beta", runsCountToCompare=500)
-            | {"xaxis": {"key": "beta", "type": "PARAM"}, "yaxis": {"key": name, "type": "METRIC"}}
-            for name in TASKS
+            _chart("SCATTER", f"{task.claim} over beta", runsCountToCompare=500)
+            | {"xaxis": {"key": "beta", "type": "PARAM"}, "yaxis": {"key": task.score, "type": "METRIC"}}
+            for task in tasks
         ),
-        _chart("SCATTER", "Generation over understanding", runsCountToCompare=500)
-        | {"xaxis": {"key": TASKS[0], "type": "METRIC"}, "yaxis": {"key": TASKS[1], "type": "METRIC"}},
-        *(_chart("BAR", name, runsCountToCompare=500, metricKey=name) for name in TASKS),
+        *(
+            _chart("SCATTER", "Generation over understanding", runsCountToCompare=500)
+            | {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
+            for x, y in pairwise(scores)
+        ),
+        *(_chart("BAR", name, runsCountToCompare=500, metricKey=name) for name in scores),
     ]
-    sections = [_section("Compression against both tasks", True), *(_section(name, False) for name in CLOSED)]
+    sections = [_section(f"Compression against {_named(tasks)}", True), *(_section(name, False) for name in CLOSED)]
     for chart in charts:
         chart["metricSectionId"] = sections[0]["uuid"]
     return {
         "searchFilter": "tags.kind = 'cell'",
-        "orderByKey": f"metrics.`{TASKS[1]}`",
+        "orderByKey": f"metrics.`{[RATE, *scores][-1]}`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [f"params.`{axis}`" for axis in AXES] + [f"metrics.`{name}`" for name in COLUMNS],
+        "selectedColumns": [f"params.`{axis}`" for axis in AXES] + [f"metrics.`{name}`" for name in columns],
         "columnOrder": [],
         "columnWidths": {},
         "runsHiddenMode": "SHOW_ALL",

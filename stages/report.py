@@ -22,6 +22,7 @@ def report(params: ParamsOption = "params.yaml") -> None:
         cell: {stage: read_result(layout.folder(stage, cell), loaded, stage, cell) for stage in stages}
         for cell in loaded.cells()
     }
+    read_result(layout.data, loaded, "prepare", None)  # of this configuration, as the report says what the data are
     judge = read_result(layout.judge, loaded, "judge", None)
     write_report(results, judge, layout, loaded)
     console = Console()

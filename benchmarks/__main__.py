@@ -1,0 +1,53 @@
+"""`python -m benchmarks step regularizer ...`: run benchmarks by name, show their tables and keep them as JSON."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stages.common import ParamsOption, clear_errors
+
+
+class Name(StrEnum):
+    """The benchmarks: modules of this package."""
+
+    step = "step"
+    regularizer = "regularizer"
+    quantizer = "quantizer"
+    data = "data"
+    generation = "generation"
+    overhead = "overhead"
+
+
+@clear_errors
+def main(
+    names: Annotated[list[Name], typer.Argument(help="Which to run, one after the other.")],
+    params: ParamsOption = "params.yaml",
+    quick: Annotated[bool, typer.Option("--quick", help="Few repeats at small sizes, to see that it runs.")] = False,
+    out: Annotated[str, typer.Option(help="Folder of the JSON files; benchmarks/results by default.")] = "",
+) -> None:
+    """Speed and cost of training, regularizer, quantizer, data, drawing and pipeline. Run it on a quiet machine."""
+    from benchmarks.common import RESULTS, keep, machine, show
+    from infotok.training.runtime import start
+    from pipeline.params import load_params
+
+    start()
+    settings, console = load_params(params), Console()
+    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
+    for name in names:
+        module, about = importlib.import_module(f"benchmarks.{name}"), machine()
+        result = module.measure(settings, quick)
+        show(result, console)
+        console.print(keep(name, result, command, quick, about, Path(out) if out else RESULTS), highlight=False)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

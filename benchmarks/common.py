@@ -1,0 +1,136 @@
+"""What all benchmarks share: timing in turns, the machine, a table, a JSON file.
+
+A benchmark is a module with `measure(params, quick)`, which returns a `Result`; `python -m benchmarks <name>` shows and
+keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.results import write_text
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, str | int | float]
+
+
+@dataclass
+class Result:
+    """settings: sizes and repeats of the measurement. tables: title -> rows with the same columns."""
+
+    settings: dict
+    tables: dict[str, list[Row]]
+
+
+def now() -> float:
+    """Seconds, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def in_turns(actions: dict[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[float]]:
+    """Seconds of each action in each round. A round runs all of them, A B C A B C ..., so that a machine that slows
+    down slows all of them; the first `warmup` rounds do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(warmup + rounds):
+        for name, action in actions.items():
+            start = now()
+            action()
+            seconds[name].append(now() - start)
+    return {name: taken[warmup:] for name, taken in seconds.items()}
+
+
+def spread(seconds: list[float]) -> Row:
+    """Median and quartiles in milliseconds, and how many measurements they are of."""
+    low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75]) * 1000
+    return {"median_ms": float(median), "q1_ms": float(low), "q3_ms": float(high), "n": len(seconds)}
+
+
+def extra_percent(seconds: list[float], baseline: list[float]) -> Row:
+    """By how many percent measurements are above those of the same turn: median over turns, with the 95 % interval that
+    order statistics give a median."""
+    ratios = np.sort(100 * (np.array(seconds) / np.array(baseline) - 1))
+    half = 0.98 * len(ratios) ** 0.5
+    ranks = np.clip([len(ratios) / 2 - half, len(ratios) / 2 + half], 0, len(ratios) - 1).astype(int)
+    return {"extra_%": float(np.median(ratios)), "low_%": float(ratios[ranks[0]]), "high_%": float(ratios[ranks[1]])}
+
+
+def machine() -> dict:
+    """Where this runs. load: processes that compete for the cores, over the last minute; near 0 on a quiet machine."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def commit() -> str:
+    """The commit of the code, with `+` where files have changed since; `unknown` outside git."""
+
+    def git(*command: str) -> str:
+        done = subprocess.run(
+            ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=60
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def keep(name: str, result: Result, command: str, quick: bool, about: dict, folder: Path = RESULTS) -> Path:
+    """Write `<name>.json`, or `<name>-quick.json` of a quick run; about: `machine()` as it was before the run."""
+    content = {
+        "benchmark": name,
+        "command": command,
+        "quick": quick,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": about,
+        "settings": result.settings,
+        "tables": result.tables,
+    }
+    path = folder / f"{name}{'-quick' if quick else ''}.json"
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def show(result: Result, console: Console) -> None:
+    """Print the tables, numbers with three significant digits."""
+    for title, rows in result.tables.items():
+        table = Table(title=title, title_justify="left")
+        for column in rows[0]:
+            table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*map(_text, row.values()))
+        console.print(table)
+
+
+def _text(value: str | int | float) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else value
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,109 @@
+"""Images per second prepared and loaded, and the memory that it takes. Each is done in a process of its own, whose peak
+is read before and after."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import resource
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks.common import Result, Row, now, spread
+from infotok.data.arrow import read_split
+from infotok.data.options import DataOptions
+from infotok.data.prepare import prepare
+from infotok.data.text import TextCodec
+from infotok.errors import InfotokError
+from infotok.training.batches import Batches
+from pipeline.params import Params
+
+OPEN = "open the split"
+
+
+def measure(params: Params, quick: bool) -> Result:
+    batch, steps = params.train.batch, 5 if quick else 600
+    options = few_scenes(params, 4 * batch) if quick else params.data
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "data"
+        prepared, of_preparing = _alone(_prepare, options, Path(params.paths.input), folder)
+        mib = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
+        loaded, of_loading = _alone(_load, params, folder, steps)
+    about = {"images": prepared["images"], "seconds": prepared["seconds"], "on_disk_MiB": mib}
+    tables = {
+        "Preparing": [about | {"images_per_s": prepared["images"] / prepared["seconds"]}],
+        f"Loading a step of {batch} images": loaded,
+        "Memory of a process": [{"work": "preparing"} | of_preparing, {"work": f"loading, {steps} steps"} | of_loading],
+    }
+    return Result({"data": options.model_dump(), "batch": batch, "questions": params.train.questions}, tables)
+
+
+def few_scenes(params: Params, images: int) -> DataOptions:
+    """The data section with `images` for training and few beside.
+
+    Raises:
+        InfotokError: the data are not scenes, of which there are as many as one asks for.
+    """
+    if params.data.source != "scenes":
+        raise InfotokError(f"benchmarks make scenes, not {params.data.source}; name params of scenes with --params")
+    few = dict.fromkeys(("validation", "test", "novel"), 10)
+    return params.data.model_copy(update={"train": images, **few})
+
+
+def _prepare(options: DataOptions, place: Path, folder: Path) -> Row:
+    begin = now()
+    manifest = prepare(options, place, folder)
+    seconds = now() - begin
+    return {"images": sum(split["images"] for split in manifest["splits"].values()), "seconds": seconds}
+
+
+def _load(params: Params, folder: Path, steps: int) -> list[Row]:
+    train, seconds = params.train, {"open": [], "images": [], "texts": []}
+
+    def clocked(name: str, work: Callable[[], object]) -> object:
+        begin = now()
+        made = work()
+        seconds[name].append(now() - begin)
+        return made
+
+    split = clocked("open", lambda: read_split(folder, "train"))
+    codec = TextCodec.from_file(folder / "text.json")
+    names = ("batch", "questions", "describe", "caption_dropout")
+    batches = Batches(split, codec, seed=0, **{name: getattr(train, name) for name in names})
+    for step in range(steps):
+        clocked("images", lambda step=step: batches.images(step))
+        clocked("texts", lambda step=step: batches.texts(step))
+    epoch = len(split) // train.batch
+    parts = {
+        OPEN: seconds["open"],
+        "images": seconds["images"],
+        "texts, first epoch": seconds["texts"][:epoch],
+        "texts, later": seconds["texts"][epoch:],
+    }
+    rows = [{"part": part} | spread(taken) for part, taken in parts.items() if taken]
+    for row in rows:
+        images = len(split) if row["part"] == OPEN else train.batch
+        row["images_per_s"] = 1000 * images / row["median_ms"]
+    return rows
+
+
+def _alone(work: Callable, *arguments: object) -> tuple:
+    """What `work` returns in a new process, and that process's memory."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_with_memory, work, *arguments).result()
+
+
+def _with_memory(work: Callable, *arguments: object) -> tuple:
+    before = _peak_mib()
+    made = work(*arguments)
+    return made, {"imports_MiB": before, "peak_MiB": _peak_mib()}
+
+
+def _peak_mib() -> float:
+    """Peak resident memory of this process. getrusage alone would count the parent's, up to the start of this one."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,145 @@
+"""What the pipeline costs beside training: `dvc repro` of grids of 1, 10 and 50 cells whose every stage does next to
+nothing, in temporary copies of the repository.
+
+With MLflow, and for the middle grid without it; then `dvc repro` again, with nothing to do. The stages' processes are
+timed by a script that stands where DVC finds `python`; what is left of the whole is DVC's own. Each grid runs once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import yaml
+
+from benchmarks.common import Result, Row, in_turns, spread
+from infotok.errors import InfotokError
+from pipeline.params import Params
+from pipeline.sweep import environment
+
+ROOT = Path(__file__).parent.parent
+CODE = ("infotok", "pipeline", "stages", "dvc.yaml", ".dvcignore", ".gitignore")
+GRIDS = {1: (1, 1), 10: (5, 2), 50: (5, 10)}  # cells: arms and seeds
+ARMS = ("none-0", "vib-0.01", "dib-0.01", "ceb-0.01", "hsic-1")
+IMPORTS = {
+    "nothing": "",
+    "parameters and results": "import pipeline.params, pipeline.results",
+    "torch": "import torch",
+    "torch, the backbone": "import torch; from transformers import LlamaForCausalLM",
+    "MLflow": "import mlflow",
+    "DVC": "import dvc.repo",
+}
+TIMED_PYTHON = """#!/bin/sh
+start=$(date +%s.%N)
+{python} "$@"
+status=$?
+echo "$2 $start $(date +%s.%N)" >> {log}
+exit $status
+"""
+
+
+def measure(params: Params, quick: bool) -> Result:
+    rows, stages = [], []
+    for cells in (1,) if quick else GRIDS:
+        row, processes = _grid(params, cells, tracking="on")
+        rows.append(row)
+        stages += [{"cells": cells, "stage": name} | spread(taken) for name, taken in processes.items()]
+        if cells == 10:
+            rows.append(_grid(params, cells, tracking="off")[0])
+    actions = {name: lambda code=code: _run([sys.executable, "-c", code], ROOT) for name, code in IMPORTS.items()}
+    seconds = in_turns(actions, rounds=1 if quick else 10, warmup=1)
+    imports = [{"a python process that imports": name} | spread(taken) for name, taken in seconds.items()]
+    settings = {"arms": ARMS, "params": smallest_params(params, 1)}
+    tables = {"dvc repro of stages that do next to nothing": rows, "Their processes": stages, "Imports": imports}
+    return Result(settings, tables)
+
+
+def smallest_params(params: Params, cells: int) -> dict:
+    """These params with a grid of so many cells of which every stage does as little as it may."""
+    arms, seeds = GRIDS[cells]
+    few = dict.fromkeys(("train", "validation", "test", "novel"), 16)
+    changes = {
+        "grid": {"family": ["ar"], "arm": list(ARMS[:arms]), "tokens": [4], "seed": list(range(seeds))},
+        "paths": {"root": ".", "params": "params.yaml", "results": "runs", "reports": "reports"},
+        "data": few,
+        "judge": {"steps": 1, "perceptual_steps": 1, "batch": 8},
+        "tokenizer": {"codebook": 8, "width": 8, "hidden": 8, "blocks": 0},
+        "pretrain": {"steps": 1, "batch": 8},
+        "backbone": {"name": "llama", "width": 8, "layers": 1, "heads": 1},
+        "train": {"steps": 1, "batch": 8},
+        "understanding": {"probe_images": 16, "probe_steps": 1},
+        "generation": {"prompts": 1, "images": 1, "temperatures": [1.0], "guidance": [1.0]},
+    }
+    content = params.model_dump()
+    for section, values in changes.items():
+        content[section] |= values
+    return content
+
+
+def copied(folder: Path, content: dict) -> None:
+    """Make a folder a repository of its own, with this code and these params."""
+    for name in CODE:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    _run(["git", "init", "--quiet"], folder)
+
+
+def _grid(params: Params, cells: int, tracking: str) -> tuple[Row, dict[str, list[float]]]:
+    """`dvc repro` of one grid, and by stage the seconds of its processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, log = Path(name) / "repository", Path(name) / "processes.log"
+        folder.mkdir()
+        copied(folder, smallest_params(params, cells))
+        python = Path(name) / "bin" / "python"
+        python.parent.mkdir()
+        python.write_text(TIMED_PYTHON.format(python=shlex.quote(sys.executable), log=shlex.quote(str(log))))
+        python.chmod(0o755)
+        variables = {"INFOTOK_TRACKING": tracking, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+        repro = [sys.executable, "-m", "dvc", "repro", "--quiet"]
+        total = _run(repro, folder, variables)
+        lines = log.read_text().splitlines()
+        nothing = [_run(repro, folder, variables) for _ in range(3)]
+    processes = defaultdict(list)
+    for module, start, end in map(str.split, lines):
+        processes[module.removeprefix("stages.")].append(float(end) - float(start))
+    within = sum(map(sum, processes.values()))
+    row = {
+        "cells": cells,
+        "MLflow": tracking,
+        "stages": len(lines),
+        "total_s": total,
+        "per_cell_s": total / cells,
+        "processes_s": within,
+        "DVC_s": total - within,
+        "nothing_to_do_s": sorted(nothing)[1],
+    }
+    return row, processes
+
+
+def _run(command: list[str], folder: Path, variables: dict[str, str] | None = None) -> float:
+    """Seconds of a command that must end well; it imports the code of its folder, not what is installed."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment() | {"PYTHONPATH": ""} | (variables or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise InfotokError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    return time.perf_counter() - start

@@ -1,0 +1,86 @@
+"""What the regularizer costs: whole training steps of every estimator against those of the beta = 0 baseline, and how
+the cost of HSIC by itself grows with the batch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import Result, Row, extra_percent, in_turns, spread
+from benchmarks.training import Prepared, Trainer, prepared
+from infotok.information.objective import Kernels
+from infotok.training.joint import JointConfig
+from infotok.training.runtime import start, stream
+from pipeline.params import Params
+
+BASELINE = "none"
+BETA = 0.01  # its value does not change the time
+ESTIMATORS = {"vib": "unbiased", "dib": "unbiased", "ceb": "unbiased", "hsic": "unbiased", "hsic, rff": "rff"}
+SKIPPED = 1  # steps at the start of a turn, in which memory is allocated
+TARGETS = {"vib": 5, "hsic": 10}  # percent of a step
+
+
+def measure(params: Params, quick: bool) -> Result:
+    sizes = {params.train.batch: (1, 2)} if quick else {64: (40, 6), 1024: (8, 3)}  # batch: (rounds, steps a turn)
+    family = params.grid.family[0]
+    tables = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepared(params, Path(folder) / "data", 2 * max(sizes))
+        for batch, repeats in sizes.items():
+            tables[f"A training step of {family}, batch {batch}"] = _steps(params, family, data, batch, *repeats)
+    batches = (16, 32) if quick else (64, 256, 1024, 4096)
+    tables["HSIC by itself, forward and backward"] = _hsic(params, batches, quick)
+    settings = {"family": family, "tokens": max(params.grid.tokens), "gamma": params.train.consistency}
+    settings |= {"batch: rounds, steps in a turn": sizes, "targets_%": TARGETS, "kernels": params.kernels.model_dump()}
+    return Result(settings, tables)
+
+
+def _arms(trainer: Trainer) -> dict[str, tuple[str, str, JointConfig]]:
+    """Estimator, consistency and configuration of what is compared; the baseline twice, which shows the noise."""
+    gamma = trainer.params.train.consistency or 1.0
+    arms = {name: (name, "", trainer.config("none", 0.0, 0.0)) for name in (BASELINE, "none, again")}
+    for name, kernels in ESTIMATORS.items():
+        for consistency in (0.0, gamma):
+            config = trainer.config(name.split(",")[0], BETA, consistency, kernels)
+            arms[f"{name} {consistency}"] = (name, "yes" if consistency else "no", config)
+    return arms
+
+
+def _steps(params: Params, family: str, data: Prepared, batch: int, rounds: int, steps: int) -> list[Row]:
+    """Arms take turns of a few steps, all on the same batches, and are compared step by step."""
+    trainer = Trainer.create(params, family, data, batch)
+    arms, seconds = _arms(trainer), defaultdict(list)
+    trainer.run(arms[BASELINE][2], 2)
+    for _ in range(rounds):
+        for arm, (_, _, config) in arms.items():
+            seconds[arm] += trainer.run(config, SKIPPED + steps)[SKIPPED:]
+    return [
+        {"estimator": name, "consistency": consistency}
+        | spread(seconds[arm])
+        | extra_percent(seconds[arm], seconds[BASELINE])
+        for arm, (name, consistency, _) in arms.items()
+    ]
+
+
+def _hsic(params: Params, batches: tuple[int, ...], quick: bool) -> list[Row]:
+    """Dependence of images and tokens as the hsic arms compute it, exact and in linear time."""
+    device, size = start(), params.data.image_size
+    generator = stream(device, 0)
+    rows = []
+    for batch in batches:
+        images = torch.rand(batch, 3, size, size, device=device, generator=generator)
+        shape = (batch, max(params.grid.tokens), params.tokenizer.dimension)
+        vectors = torch.randn(shape, device=device, generator=generator, requires_grad=True)
+
+        def forward_and_backward(estimator: str, images=images, vectors=vectors) -> None:
+            vectors.grad = None
+            kernels = Kernels(**params.kernels.model_dump() | {"estimator": estimator})
+            kernels.dependence(images, vectors, generator).backward()
+
+        actions = {name: lambda name=name: forward_and_backward(name) for name in ("unbiased", "rff")}
+        seconds = in_turns(actions, rounds=2 if quick else 20, warmup=1 if quick else 3)
+        rows += [{"batch": batch, "estimator": name} | spread(taken) for name, taken in seconds.items()]
+    return rows

@@ -1,0 +1,176 @@
+"""What a joint training step consists of, in each family, and how near it comes to the machine's matrix rate.
+
+The parts are timed inside `train_jointly` itself, by clocks around the functions that it calls; a part counts without
+the parts that it calls in turn. FLOPs are those of matrix products and convolutions, forward and backward.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common import Result, Row, in_turns, now, spread
+from benchmarks.training import FAMILIES, Trainer, prepared
+from infotok.models import unified
+from infotok.training import joint
+from infotok.training.runtime import has_bf16, start
+from pipeline.params import Params
+
+ARM = ("vib", 0.01)
+SKIPPED = 2  # steps at the start of a round, in which memory is allocated
+PARTS = (
+    "data", "encoder", "quantizer", "backbone", "heads and losses", "decoder", "distortion", "priors and rates",
+    "regularizer", "backward", "clip and optimizer", "rest",
+)  # fmt: skip
+
+
+class PartClock:
+    """Seconds of each step by part."""
+
+    def __init__(self):
+        self.steps: list[dict[str, float]] = []
+        self._within: list[float] = []  # seconds spent in timed calls inside each call that is under way
+
+    def next_step(self) -> None:
+        self.steps.append(defaultdict(float))
+
+    def around(self, owner: object, name: str, part: str) -> mock._patch:
+        """A patch of a function or method that times its calls."""
+        inner = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            start = now()
+            self._within.append(0.0)
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                taken = now() - start
+                self.steps[-1][part] += taken - self._within.pop()
+                if self._within:
+                    self._within[-1] += taken
+
+        return mock.patch.object(owner, name, timed)
+
+    def of(self, trainer: Trainer) -> ExitStack:
+        """Clocks around the parts of this trainer's steps."""
+        model, tokenizer = trainer.model, trainer.model.tokenizer
+        places = [
+            (trainer.batches, "texts", "data"),
+            (trainer.batches, "images", "data"),
+            (joint, "to_unit", "data"),
+            (tokenizer.encoder, "forward", "encoder"),
+            (tokenizer, "encode", "quantizer"),
+            (tokenizer, "sample", "quantizer"),
+            (model.backbone, "forward", "backbone"),
+            (model.backbone, "embed_text", "backbone"),
+            (unified, "pack", "backbone"),
+            (model, "forward", "heads and losses"),
+            (tokenizer, "decode", "decoder"),
+            (joint, "perceptual_distortion", "distortion"),
+            (model.priors, "forward", "priors and rates"),
+            (joint, "code_cost", "priors and rates"),
+            (joint._Trained, "information", "regularizer"),
+            (torch.Tensor, "backward", "backward"),
+            (torch.nn.utils, "clip_grad_norm_", "clip and optimizer"),
+            (torch.optim.Optimizer, "zero_grad", "clip and optimizer"),
+            (torch.optim.AdamW, "step", "clip and optimizer"),
+        ]
+        stack = ExitStack()
+        for place in places:
+            stack.enter_context(self.around(*place))
+        return stack
+
+
+def measure(params: Params, quick: bool) -> Result:
+    rounds, steps = (1, 3) if quick else (8, 17)
+    batch = params.train.batch
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepared(params, Path(folder) / "data", 4 * batch)
+        trainers = {family: Trainer.create(params, family, data, batch) for family in FAMILIES}
+        flops = {family: _flops(trainer, steps) for family, trainer in trainers.items()}
+        parts, totals = _times(trainers, rounds, steps)
+    matrices = _matrix_rates(batch, params.backbone.width, quick)
+    precision = params.train.precision
+    used = "bf16" if precision == "bf16" or (precision == "auto" and has_bf16(start())) else "fp32"
+    peak = max(row["GFLOP/s"] for row in matrices if row["precision"] == used)
+    summary = []
+    for family, seconds in totals.items():
+        median = float(np.median(seconds))
+        gflops = flops[family] / median / 1e9
+        rates = {"images_per_s": batch / median, "MFLOP_per_image": flops[family] / batch / 1e6}
+        shares = {"GFLOP/s": gflops, "of_peak_%": 100 * gflops / peak}
+        summary.append({"family": family} | spread(seconds) | rates | shares)
+    settings = {"batch": batch, "tokens": max(params.grid.tokens), "arm": "-".join(map(str, ARM))}
+    settings |= {"consistency": params.train.consistency, "precision": used, "rounds": rounds, "steps": steps}
+    settings |= {"tokenizer": params.tokenizer.model_dump(), "backbone": params.backbone.model_dump()}
+    return Result(
+        settings,
+        {
+            f"A joint training step, {batch} images, {used}": summary,
+            "Its parts, median ms": [_row(part, parts) for part in PARTS],
+            "Matrix products on this machine": matrices,
+        },
+    )
+
+
+def _times(
+    trainers: dict[str, Trainer], rounds: int, steps: int
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, list[float]]]:
+    """By family the parts and the seconds of every step that counts; families in turns."""
+    parts, totals = defaultdict(list), defaultdict(list)
+    for _ in range(rounds):
+        for family, trainer in trainers.items():
+            clock = PartClock()
+            with clock.of(trainer):
+                config = trainer.config(*ARM, consistency=trainer.params.train.consistency)
+                seconds = trainer.run(config, steps, begin=clock.next_step)[SKIPPED:]
+            found = clock.steps[SKIPPED:-1]
+            for step, total in zip(found, seconds, strict=True):
+                step["rest"] = total - sum(step.values())
+            parts[family] += found
+            totals[family] += seconds
+    return parts, totals
+
+
+def _row(part: str, parts: dict[str, list[dict[str, float]]]) -> Row:
+    row: Row = {"part": part}
+    for family, found in parts.items():
+        median = float(np.median([step[part] for step in found]))
+        share = median / float(np.median([sum(step.values()) for step in found]))
+        row |= {family: 1000 * median, f"{family}_%": 100 * share}
+    return row
+
+
+def _flops(trainer: Trainer, steps: int) -> float:
+    """Mean FLOPs of a step; it runs the steps once, so that everything is warm."""
+    with FlopCounterMode(display=False) as counter:
+        trainer.run(trainer.config(*ARM, consistency=trainer.params.train.consistency), steps)
+    return counter.get_total_flops() / (steps + 1)
+
+
+def _matrix_rates(batch: int, width: int, quick: bool) -> list[Row]:
+    """GFLOP/s of products of large matrices, and of the backbone's thin ones, which no step of it can exceed."""
+    large = (256,) * 3 if quick else (1536,) * 3
+    shapes = {"large": large, "as the backbone's MLP": (64 * batch, width, 8 * width // 3)}
+    actions, flops = {}, {}
+    for name, (n, k, m) in shapes.items():
+        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            a, b = (torch.randn(shape, device=start()).to(dtype) for shape in ((n, k), (k, m)))
+            actions[name, precision] = lambda a=a, b=b: a @ b
+            flops[name, precision] = 2 * n * k * m
+    seconds = in_turns(actions, *((2, 1) if quick else (30, 3)))
+    return [
+        {
+            "matrices": f"{key[0]}: {' x '.join(map(str, shapes[key[0]]))}",
+            "precision": key[1],
+            "GFLOP/s": flops[key] / float(np.median(taken)) / 1e9,
+        }
+        for key, taken in seconds.items()
+    ]

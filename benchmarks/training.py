@@ -1,0 +1,108 @@
+"""A data set and models of the real sizes, and joint training steps with a clock: what several benchmarks measure on.
+
+Weights are untrained and data few: neither changes how long a step takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from benchmarks.common import now
+from benchmarks.data import few_scenes
+from infotok.data.arrow import Split, read_split
+from infotok.data.prepare import prepare
+from infotok.data.text import TextCodec
+from infotok.evaluation.networks import Perceptual
+from infotok.information.objective import Kernels
+from infotok.models.backbone import Backbone, BackboneConfig
+from infotok.models.unified import UnifiedModel
+from infotok.training.batches import Batches
+from infotok.training.joint import JointConfig, train_jointly
+from infotok.training.runtime import start
+from pipeline.artifacts import attribute_classes, new_tokenizer
+from pipeline.cells import Cell
+from pipeline.params import Params
+
+FAMILIES = ("ar", "mask", "flow")
+SEED = 0
+
+
+@dataclass
+class Prepared:
+    """A training split, its text tokenizer, and the attributes that the perceptual features learn from."""
+
+    split: Split
+    codec: TextCodec
+    classes: dict[str, int]
+
+
+def prepared(params: Params, folder: Path, images: int) -> Prepared:
+    """A small data set, made as stage `prepare` makes it."""
+    manifest = prepare(few_scenes(params, images), Path(params.paths.input), folder)
+    codec = TextCodec.from_file(folder / "text.json")
+    return Prepared(read_split(folder, "train"), codec, attribute_classes(manifest))
+
+
+def new_model(params: Params, family: str, tokens: int, codec: TextCodec) -> UnifiedModel:
+    """An untrained model of a family."""
+    tokenizer = new_tokenizer(params, Cell(family, "none", 0.0, tokens, SEED))
+    backbone = Backbone.create(BackboneConfig(**params.backbone.model_dump()), codec.vocabulary)
+    return UnifiedModel(family, tokenizer, backbone).to(start())
+
+
+def new_batches(params: Params, data: Prepared, batch: int) -> Batches:
+    """Batches as stage `train` makes them."""
+    names = ("questions", "describe", "caption_dropout")
+    return Batches(data.split, data.codec, batch=batch, seed=SEED, **{n: getattr(params.train, n) for n in names})
+
+
+@dataclass
+class Trainer:
+    """One model with what its joint training needs."""
+
+    params: Params
+    model: UnifiedModel
+    perceptual: Perceptual
+    batches: Batches
+
+    @classmethod
+    def create(cls, params: Params, family: str, data: Prepared, batch: int) -> Trainer:
+        """A trainer at the largest token budget of the grid."""
+        model = new_model(params, family, max(params.grid.tokens), data.codec)
+        return cls(params, model, Perceptual(data.classes), new_batches(params, data, batch))
+
+    def config(self, estimator: str, beta: float, consistency: float, kernels: str = "unbiased") -> JointConfig:
+        """Of an arm; kernels: the estimator of hsic."""
+        train = self.params.train.model_dump(
+            exclude={"batch", "questions", "describe", "caption_dropout", "checkpoint_every"}
+        )
+        return JointConfig(
+            **train | {"consistency": consistency} | self.params.reconstruction.model_dump(),
+            estimator=estimator,
+            beta=beta,
+            kernels=Kernels(**self.params.kernels.model_dump() | {"estimator": kernels}),
+        )
+
+    def run(self, config: JointConfig, steps: int, begin: Callable[[], None] = lambda: None) -> list[float]:
+        """Train and return the seconds of each step. The batches are the same in every call: the first ones.
+
+        begin: called at the start of every step, and once more after the last.
+        """
+        starts, images = [], self.batches.images
+
+        def first_thing_in_a_step(step: int) -> torch.Tensor:
+            begin()
+            starts.append(now())
+            return images(step)
+
+        # One step more, whose start ends the last one.
+        config = replace(config, steps=steps + 1)
+        with mock.patch.object(self.batches, "images", first_thing_in_a_step):
+            train_jointly(self.model, self.perceptual, self.batches, config, seed=SEED, device=start())
+        return np.diff(starts).tolist()

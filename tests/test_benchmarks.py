@@ -1,0 +1,134 @@
+"""Every benchmark runs at tiny sizes and says what it promises; how fast is not tested."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # benchmarks are no installed package
+
+from benchmarks import common, data, generation, overhead, quantizer, regularizer, step  # noqa: E402
+from pipeline.params import Params, load_params  # noqa: E402
+
+TIMING = {"median_ms", "q1_ms", "q3_ms", "n"}
+COST = {"extra_%", "low_%", "high_%"}
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    """The smoke profile with small batches."""
+    given = load_params(ROOT / "profiles/smoke/params.yaml")
+    small = {name: {"batch": 8} for name in ("pretrain", "train")}
+    return given.model_copy(update={n: getattr(given, n).model_copy(update=v) for n, v in small.items()})
+
+
+def kept(result: common.Result, folder: Path) -> list[list[dict]]:
+    """The rows of the tables of the JSON file, once they have been shown too."""
+    with Console(file=open(folder / "shown.txt", "w"), width=200) as console:
+        common.show(result, console)
+    path = common.keep("name", result, "python -m benchmarks name", True, common.machine(), folder)
+    content = json.loads(path.read_text())
+    assert set(content) == {
+        "benchmark", "command", "quick", "date", "commit", "machine", "settings", "tables",
+    }  # fmt: skip
+    assert {"cpu", "cores", "threads", "torch"} <= set(content["machine"])
+    for title, rows in content["tables"].items():
+        assert title in (folder / "shown.txt").read_text()
+        assert all(row.keys() == rows[0].keys() for row in rows)
+    return list(content["tables"].values())
+
+
+def test_turns_are_taken_and_their_first_rounds_not_counted():
+    done = []
+    seconds = common.in_turns({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, rounds=3, warmup=1)
+    assert done == ["a", "b"] * 4
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_extra_cost_is_of_the_same_turn():
+    baseline = [1.0 + turn for turn in range(100)]  # a machine that slows down
+    cost = common.extra_percent([1.05 * second for second in baseline], baseline)
+    assert list(cost.values()) == pytest.approx([5.0, 5.0, 5.0])
+
+
+def test_the_interval_of_the_median_covers_it():
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(400):
+        seconds = (1 + torch.rand(60, generator=generator)).tolist()  # median 1.5
+        cost = common.extra_percent(seconds, [1.0] * 60)
+        covered += cost["low_%"] <= 50 <= cost["high_%"]
+    assert 0.92 < covered / 400 <= 0.99
+
+
+def test_a_part_of_a_step_counts_without_what_it_calls(monkeypatch):
+    clock, time = step.PartClock(), iter([0.0, 1.0, 3.0, 10.0])
+    monkeypatch.setattr(step, "now", lambda: next(time))
+
+    class Work:
+        def outer(self):
+            self.inner()
+
+        def inner(self):
+            pass
+
+    clock.next_step()
+    with clock.around(Work, "outer", "outside"), clock.around(Work, "inner", "inside"):
+        Work().outer()
+    assert clock.steps == [{"inside": 2.0, "outside": 8.0}]
+
+
+def test_step(params, tmp_path):
+    summary, parts, matrices = kept(step.measure(params, quick=True), tmp_path)
+    assert [row["family"] for row in summary] == ["ar", "mask", "flow"]
+    assert TIMING | {"images_per_s", "MFLOP_per_image", "GFLOP/s", "of_peak_%"} <= set(summary[0])
+    assert [row["part"] for row in parts] == list(step.PARTS)
+    for family in ("ar", "mask", "flow"):
+        # Every clock was called, and together they are nearly the whole step.
+        assert all(row[family] > 0 for row in parts)
+        assert next(row[f"{family}_%"] for row in parts if row["part"] == "rest") < 30
+    assert {row["precision"] for row in matrices} == {"fp32", "bf16"}
+
+
+def test_regularizer(params, tmp_path):
+    steps, alone = kept(regularizer.measure(params, quick=True), tmp_path)
+    assert TIMING | COST | {"estimator", "consistency"} == set(steps[0])
+    arms = {(row["estimator"], row["consistency"]) for row in steps}
+    assert {(name, said) for name in ("vib", "dib", "ceb", "hsic", "hsic, rff") for said in ("yes", "no")} < arms
+    assert {row["estimator"] for row in alone} == {"unbiased", "rff"}
+
+
+def test_quantizer(params, tmp_path):
+    (rows,) = kept(quantizer.measure(params, quick=True), tmp_path)
+    assert TIMING | COST | {"quantizer", "does"} == set(rows[0])
+    assert {row["quantizer"] for row in rows} == {
+        "ours, sampled", "ours, sampled, usage", "ours, deterministic", *quantizer.THEIRS,
+    }  # fmt: skip
+
+
+def test_data(params, tmp_path):
+    preparing, loading, memory = kept(data.measure(params, quick=True), tmp_path)
+    assert preparing[0]["images"] == 2 * 4 * params.train.batch + 3 * 10
+    assert {"images", "texts, first epoch"} <= {row["part"] for row in loading}
+    assert all(0 < row["imports_MiB"] <= row["peak_MiB"] for row in memory)
+
+
+def test_generation(params, tmp_path):
+    drawn, cached = kept(generation.measure(params, quick=True), tmp_path)
+    assert {row["family"] for row in drawn} == {"ar", "mask", "flow"}
+    assert TIMING | {"images_per_s", "tokens_per_s"} <= set(drawn[0])
+    assert [(row["cache"], row["same_tokens_%"]) for row in cached] == [("yes", 100.0), ("no", 100.0)]
+
+
+@pytest.mark.parametrize("cells", overhead.GRIDS)
+def test_overhead_plans_grids_that_the_pipeline_takes(params, tmp_path, cells):
+    """DVC itself is not run."""
+    overhead.copied(tmp_path, overhead.smallest_params(params, cells))
+    made = load_params(tmp_path / "params.yaml")
+    assert len(made.cells()) == cells
+    assert made.train.steps == made.pretrain.steps == 1
+    assert not (tmp_path / "dvc.lock").exists()
