@@ -14,7 +14,7 @@ from infotok.data import source_names, source_options
 from infotok.errors import InfotokError
 from infotok.models import family_names
 from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Scale, Section, Weight
-from infotok.tokenizer import patch_grid
+from infotok.tokenizer import halvings, patch_grid
 from pipeline.cells import Cell, parse_arm
 
 
@@ -48,6 +48,7 @@ class Judge(Section):
 
 
 class Tokenizer(Section):
+    encoder: Literal["patch", "convolution"]
     codebook: Annotated[int, Field(ge=2)]
     dimension: Count
     width: Count
@@ -283,7 +284,9 @@ def _check_meaning(params: Params, path: Path, lines: _Lines) -> None:
         parse_arm(arm, f"{path}:{lines.of(('grid', 'arm', index))}: grid.arm")
     for index, tokens in enumerate(params.grid.tokens):
         try:
-            patch_grid(params.data.image_size, tokens)
+            grid = patch_grid(params.data.image_size, tokens)
+            if params.tokenizer.encoder == "convolution":
+                halvings(params.data.image_size, grid)
         except InfotokError as error:
             fail(("grid", "tokens", index), f"is {tokens}: {error}")
     if params.backbone.width % params.backbone.heads:

@@ -2,6 +2,8 @@
 
 from stages.common import Stage, single, tokenizer_stage
 
+MOST = 1000  # validation images that are reconstructed
+
 
 @tokenizer_stage
 def pretrain(run: Stage) -> None:
@@ -29,7 +31,7 @@ def pretrain(run: Stage) -> None:
             checkpoint_every=config.checkpoint_every,
             observe=run.observe,
         )
-    images = read_split(run.layout.data, "validation").images
+    images = read_split(run.layout.data, "validation").images[:MOST]
     tokens, channel = through(tokenizer, images, seed)
     health = tokenizer.health(tokens, channel)
     if warning := tokenizer.collapse_warning(health):

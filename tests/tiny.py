@@ -22,7 +22,7 @@ def seeded(seed=0):
 def tokenizer(tokens=4, codebook=8, channel="sampled", family="ar", **changes):
     torch.manual_seed(0)
     settings = {"image_size": 16, "dimension": 4, "width": 16, "hidden": 24, "blocks": 1, "logit_scale": 5.0}
-    settings |= {"tokens": tokens, "codebook": codebook, "channel": channel, "relaxation": 3.0}
+    settings |= {"encoder": "patch", "tokens": tokens, "codebook": codebook, "channel": channel, "relaxation": 3.0}
     settings |= {"noise": 0.3, "nested_dropout": 0.0} | changes
     return family_class(family).tokenizer_class(TokenizerConfig(**settings))
 

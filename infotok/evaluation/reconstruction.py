@@ -38,7 +38,7 @@ def fidelity(images: np.ndarray | Tensor, decoded: Tensor) -> tuple[float, float
     """(PSNR in dB, SSIM) of uint8 images (n, S, S, 3), by torchmetrics; PSNR is the mean over images."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    a, b = (torch.as_tensor(x.copy() if isinstance(x, np.ndarray) else x) for x in (decoded, images))
+    a, b = (x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in (decoded, images))
     a, b = (x.permute(0, 3, 1, 2).float() for x in (a, b))
     psnr = peak_signal_noise_ratio(a, b, data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3))
     return float(psnr), float(structural_similarity_index_measure(a, b, data_range=255.0))

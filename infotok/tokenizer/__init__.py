@@ -23,6 +23,24 @@ def patch_grid(image_size: int, tokens: int) -> tuple[int, int]:
     return max(fitting)
 
 
+MAP = 8  # places a side of the map that the convolutional encoder cuts into tokens
+
+
+def halvings(image_size: int, grid: tuple[int, int]) -> int:
+    """How often the convolutional encoder halves an image on its way to the map.
+
+    Raises:
+        InfotokError: that does not come out even, or the grid does not divide the map.
+    """
+    count = (image_size // MAP).bit_length() - 1
+    if image_size != MAP << count or count < 1 or MAP % grid[0] or MAP % grid[1]:
+        raise InfotokError(
+            "tokenizer.encoder 'convolution' needs 16, 32, 64 or more pixels a side and 4, 8, 16, 32 or 64 tokens, "
+            f"not {image_size} and {grid[0] * grid[1]}; set tokenizer.encoder to patch"
+        )
+    return count
+
+
 def smaller_budgets(tokens: int) -> list[int]:
     """The budgets below `tokens` at which an elastic tokenizer is evaluated: powers of two."""
     return [2**power for power in range(tokens.bit_length()) if 2**power < tokens]

@@ -13,15 +13,20 @@ from torch import Tensor, nn
 
 from infotok.information.channel import Channel
 from infotok.tokenizer import patch_grid
+from infotok.tokenizer.convolutions import ConvolutionDecoder, ConvolutionEncoder
 from infotok.tokenizer.patches import PatchDecoder, PatchEncoder
+
+NETWORKS = {"patch": (PatchEncoder, PatchDecoder), "convolution": (ConvolutionEncoder, ConvolutionDecoder)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """Sizes of a tokenizer, of either kind.
 
-    channel: `sampled`, or `deterministic` (discrete tokens alone: argmax straight-through). nested_dropout: share of
-    the training images of which only a prefix of the tokens is kept, so that one training serves smaller budgets.
+    encoder: `patch`, each token from its own pixels, or `convolution`, which sees across their borders; the decoder is
+    its mirror image. channel: `sampled`, or `deterministic` (discrete tokens alone: argmax straight-through).
+    nested_dropout: share of the training images of which only a prefix of the tokens is kept, so that one training
+    serves smaller budgets.
     Discrete: codebook, logit_scale (initial sharpness of the posterior) and relaxation (temperature of the softmax
     that the backward pass sees; the codes that flow do not depend on it).
     Continuous: noise, the least standard deviation of a token whose mean has mean square 1.
@@ -29,6 +34,7 @@ class TokenizerConfig:
 
     image_size: int
     tokens: int
+    encoder: str
     codebook: int
     dimension: int
     width: int
@@ -78,8 +84,9 @@ class Tokenizer(nn.Module, abc.ABC):
             "hidden": config.hidden,
             "blocks": config.blocks,
         }
-        self.encoder = PatchEncoder(**sizes, dimension=self.outputs * config.dimension)
-        self.decoder = PatchDecoder(**sizes, dimension=config.dimension)
+        encoder, decoder = NETWORKS[config.encoder]
+        self.encoder = encoder(**sizes, dimension=self.outputs * config.dimension)
+        self.decoder = decoder(**sizes, dimension=config.dimension)
 
     @abc.abstractmethod
     def make_prior(self) -> nn.Module:
