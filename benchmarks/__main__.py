@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +38,7 @@ def main(
     from infotok.training.runtime import start
     from pipeline.params import load_params
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go away
     start()
     settings, console = load_params(params), Console()
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])

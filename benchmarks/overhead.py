@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -132,14 +133,21 @@ def _grid(params: Params, cells: int, tracking: str) -> tuple[Row, dict[str, lis
 def _run(command: list[str], folder: Path, variables: dict[str, str] | None = None) -> float:
     """Seconds of a command that must end well; it imports the code of its folder, not what is installed."""
     start = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.Popen(
         command,
         cwd=folder,
         env=environment() | {"PYTHONPATH": ""} | (variables or {}),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
+        start_new_session=True,
     )
-    if done.returncode:
-        raise InfotokError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    try:
+        said, _ = process.communicate()
+    except BaseException:  # interrupted: DVC's stages would go on without it
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        raise InfotokError(f"{' '.join(command)} failed:\n{said[-2000:]}")
     return time.perf_counter() - start

@@ -46,14 +46,18 @@ def findings(analysis: Analysis) -> list[str]:
     """One sentence per family and token budget: what the best validated arm did to every task."""
     said = []
     for choice in (choice for choice in analysis.choices if choice.best):
-        parts = []
+        parts, blind = [], []
         for task in analysis.tasks:
             if row := analysis.comparison(choice, task.claim):
                 change = f"{task.title} {row['baseline']:.3f} → {row['infotok']:.3f}"
                 parts.append(f"{change} ({signed(row['difference'])}; {_verdict(row)})")
+                floor = max((analysis.frame[name].mean() for name in task.floors if name in analysis.frame), default=0)
+                if max(row["baseline"], row["infotok"]) <= floor:
+                    blind.append(f" Neither exceeds {task.label} without the image ({floor:.3f}).")
         if not parts:
             continue
         text = f"{choice.family}, K = {choice.tokens}: validation chooses {choice.arm}. {'; '.join(parts)}."
+        text += "".join(blind)
         if not math.isnan(choice.baseline) and choice.validation <= choice.baseline:
             scores = f"{choice.validation:.3f} against {choice.baseline:.3f}"
             text += f" Validation itself does not prefer it to none-0 ({scores})."
@@ -91,11 +95,11 @@ def seeds_sentence(analysis: Analysis) -> str:
         )
     reach = student.ppf(0.975, seeds - 1) / math.sqrt(seeds)
     freedom = f"{seeds - 1} degree{'s' if seeds > 2 else ''} of freedom"
-    chance = 0.05 * len(counts)
+    number = f"{len(counts)} headline interval{'s' * (len(counts) != 1)}"
     return (
         f"With {seeds} seeds, Student's t ({freedom}) reaches {reach:.2f} standard deviations of the seeds' "
         "differences to each side: a smaller mean difference cannot exclude zero, and an interval that holds zero does "
-        f"not prove that there is no difference. Of the {len(counts)} headline intervals about {chance:.1f} would "
+        f"not prove that there is no difference. Of the {number} about {0.05 * len(counts):.1f} would "
         "exclude zero by chance if nothing differed; they are not corrected for their number, the adjusted p-values "
         "beside them are. The spread is that of seeds on one data set and one size: it says nothing of others."
     )

@@ -47,7 +47,8 @@ def protocol(analysis: Analysis) -> list[tuple[str, str]]:
     ]
     for name, value in judge.get("metrics", {}).items():
         rows.append((JUDGE.get(name, name.replace("/", ", ")), f"{value:.4g}"))
-    rows += [(f"judge: {key}", value) for key, value in _shared([judge.get("protocol", {})])]
+    said = _shared([judge.get("protocol", {})])
+    rows += [(key if key == "judge" else f"judge: {key}", value) for key, value in said]
     for family, group in frame.groupby("family", sort=False):
         for name, (label, meaning) in FLOORS.items():
             if present(group, name):
@@ -79,8 +80,8 @@ def _data(analysis: Analysis) -> list[tuple[str, str]]:
         if kept := rejects.get("kept"):
             rows.append(("kept, but worth a look", _counted(sum(kept.values()), kept)))
     if duplicates := manifest.get("duplicates"):
-        counts = [f"{number} {WHERE.get(where, where)}" for where, number in duplicates.items()]
-        rows.append(("images that are copies", ", ".join(counts)))
+        counts = [f"{number} {WHERE.get(where, where)}" for where, number in duplicates.items() if number]
+        rows.append(("images that are copies", ", ".join(counts) or "none"))
     return rows
 
 

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from infotok.data.arrow import read_manifest
+from infotok.errors import InfotokError
 from pipeline.cells import Cell
 from pipeline.results import SECTIONS, Layout, fingerprint
 from pipeline.view import saved_view
@@ -100,7 +102,11 @@ class Store:
             found = self.client.get_experiment(made)
         elif found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        for tag, value in saved_view().items():
+        try:
+            manifest = read_manifest(self.layout.data)
+        except InfotokError:  # nothing is prepared yet
+            manifest = None
+        for tag, value in saved_view(manifest).items():
             shown = json.loads(found.tags.get(tag, "{}"))
             if shown.get("state") != json.loads(value)["state"]:
                 self.client.set_experiment_tag(found.experiment_id, tag, value)

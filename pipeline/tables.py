@@ -167,7 +167,7 @@ def _choosing(tasks: list[Task], tests: int) -> str:
         "test reports, so no correction counts the β tried. The luck of a training is in both splits and stays: of "
         "three β without effect the chosen one excludes zero upward in up to 7 % of cases instead of 2.5 % (simulated, "
         "5 seeds). The intervals and whether they exclude zero are of each row alone. p, Holm: two-sided paired "
-        f"t-tests, adjusted by Holm's step-down method over the {tests} tests of "
+        f"t-tests, adjusted by Holm's step-down method over the {tests} test{'s' * (tests != 1)} of "
         f"{' and '.join(task.label for task in tasks)} of all chosen arms of this report{unclaimed}."
     )
 

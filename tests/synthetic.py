@@ -9,6 +9,7 @@ from PIL import Image
 
 from infotok.data.sources.jsonl import Options
 from pipeline.analysis import analyse
+from pipeline.metrics import TASKS
 from pipeline.params import load_params
 from pipeline.results import Layout
 
@@ -136,12 +137,11 @@ def elastic_results(**grid):
     """As above, K = 8 being an elastic training that loses .1 a halving, .05 less under ceb-0.01."""
     params, results, judge = synthetic(tokens=(4, 8), **grid)
     for cell, stages in results.items():
-        if cell.tokens == 8:
-            score, kept = ACCURACY[cell.arm][cell.seed], 0.05 * (cell.arm == "ceb-0.01")
-            for halvings, k in ((1, 4), (2, 2), (3, 1)):
-                loss = 0.1 * halvings - kept
-                stages["understand"]["metrics"][f"understanding/accuracy_at_{k}"] = score - loss
-                stages["generate"]["metrics"][f"generation/geneval_at_{k}"] = score - 0.05 - loss
+        for stage in ("understand", "generate") if cell.tokens == 8 else ():
+            metrics = stages[stage]["metrics"]
+            for score in [task.score for task in TASKS if task.score in metrics]:
+                for halvings, k in ((1, 4), (2, 2), (3, 1)):
+                    metrics[f"{score}_at_{k}"] = metrics[score] - 0.1 * halvings + 0.05 * (cell.arm == "ceb-0.01")
     return params, results, judge
 
 
@@ -165,7 +165,7 @@ def leave_images(layout, cells, draws=True):
         Image.fromarray(noise).save(folder / "reconstructions.png")
         if draws:
             Image.fromarray(noise).save(folder / "samples.png")
-            prompts = ["a red circle", "two <b> & rings at $5 and 6$_ each"]
+            prompts = ["a red circle", r"two <b> & rings at $\5 and 6$ each"]
             content = {"prompts": prompts, "columns": 3, "correct": [[True, False, True]] * 2}
             (folder / "samples.json").write_text(json.dumps(content))
         folder = layout.stage("train", cell)

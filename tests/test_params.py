@@ -45,8 +45,7 @@ def test_a_bad_value_is_named_with_its_file_line_and_remedy(tmp_path, before, af
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["params.yaml", "profiles/smoke/params.yaml", "profiles/full/params.yaml", "profiles/beta/params.yaml"],
+    "path", ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("profiles/*/params.yaml"))]
 )
 def test_the_repositorys_own_parameters_are_valid(path):
     assert load_params(ROOT / path).cells()
@@ -61,4 +60,52 @@ def test_kernel_arms_need_four_images_a_step(tmp_path):
     assert load_params(path)
     path.write_text(small.replace("vib-0.003,", "hsic-0.1,", 1))
     with pytest.raises(InfotokError, match=r"params\.yaml:\d+: 'train\.batch' is 3; the hsic arms need at least 4"):
+        load_params(path)
+
+
+OWN = """data:
+  source: jsonl
+  seed: 0
+  image_size: 32
+  vocabulary: 400
+  background: white
+  validation: 0.1
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("source: jsonl", "source: coco", "'data.source' is 'coco', unknown; known: easy_vqa, huggingface, "),
+        ("  source: jsonl\n", "  seeds: 1\n", "'data.source' is missing"),
+        ("  background: white", "  backgruond: white", "unknown key 'data.backgruond'; did you mean 'background'?"),
+        ("background: white", "background: whyte", "'data.background' is 'whyte'"),
+        ("  validation: 0.1", "  validation: 1.0", "'data.validation' is 1.0"),
+        ("  validation: 0.1", "  validation: 0.95", "'data.validation' and data.test leave no share"),
+        ("  validation: 0.1", "  objects: 2", "unknown key 'data.objects'"),
+        ("  validation: 0.1", "  fit: squeeze", "'data.fit' is 'squeeze'"),
+    ],
+)
+def test_a_bad_value_of_ones_own_data_is_named_too(tmp_path, before, after, says):
+    whole = (ROOT / "params.yaml").read_text()
+    start, end = whole.index("data:"), whole.index("\njudge:")
+    assert before in OWN
+    path = tmp_path / "params.yaml"
+    path.write_text(whole[:start] + OWN + whole[end:])
+    assert load_params(path).data.fit == "crop"
+    path.write_text(whole[:start] + OWN.replace(before, after) + whole[end:])
+    with pytest.raises(InfotokError) as caught:
+        load_params(path)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:")
+
+
+def test_the_convolutional_encoder_needs_a_map_that_its_tokens_divide(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("encoder: patch ", "encoder: convolution ")
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert load_params(path)
+    path.write_text(text.replace("image_size: 32", "image_size: 48"))
+    with pytest.raises(InfotokError, match=r"params\.yaml:\d+: 'grid\.tokens\[0\]' is 4: tokenizer\.encoder 'convol"):
         load_params(path)

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 from rich.console import Console
-from synthetic import DATA, Resources, analysed, changed, leave_data, leave_images, synthetic
+from synthetic import DATA, Resources, analysed, changed, elastic_results, leave_data, leave_images, synthetic
 
 from pipeline.analysis import analyse
 from pipeline.page import captions, findings, write_report
@@ -174,6 +174,23 @@ def test_many_question_families_are_left_to_the_csv():
     assert table.header == ["K", "estimator", "β", "question only", "majority"]
     assert "each of the 13 families stands in ablation.csv" in table.note
     assert len(found.frame.filter(like="family/").columns) == 13
+
+
+def test_budgets_of_one_training_are_of_the_tasks_there_are():
+    for data, metrics in (("matching", {"accuracy", "retrieval"}), ("captions", {"retrieval"})):
+        made = {table.title: table for table in tables(changed(*elastic_results(data=data)))}
+        table = made["ar: one training, every budget"]
+        assert {row[0] for row in table.rows} == metrics
+        rows = {tuple(row[:4]): row[4:] for row in table.rows}
+        assert [text[:5] for text in rows[("retrieval", "8", "ceb", "0.01")]] == ["0.360", "0.460", "0.560", "0.610"]
+
+
+def test_accuracy_that_needs_no_image_is_a_finding():
+    params, results, judge = synthetic(data="matching")
+    assert "without the image" not in findings(changed(params, results, judge))[0]
+    for stages in results.values():
+        stages["understand"]["metrics"]["understanding/question_only"] = 0.67  # ceb-0.01: .66
+    assert "Neither exceeds accuracy without the image (0.670)." in findings(changed(params, results, judge))[0]
 
 
 def state(manifest=None):

@@ -140,3 +140,35 @@ def test_the_decoder_lays_pixels_where_the_encoder_took_them():
     tested.decoder.embed, tested.decoder.blocks = nn.Identity(), nn.ModuleList()
     tested.decoder.position = nn.Parameter(torch.zeros(1))
     assert torch.equal(tested.decode(cut[0]), pictures)
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(16, 4), (32, 8), (64, 2), (128, 64)])
+@pytest.mark.parametrize("family", ["ar", "flow"])
+def test_the_convolutional_tokenizer_gives_any_budget_back_at_any_size(size, tokens, family):
+    tested = tokenizer(tokens=tokens, family=family, encoder="convolution", image_size=size)
+    pictures = torch.rand(2, 3, size, size, generator=seeded(1)) * 2 - 1
+    with torch.no_grad():
+        sent = tested.sample(tested.encode(pictures), seeded())
+        assert sent.vectors.shape == (2, tokens, 4)
+        assert tested.decode(sent.vectors).shape == pictures.shape
+
+
+@pytest.mark.parametrize(("encoder", "changed"), [("patch", {0}), ("convolution", {0, 1, 2, 3})])
+def test_convolutions_see_across_the_borders_of_patches(encoder, changed):
+    """Without transformer blocks, a pixel at the corner where four patches meet is one patch's or all four's."""
+    tested = tokenizer(tokens=4, encoder=encoder, blocks=0)
+    before = images(1)
+    after = before.clone()
+    after[:, :, 7, 7] += 1.0
+    with torch.no_grad():
+        difference = (tested.encoder(after) - tested.encoder(before)).abs().amax((0, 2))
+    assert set(torch.nonzero(difference > 1e-6).flatten().tolist()) == changed
+
+
+@pytest.mark.parametrize("encoder", ["patch", "convolution"])
+def test_a_pixels_gradient_comes_back_through_encoder_and_decoder(encoder):
+    tested = tokenizer(tokens=4, encoder=encoder, channel="deterministic")
+    pictures = images(2).requires_grad_()
+    tested.decode(tested.sample(tested.encode(pictures), seeded()).vectors).square().sum().backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in tested.encoder.parameters())
+    assert all(float(p.grad.abs().sum()) > 0 for p in tested.decoder.parameters())

@@ -35,7 +35,7 @@ def halvings(image_size: int, grid: tuple[int, int]) -> int:
     count = (image_size // MAP).bit_length() - 1
     if image_size != MAP << count or count < 1 or MAP % grid[0] or MAP % grid[1]:
         raise InfotokError(
-            "tokenizer.encoder 'convolution' needs 16, 32, 64 or more pixels a side and 4, 8, 16, 32 or 64 tokens, "
+            "tokenizer.encoder 'convolution' needs 16, 32, 64, … pixels a side and 1, 2, 4, … or 64 tokens, "
             f"not {image_size} and {grid[0] * grid[1]}; set tokenizer.encoder to patch"
         )
     return count
