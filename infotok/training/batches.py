@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -14,10 +16,13 @@ DESCRIBE = "describe the image"
 
 def order(count: int, batch: int, seed: int, step: int) -> np.ndarray:
     """Indices of the images of one step: epochs of seeded permutations, cut into whole batches."""
-    per_epoch = count // batch
-    epoch, place = divmod(step, per_epoch)
-    permutation = np.random.default_rng([seed, epoch]).permutation(count)
-    return permutation[place * batch : (place + 1) * batch]
+    epoch, place = divmod(step, count // batch)
+    return _permutation(count, seed, epoch)[place * batch : (place + 1) * batch]
+
+
+@lru_cache(2)  # of the images' epoch and the texts': a permutation of a large data set takes longer than a step
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def pad(sequences: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
