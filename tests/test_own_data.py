@@ -13,7 +13,7 @@ from test_pipeline import PROFILE, ROOT, copy_of_the_code, environment
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240, 240, 240)}
 PLACES = {"left": 6, "right": 20}
-SIZE = 40  # larger than what is trained at, so that images are scaled
+SIZE = 40  # neither of the sizes that are trained at, so that images are scaled
 
 ALL_STAGES = """
 import sys
@@ -58,7 +58,9 @@ def finished(request, tmp_path_factory):
     params = yaml.safe_load((ROOT / PROFILE).read_text())
     params["paths"] |= {"input": "data/mine", "params": "profiles/mine/params.yaml"}
     params["paths"] |= {"results": "runs/mine", "reports": "reports/mine"}
-    params["data"] = {"source": "jsonl", "seed": 0, "image_size": 32, "vocabulary": 400}
+    size = 64 if request.param == "both" else 32
+    params["data"] = {"source": "jsonl", "seed": 0, "image_size": size, "vocabulary": 400}
+    params["tokenizer"]["encoder"] = "convolution" if request.param == "both" else "patch"
     arms = ["none-0", "ceb-0.01"]
     params["grid"] = {"family": ["ar"], "arm": arms, "tokens": [4], "seed": [0]}
     (folder / "profiles" / "mine").mkdir()
