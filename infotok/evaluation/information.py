@@ -114,7 +114,7 @@ def usable_bits(
     """
     device = train_vectors.device
     slots = {name: train[name].shape[1] for name in sizes}
-    labels = {n: torch.from_numpy(np.ascontiguousarray(train[n])).long().to(device) for n in sizes}
+    labels = {n: torch.from_numpy(np.array(train[n])).long().to(device) for n in sizes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe = nn.Sequential(
@@ -142,7 +142,7 @@ def usable_bits(
     bits = {}
     with torch.no_grad():
         for name, out in logits(test_vectors).items():
-            truth = torch.from_numpy(np.ascontiguousarray(test[name])).long().to(device)
+            truth = torch.from_numpy(np.array(test[name])).long().to(device)
             total = 0.0
             for slot in range(slots[name]):
                 defined = truth[:, slot] >= 0
