@@ -3,6 +3,7 @@ is read before and after."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
 import resource
@@ -11,16 +12,21 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from benchmarks.common import Result, Row, now, spread
 from infotok.data.arrow import read_split
 from infotok.data.options import DataOptions
 from infotok.data.prepare import prepare
+from infotok.data.sources.jsonl import Options
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
 from infotok.training.batches import Batches
 from pipeline.params import Params
 
 OPEN = "open the split"
+FILES, SIDE = 200_000, 64  # images of one's own data, and their pixels a side
 
 
 def measure(params: Params, quick: bool) -> Result:
@@ -29,13 +35,22 @@ def measure(params: Params, quick: bool) -> Result:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "data"
         prepared, of_preparing = _alone(_prepare, options, Path(params.paths.input), folder)
-        mib = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
         loaded, of_loading = _alone(_load, params, folder, steps)
-    about = {"images": prepared["images"], "seconds": prepared["seconds"], "on_disk_MiB": mib}
+        files = Path(name) / "files"
+        _write_files(files, 300 if quick else FILES)
+        own = Options(source="jsonl", seed=0, image_size=options.image_size, vocabulary=options.vocabulary)
+        read, of_reading = _alone(_prepare, own, files, Path(name) / "own")
     tables = {
-        "Preparing": [about | {"images_per_s": prepared["images"] / prepared["seconds"]}],
+        "Preparing": [
+            {"source": options.source} | prepared,
+            {"source": f"jsonl, PNG of {SIDE} pixels"} | read,
+        ],
         f"Loading a step of {batch} images": loaded,
-        "Memory of a process": [{"work": "preparing"} | of_preparing, {"work": f"loading, {steps} steps"} | of_loading],
+        "Memory of a process": [
+            {"work": "preparing"} | of_preparing,
+            {"work": f"preparing {read['images']} files"} | of_reading,
+            {"work": f"loading, {steps} steps"} | of_loading,
+        ],
     }
     return Result({"data": options.model_dump(), "batch": batch, "questions": params.train.questions}, tables)
 
@@ -52,11 +67,30 @@ def few_scenes(params: Params, images: int) -> DataOptions:
     return params.data.model_copy(update={"train": images, **few})
 
 
+def _write_files(folder: Path, count: int) -> None:
+    """PNG files of a square on a plain ground, a thousand a folder; JSON lines with a caption and a question each."""
+    rng, words = np.random.default_rng(0), [f"word{index}" for index in range(3000)]
+    folder.mkdir()
+    with open(folder / "data.jsonl", "w") as lines:
+        for index in range(count):
+            name = f"{index // 1000}/{index}.png"
+            (folder / name).parent.mkdir(exist_ok=True)
+            pixels = np.full((SIDE, SIDE, 3), rng.integers(0, 256, 3), np.uint8)
+            row, column = rng.integers(0, SIDE - 16, 2)
+            pixels[row : row + 16, column : column + 16] = rng.integers(0, 256, 3)
+            Image.fromarray(pixels).save(folder / name, compress_level=1)
+            line = {"image": name, "caption": " ".join(rng.choice(words, 8))}
+            line |= {"question": f"what is {words[index % 3000]}?", "answer": words[rng.integers(3000)]}
+            lines.write(json.dumps(line) + "\n")
+
+
 def _prepare(options: DataOptions, place: Path, folder: Path) -> Row:
     begin = now()
     manifest = prepare(options, place, folder)
     seconds = now() - begin
-    return {"images": sum(split["images"] for split in manifest["splits"].values()), "seconds": seconds}
+    images = sum(split["images"] for split in manifest["splits"].values())
+    mib = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
+    return {"images": images, "seconds": seconds, "on_disk_MiB": mib, "images_per_s": images / seconds}
 
 
 def _load(params: Params, folder: Path, steps: int) -> list[Row]:
