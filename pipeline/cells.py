@@ -44,6 +44,18 @@ class Cell:
         return asdict(self) | {"arm": self.arm}
 
 
+def stage_key(stage: str, cell: Cell | None) -> str:
+    """What tells one run of a stage from its others; a tokenizer serves all arms."""
+    if cell is None:
+        return "all"
+    return cell.tokenizer_key if stage == "pretrain" else cell.key
+
+
+def stage_name(stage: str, cell: Cell | None) -> str:
+    """The stage as DVC names it, e.g. `train@ar-ceb-0.01-8-0`."""
+    return stage if cell is None else f"{stage}@{stage_key(stage, cell)}"
+
+
 def parse_arm(arm: str, where: str) -> tuple[str, float]:
     """Split an arm name into (estimator, beta).
 

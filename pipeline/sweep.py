@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import IO
+
+from rich.table import Table
 
 from infotok.errors import InfotokError
-from pipeline.cells import Cell
+from pipeline import progress
+from pipeline.cells import Cell, stage_name
 from pipeline.params import Params
 from pipeline.results import Layout, read_result
 from pipeline.tracking import fill_in
 
 CELL_STAGES = ("train", "understand", "generate")
+POLL = 0.2  # seconds between looks at the running jobs
 DEFAULTS = {"INFOTOK_THREADS": "1", "OMP_NUM_THREADS": "1", "INFOTOK_TRACKING": "training"}
 
 
@@ -47,11 +56,15 @@ def cell_states(layout: Layout) -> dict[Cell, dict[str, str]]:
 
 @dataclass
 class Job:
-    """One `dvc repro` of named stages, started once the jobs it waits for have ended well."""
+    """One `dvc repro` of some stages, started once the jobs it waits for have ended well."""
 
     name: str
-    targets: list[str]
+    stages: list[tuple[str, Cell | None]]
     after: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> list[str]:
+        return [stage_name(stage, cell) for stage, cell in self.stages]
 
 
 def select(params: Params, globs: Sequence[str]) -> list[Cell]:
@@ -68,25 +81,69 @@ def select(params: Params, globs: Sequence[str]) -> list[Cell]:
     return [cell for key, cell in cells.items() if not globs or any(fnmatchcase(key, glob) for glob in globs)]
 
 
-def jobs(cells: Iterable[Cell]) -> list[Job]:
+class Times:
+    """What stages took, as their results say, which foretells what others of the same family and budget will take."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self._seconds: dict[tuple, list[float]] = defaultdict(list)
+        for cell in layout.params.cells():
+            for stage in ("pretrain", *CELL_STAGES):
+                self.take(stage, cell)
+
+    def take(self, stage: str, cell: Cell | None) -> None:
+        """Count a stage, if it has a result."""
+        try:
+            seconds = json.loads((self.layout.folder(stage, cell) / "metrics.json").read_text())["seconds"]
+        except (OSError, ValueError, KeyError):
+            return
+        self._seconds[self._like(stage, cell)].append(seconds)
+
+    def of(self, job: Job) -> float | None:
+        """Seconds that a job takes, 0 of what no other has shown; None where that is all of it."""
+        known = [self._mean(*stage) for stage in job.stages]
+        return None if all(seconds is None for seconds in known) else sum(seconds or 0.0 for seconds in known)
+
+    def after(self, job: Job, stage: str) -> float:
+        """Seconds of a job's stages that come after the named one, 0 of what no other has shown."""
+        names = [name for name, _ in job.stages]
+        later = job.stages[names.index(stage) + 1 :] if stage in names else []
+        return sum(self._mean(*one) or 0.0 for one in later)
+
+    def _mean(self, stage: str, cell: Cell | None) -> float | None:
+        found = self._seconds[self._like(stage, cell)]
+        return sum(found) / len(found) if found else None
+
+    @staticmethod
+    def _like(stage: str, cell: Cell | None) -> tuple:
+        return (stage, cell.family, cell.tokens) if cell else (stage,)
+
+
+def jobs(cells: Iterable[Cell], times: Callable[[Job], float | None] = lambda job: None) -> list[Job]:
     """Cells and what they need as jobs, in the order in which free workers take them.
 
-    Cells go by seed, so that paired seeds complete early and there is something to compare, then largest budgets
-    first, since they take longest. A tokenizer stands before the first cell that needs it.
+    Cells go by seed, so that paired seeds complete early and there is something to compare, and within a seed the
+    longest first, so that no worker stands idle at the end: the largest budgets, and of these what took longest so
+    far. A tokenizer stands before the first cell that needs it.
     """
     out = [
-        Job("prepare", ["prepare"]),
-        Job("perceptual", ["perceptual"], ("prepare",)),
-        Job("judge", ["judge"], ("prepare",)),
+        Job("prepare", [("prepare", None)]),
+        Job("perceptual", [("perceptual", None)], ("prepare",)),
+        Job("judge", [("judge", None)], ("prepare",)),
     ]
-    pretrained = set()
-    for cell in sorted(cells, key=lambda cell: (cell.seed, -cell.tokens)):
-        tokenizer = f"pretrain@{cell.tokenizer_key}"
-        if tokenizer not in pretrained:
-            out.append(Job(tokenizer, [tokenizer], ("perceptual",)))
-            pretrained.add(tokenizer)
-        targets = [f"{stage}@{cell.key}" for stage in CELL_STAGES]
-        out.append(Job(cell.key, targets, ("judge", tokenizer)))
+
+    def job(cell: Cell) -> Job:
+        stages = [(stage, cell) for stage in CELL_STAGES]
+        return Job(cell.key, stages, ("judge", stage_name("pretrain", cell)))
+
+    def place(cell: Cell) -> tuple:
+        return cell.seed, -cell.tokens, -(times(job(cell)) or 0.0)
+
+    for cell in sorted(cells, key=place):
+        tokenizer = stage_name("pretrain", cell)
+        if all(tokenizer != one.name for one in out):
+            out.append(Job(tokenizer, [("pretrain", cell)], ("perceptual",)))
+        out.append(job(cell))
     return out
 
 
@@ -96,49 +153,155 @@ def environment() -> dict[str, str]:
     return DEFAULTS | dict(os.environ) | {"PATH": path}
 
 
-def sweep(layout: Layout, chosen: Iterable[Cell], workers: int, say: Callable[[str], None]) -> list[str]:
+class Running(progress.Watched):
+    """A job's process."""
+
+    def __init__(self, job: Job, params: Params, logs: Path):
+        label = f"{params.paths.results.replace('/', '-')}-{job.name}"
+        super().__init__(job.name, logs / f"{label}.json")
+        self.job, self.log = job, logs / f"{label}.log"
+        file = dvc_file(params)
+        prefix = "" if file == "dvc.yaml" else f"{file}:"
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
+        self.path.unlink(missing_ok=True)
+        self._output: IO = open(self.log, "w")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command + [f"{prefix}{target}" for target in job.targets],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env=environment() | {progress.VARIABLE: str(self.path.absolute())},
+            process_group=0,  # of its own, for `stop` to reach DVC's children
+        )
+
+    def ended(self) -> bool:
+        if self.process.poll() is None:
+            return False
+        self._output.close()
+        self.path.unlink(missing_ok=True)
+        return True
+
+    def stop(self) -> None:
+        """Let training leave a checkpoint and end. DVC waits for its child on SIGINT, and would not on SIGTERM."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A signal ended the sweep."""
+
+    def __init__(self, number: int):
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+def sweep(
+    layout: Layout,
+    chosen: Iterable[Cell],
+    workers: int,
+    say: Callable[[str], None],
+    show: Callable[[Table], None] = lambda table: None,
+) -> list[str]:
     """Run the jobs of these cells, `workers` at a time, going on past failures.
 
     Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping; results equal
     those of one `dvc repro`. Training logs to MLflow as it goes, evaluations of a cell are filled in when it is done.
     Logs of the jobs lie in `.ckpt/logs`.
 
+    Args:
+        say: takes a line for every job that ends. show: takes a table of the running jobs, several times a second.
+
     Returns:
         names of jobs that failed or that waited for one that failed.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT arrived; the running jobs were told and have ended.
     """
-    params = layout.params
-    cells = {cell.key: cell for cell in chosen}
-    waiting, running, done, failed = jobs(cells.values()), {}, set(), []
-    file, logs = dvc_file(params), Path(".ckpt") / "logs"
+    times, cells = Times(layout), {cell.key: cell for cell in chosen}
+    waiting, running, done, failed = jobs(cells.values(), times.of), [], set(), []
+    kept = {job.name for job in waiting if all(state(layout, *stage) == "done" for stage in job.stages)}
+    logs = Path(".ckpt") / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     total = len(waiting)
-    while waiting or running:
-        lost = [job for job in waiting if any(name in failed for name in job.after)]
-        for job in lost:
-            waiting.remove(job)
-            failed.append(job.name)
-            say(f"{job.name}: not run, since {next(n for n in job.after if n in failed)} failed")
-        ready = [job for job in waiting if all(name in done for name in job.after)]
-        for job in ready[: max(0, workers - len(running))]:
-            waiting.remove(job)
-            prefix = "" if file == "dvc.yaml" else f"{file}:"
-            command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
-            command += [f"{prefix}{target}" for target in job.targets]
-            log = open(logs / f"{params.paths.results.replace('/', '-')}-{job.name}.log", "w")  # noqa: SIM115
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
-            running[job.name] = (process, log, time.monotonic())
-        for name, (process, log, started) in list(running.items()):
-            if process.poll() is None:
-                continue
-            log.close()
-            del running[name]
-            if process.returncode == 0:
-                done.add(name)
-                say(f"[{len(done)}/{total}] {name} ({time.monotonic() - started:.0f} s)")
-                if name in cells:
-                    fill_in(layout, [cells[name]])
-            else:
-                failed.append(name)
-                say(f"{name}: failed, see {log.name}")
-        time.sleep(0.2)
+    with _signals() as arrived:
+        while waiting or running:
+            if arrived:
+                _stop(running, say, f"{len(done)} of {total} jobs are done")
+                raise Stopped(arrived[0])
+            for job in [job for job in waiting if any(name in failed for name in job.after)]:
+                waiting.remove(job)
+                failed.append(job.name)
+                say(f"{job.name}: not run, since {next(n for n in job.after if n in failed)} failed")
+            ready = [job for job in waiting if all(name in done for name in job.after)]
+            for job in ready[: max(0, workers - len(running))]:
+                waiting.remove(job)
+                running.append(Running(job, layout.params, logs))
+            for one in [one for one in running if one.ended()]:
+                running.remove(one)
+                if one.process.returncode == 0:
+                    done.add(one.name)
+                    say(f"[{len(done)}/{total}] {one.name} ({progress.duration(one.elapsed)})")
+                    for stage in one.job.stages:
+                        times.take(*stage)
+                    if one.name in cells:
+                        fill_in(layout, [cells[one.name]])
+                else:
+                    failed.append(one.name)
+                    say(f"{one.name}: failed, see {one.log}")
+            for one in running:
+                one.look()
+            ahead = [0.0 if job.name in kept else times.of(job) for job in waiting]
+            show(_table(running, ahead, times, workers, f"{len(done)} of {total} jobs done", failed))
+            time.sleep(POLL)
     return failed
+
+
+def _table(
+    running: list[Running], ahead: list[float | None], times: Times, workers: int, count: str, failed: list[str]
+) -> Table:
+    """Of the running jobs, and of the time that all may take where the grid has shown that yet. ahead: seconds of each
+    waiting job."""
+
+    def left(one: Running) -> float | None:
+        stage, whole = one.left_in_stage(), times.of(one.job)
+        if stage is not None:
+            return stage + times.after(one.job, one.stage)
+        return None if whole is None else max(0.0, whole - one.elapsed)
+
+    todo = ahead + [left(one) for one in running]
+    if todo and None not in todo:
+        count += f", about {progress.duration(sum(todo) / workers)} left"
+    if failed:
+        count += f"; failed: {', '.join(failed)}"
+    return progress.table(running, left, count)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGINT as numbers in a list. A second one acts as it would without this."""
+    arrived: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        arrived.append(number)
+        restore()
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield arrived
+    finally:
+        restore()
+
+
+def _stop(running: list[Running], say: Callable[[str], None], count: str) -> None:
+    say(f"stopping: {len(running)} running jobs leave their checkpoints")
+    for one in running:
+        one.stop()
+    for one in running:
+        one.process.wait()
+        one.ended()
+    say(f"stopped; {count}, and the same command goes on from there")

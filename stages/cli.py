@@ -106,12 +106,14 @@ def sweep(
     import json
     import subprocess
     import sys
+    from contextlib import nullcontext
 
     from rich.console import Console
+    from rich.live import Live
 
     from pipeline.params import load_params
     from pipeline.results import Layout
-    from pipeline.sweep import cell_states, dvc_file, environment, select
+    from pipeline.sweep import Stopped, cell_states, dvc_file, environment, select
     from pipeline.sweep import sweep as run
     from pipeline.tables import headline_table
     from pipeline.tracking import initialise
@@ -119,7 +121,14 @@ def sweep(
     layout, console = Layout(load_params(params)), Console(highlight=False)
     cells = select(layout.params, only or [])
     initialise(layout)
-    failed = run(layout, cells, jobs, lambda line: console.print(line, markup=False))
+    # Lines alone where there is no terminal.
+    live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
+    try:
+        with live as shown:
+            show = shown.update if shown else lambda table: None
+            failed = run(layout, cells, jobs, lambda line: console.print(line, markup=False), show)
+    except Stopped as signal:
+        raise typer.Exit(128 + signal.number) from None
     if failed:
         console.print(f"failed: {', '.join(failed)}", markup=False)
         raise typer.Exit(1)

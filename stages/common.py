@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from infotok.errors import InfotokError
-from pipeline.cells import Cell, parse_arm
+from pipeline import progress
+from pipeline.cells import Cell, parse_arm, stage_key
 from pipeline.params import Params, load_params
 from pipeline.results import Layout, fingerprint, read_result, source_digest, write_result
 
@@ -132,6 +133,8 @@ class Stage:
         self.warnings: list[str] = []
         self.tracker, self.started, self.steps = tracker, time.monotonic(), 0
         self._progress = self._task = None
+        self._planned = 0
+        progress.leave(name)
 
     def checkpoints(self):
         """Where this stage keeps its resumable state; says so where there is some to go on from."""
@@ -150,6 +153,7 @@ class Stage:
 
     def observe(self, step: int, values: dict[str, float]) -> None:
         """Show and track the values of one logged training step."""
+        progress.leave(self.name, step, self._planned)
         self.tracker.log(step, {f"{self.name}/{name}": value for name, value in values.items()})
         if self._progress is not None:
             shown = ("loss", "understanding", "generation", "reconstruction", "rate_bits")
@@ -159,6 +163,7 @@ class Stage:
     @contextmanager
     def progress(self, steps: int) -> Iterator[None]:
         """A progress line while training; nothing when the output is not a terminal."""
+        self._planned = steps
         console = Console(stderr=True)
         if not console.is_terminal:
             yield
@@ -215,13 +220,6 @@ def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Ite
             return
         with track_stage(layout, cell, name) as tracker:
             yield Stage(name, params, cell, key, folder, tracker)
-
-
-def stage_key(name: str, cell: Cell | None) -> str:
-    """What tells one run of a stage from its others, as behind the @ of its DVC name."""
-    if cell is None:
-        return "all"
-    return cell.tokenizer_key if name == "pretrain" else cell.key
 
 
 def _is_done(folder: Path, params: Params, name: str, cell: Cell | None) -> bool:

@@ -1,17 +1,27 @@
-"""Which jobs a sweep makes of a grid, in which order they start, and when it closes with the report. DVC is not run."""
+"""Which jobs a sweep makes of a grid, in which order they start, what it shows of them, how it stops, and when it
+closes with the report. DVC is not run."""
 
+import json
+import os
 import re
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from infotok.errors import InfotokError
+from pipeline import progress
 from pipeline import sweep as module
+from pipeline.cells import Cell
 from pipeline.params import load_params
 from pipeline.results import Layout
-from pipeline.sweep import jobs, select, sweep
+from pipeline.sweep import Stopped, Times, jobs, select, sweep
 from stages.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +42,100 @@ def test_seeds_complete_one_after_the_other_largest_budgets_first():
         "pretrain@ar-8-1", "ar-none-0-8-1", "ar-ceb-0.01-8-1",
         "pretrain@ar-4-1", "ar-none-0-4-1", "ar-ceb-0.01-4-1",
     ]  # fmt: skip
+
+
+def measured(layout: Layout, stage: str, cell: Cell, seconds: float) -> None:
+    """Leave a result that says how long a stage took."""
+    folder = layout.folder(stage, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps({"seconds": seconds}))
+
+
+def test_of_equal_budgets_what_took_longest_before_starts_first(tmp_path):
+    params = grid(family=["ar", "flow", "mask"], arm=["none-0"], tokens=[8], seed=[0, 1])
+    layout = Layout(params, tmp_path)
+    for family, train, generate in (("ar", 80.0, 10.0), ("flow", 90.0, 30.0), ("mask", 95.0, 5.0)):
+        cell = Cell(family, "none", 0.0, 8, 0)
+        measured(layout, "train", cell, train)
+        measured(layout, "generate", cell, generate)
+    times = Times(layout)
+    made = [job for job in jobs(params.cells(), times.of) if "-none-" in job.name]
+    assert [job.name.split("-")[0] for job in made] == ["flow", "mask", "ar"] * 2
+    # A cell takes what the stages of its family and budget took on average: seed 1 as seed 0.
+    assert [times.of(job) for job in made] == [120.0, 100.0, 90.0] * 2
+    assert times.after(made[0], "train") == 30.0
+    assert times.of(jobs(grid(tokens=[4]).cells())[-1]) is None
+
+
+def test_time_left_counts_the_steps_since_a_stage_was_first_seen(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    watched = progress.Watched("ar-none-0-8-0", tmp_path / "job.json", started=90.0)
+    monkeypatch.setenv(progress.VARIABLE, str(watched.path))
+    watched.look()
+    assert watched.left_in_stage() is None
+    progress.leave("train", 200, 600)  # it goes on from a checkpoint
+    watched.look()
+    assert watched.left_in_stage() is None
+    clock.now = 130.0
+    progress.leave("train", 300, 600)
+    watched.look()
+    assert watched.left_in_stage() == pytest.approx(90.0)  # 100 steps took 30 s, 300 are left
+    progress.leave("understand")
+    watched.look()
+    assert watched.left_in_stage() is None
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(progress.table([watched], lambda one: 250.0, "1 of 9 jobs done, about 2 h 05 min left"))
+    text = console.export_text()
+    assert re.search(r"ar-none-0-8-0 +understand +40 s +4 min", text)
+    assert "1 of 9 jobs done, about 2 h 05 min left" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, ""), (0.4, "0 s"), (99.4, "99 s"), (150, "2 min"), (7500, "2 h 05 min")]
+)
+def test_durations_as_text(seconds, text):
+    assert progress.duration(seconds) == text
+
+
+DVC = """#!{python}
+import os, signal, subprocess, sys, time
+def keep(*_):
+    time.sleep(0.3)
+    open(f"kept-{{os.getpid()}}", "w").close()
+    sys.exit(130)
+if sys.argv[1:2] == ["stage"]:
+    signal.signal(signal.SIGINT, keep)
+    open(f"here-{{os.getpid()}}", "w").close()
+    time.sleep(60)
+child = subprocess.Popen([sys.argv[0], "stage"])
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.exit(child.wait())
+"""  # as DVC starts a stage and waits for it
+
+
+def test_a_signal_reaches_the_jobs_and_the_sweep_waits_for_them(tmp_path, monkeypatch):
+    (tmp_path / "dvc").write_text(DVC.format(python=sys.executable))
+    (tmp_path / "dvc").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.sys, "executable", str(tmp_path / "dvc"))
+    params = grid(seed=[0])
+    made = [module.Job(cell.key, [("train", cell)]) for cell in params.cells()]
+    monkeypatch.setattr(module, "jobs", lambda *_: made)
+
+    def interrupt() -> None:
+        while len(list(tmp_path.glob("here-*"))) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before, said = signal.getsignal(signal.SIGTERM), []
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Stopped) as stopped:
+        sweep(Layout(params), params.cells(), 2, said.append)
+    assert stopped.value.number == signal.SIGTERM
+    assert len(list(tmp_path.glob("kept-*"))) == 2
+    assert said[-1] == "stopped; 0 of 4 jobs are done, and the same command goes on from there"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_cell_waits_for_judge_and_its_own_tokenizer():
