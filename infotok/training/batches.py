@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
@@ -27,13 +28,11 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def pad(sequences: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded ids (n, longest) and their validity."""
-    longest = max(map(len, sequences))
-    ids = torch.full((len(sequences), longest), filler, dtype=torch.long)
-    valid = torch.zeros(len(sequences), longest, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        valid[row, : len(sequence)] = True
-    return ids, valid
+    lengths = np.array([len(sequence) for sequence in sequences])
+    valid = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(valid.shape, filler, dtype=np.int64)
+    ids[valid] = np.fromiter(chain.from_iterable(sequences), np.int64)
+    return torch.from_numpy(ids), torch.from_numpy(valid)
 
 
 def encode_captions(captions: list[str], codec: TextCodec) -> tuple[torch.Tensor, torch.Tensor]:

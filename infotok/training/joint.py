@@ -87,10 +87,10 @@ def train_jointly(
             out = model(images, texts, stream(device, seed, step, 5))
             decoded = model.tokenizer.decode(out.read)
         distortion = perceptual_distortion(perceptual, decoded.float(), images, config.pixel, config.perceptual)
-        posterior, priors = model.tokenizer.channel_of(out.posterior), model.priors(out.tokens.vectors)
-        prior_cost = sum(code_cost(posterior.detach(), prior, entropy_weight=0.0) for prior in priors.values())
-        with torch.no_grad():
-            rates = {kind: code_cost(posterior, prior, entropy_weight=1.0) / NATS for kind, prior in priors.items()}
+        posterior, priors = model.tokenizer.channel_of(out.posterior.detach()), model.priors(out.tokens.vectors)
+        lengths = {kind: code_cost(posterior, prior, entropy_weight=0.0) for kind, prior in priors.items()}
+        prior_cost, entropy = sum(lengths.values()), posterior.entropy().sum(-1).mean()
+        rates = {kind: (length.detach() - entropy) / NATS for kind, length in lengths.items()}
         loss = (
             config.understanding * out.answer_loss
             + config.generation * out.drawing.loss
