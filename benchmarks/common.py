@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.results import write_text
+from pipeline.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, str | int | float]

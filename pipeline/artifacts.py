@@ -17,8 +17,9 @@ from infotok.models.unified import UnifiedModel
 from infotok.tokenizer.base import Tokenizer, TokenizerConfig
 from infotok.training.checkpoints import load_module, module_tensors, read_tensors, write_tensors
 from pipeline.cells import Cell
+from pipeline.files import write_text
 from pipeline.params import Params
-from pipeline.results import Layout, write_text
+from pipeline.results import Layout
 
 ATTRIBUTES = ("shape", "color", "size")
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from pipeline import tables
 from pipeline.analysis import Analysis, Results, analyse, present
 from pipeline.figures import draw_figures
+from pipeline.files import write_text
 from pipeline.metrics import HEADLINE, shown
 from pipeline.params import Params
 from pipeline.protocol import protocol, settings, tasks_sentence, warnings
-from pipeline.results import Layout, write_text
+from pipeline.results import Layout
 from pipeline.tables import Table, signed
 
 

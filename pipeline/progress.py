@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipeline.results import write_text
+from pipeline.files import write_text
 
 VARIABLE = "INFOTOK_PROGRESS"  # in a stage's environment: the file it writes
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ import yaml
 
 from infotok.errors import InfotokError
 from pipeline.cells import Cell
+from pipeline.files import write_text
 from pipeline.params import Params
 
 # The sections of params.yaml that a stage's result depends on, its inputs' sections included.
@@ -110,14 +110,6 @@ def source_digest(stage: str, family: str = "", root: Path = Path(".")) -> str:
         for file in files:
             digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: readers never see half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_result(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,8 +19,10 @@ from rich.logging import RichHandler
 from infotok.errors import InfotokError
 from pipeline import progress
 from pipeline.cells import Cell, parse_arm, stage_key
-from pipeline.params import Params, load_params
-from pipeline.results import Layout, fingerprint, read_result, source_digest, write_result
+
+if TYPE_CHECKING:  # half of what `infotok --help` would take
+    from pipeline.params import Params
+    from pipeline.results import Layout
 
 ParamsOption = Annotated[str, typer.Option("--params", help="The parameters, checked on reading.")]
 FamilyOption = Annotated[str, typer.Option(help="Family of unified model, as in grid.family.")]
@@ -127,6 +129,8 @@ class Stage:
     """One running stage: its layout, its progress and its result."""
 
     def __init__(self, name: str, params: Params, cell: Cell | None, key: str, folder: Path, tracker):
+        from pipeline.results import Layout, source_digest
+
         self.name, self.params, self.cell, self.key, self.folder = name, params, cell, key, folder
         self.layout = Layout(params)
         self.source = source_digest(name, cell.family if cell else "")
@@ -139,6 +143,7 @@ class Stage:
     def checkpoints(self):
         """Where this stage keeps its resumable state; says so where there is some to go on from."""
         from infotok.training.checkpoints import Checkpoints
+        from pipeline.results import fingerprint
 
         mark = fingerprint(self.params, self.name, self.cell)
         kept = Checkpoints(self.layout.checkpoints(self.name, self.key, mark))
@@ -180,7 +185,8 @@ class Stage:
         """Write history.jsonl and, last of all, metrics.json, which makes the result valid; mirror it in MLflow."""
         import json
 
-        from pipeline.results import write_text
+        from pipeline.files import write_text
+        from pipeline.results import write_result
 
         if history is not None:
             lines = [{k if k == "step" else f"{self.name}/{k}": v for k, v in line.items()} for line in history]
@@ -208,6 +214,8 @@ def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Ite
     A second process for the same stage and cell waits for the first (training goes on when its parent is killed),
     and yields None when that one has finished the work.
     """
+    from pipeline.params import load_params
+    from pipeline.results import Layout
     from pipeline.tracking import track_stage
 
     params = load_params(params_path)
@@ -223,6 +231,8 @@ def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Ite
 
 
 def _is_done(folder: Path, params: Params, name: str, cell: Cell | None) -> bool:
+    from pipeline.results import read_result
+
     try:
         read_result(folder, params, name, cell)
     except InfotokError:

@@ -137,8 +137,8 @@ def _write_samples(run: Stage, prompts: list[str], right, images) -> None:
     """samples.png, a row a prompt, and samples.json with prompts and verdicts; images (prompts, n, S, S, 3) uint8."""
     import json
 
+    from pipeline.files import write_text
     from pipeline.pictures import grid, write_png
-    from pipeline.results import write_text
 
     columns = images.shape[1]
     write_png(run.folder / "samples.png", grid(images.flatten(0, 1), columns))
