@@ -156,13 +156,13 @@ def environment() -> dict[str, str]:
 class Running(progress.Watched):
     """A job's process."""
 
-    def __init__(self, job: Job, params: Params, logs: Path):
+    def __init__(self, job: Job, params: Params, logs: Path, options: Sequence[str]):
         label = f"{params.paths.results.replace('/', '-')}-{job.name}"
         super().__init__(job.name, logs / f"{label}.json")
         self.job, self.log = job, logs / f"{label}.log"
         file = dvc_file(params)
         prefix = "" if file == "dvc.yaml" else f"{file}:"
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options]
         self.path.unlink(missing_ok=True)
         self._output: IO = open(self.log, "w")  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -200,6 +200,7 @@ def sweep(
     workers: int,
     say: Callable[[str], None],
     show: Callable[[Table], None] = lambda table: None,
+    options: Sequence[str] = (),
 ) -> list[str]:
     """Run the jobs of these cells, `workers` at a time, going on past failures.
 
@@ -209,6 +210,7 @@ def sweep(
 
     Args:
         say: takes a line for every job that ends. show: takes a table of the running jobs, several times a second.
+        options: more of `dvc repro`, such as `--pull`.
 
     Returns:
         names of jobs that failed or that waited for one that failed.
@@ -234,7 +236,7 @@ def sweep(
             ready = [job for job in waiting if all(name in done for name in job.after)]
             for job in ready[: max(0, workers - len(running))]:
                 waiting.remove(job)
-                running.append(Running(job, layout.params, logs))
+                running.append(Running(job, layout.params, logs, options))
             for one in [one for one in running if one.ended()]:
                 running.remove(one)
                 if one.process.returncode == 0:

@@ -101,6 +101,7 @@ def sweep(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Cells to run with what they need, such as 'ar-ceb-*-8-0'; repeatable."),
     ] = None,
+    pull: Annotated[bool, typer.Option("--pull", help="Take from DVC's remote what other machines have made.")] = False,
 ) -> None:
     """Run the grid's cells side by side over DVC, then the report; goes on past a failed cell."""
     import json
@@ -119,14 +120,14 @@ def sweep(
     from pipeline.tracking import initialise
 
     layout, console = Layout(load_params(params)), Console(highlight=False)
-    cells = select(layout.params, only or [])
+    cells, options = select(layout.params, only or []), ["--pull"] if pull else []
     initialise(layout)
     # Lines alone where there is no terminal.
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
     try:
         with live as shown:
             show = shown.update if shown else lambda table: None
-            failed = run(layout, cells, jobs, lambda line: console.print(line, markup=False), show)
+            failed = run(layout, cells, jobs, lambda line: console.print(line, markup=False), show, options)
     except Stopped as signal:
         raise typer.Exit(128 + signal.number) from None
     if failed:
@@ -138,7 +139,7 @@ def sweep(
         if not all(states):
             console.print(f"No report: it needs every cell of the grid, and {sum(states)} of {len(states)} are done.")
             return
-    command = [sys.executable, "-m", "dvc", "repro", "--quiet", dvc_file(layout.params)]
+    command = [sys.executable, "-m", "dvc", "repro", "--quiet", *options, dvc_file(layout.params)]
     finished = subprocess.run(command, env=environment(), check=False)
     if finished.returncode:
         raise typer.Exit(finished.returncode)

@@ -175,7 +175,8 @@ def dvc(monkeypatch, tmp_path):
     record = SimpleNamespace(commands=[], failing=None)
 
     def start(command, **_):
-        targets = command[command.index("--single-item") + 1 :]
+        targets = [word for word in command[command.index("--single-item") + 1 :] if word != "--pull"]
+        record.pulled = "--pull" in command
         record.commands.append(targets)
         return SimpleNamespace(poll=lambda: 0, returncode=int(record.failing in targets))
 
@@ -222,6 +223,13 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
     assert finished.exit_code == (3 if closes else 0)
     line = "No report: it needs every cell of the grid, and 3 of 4 are done."
     assert (line in finished.output.splitlines()) == (not closes)
+
+
+def test_other_machines_results_are_pulled_when_asked_for(dvc):
+    params = grid(seed=[0], tokens=[4], arm=["none-0"])
+    for options in ([], ["--pull"]):
+        assert sweep(Layout(params), params.cells(), 2, lambda line: None, options=options) == []
+        assert dvc.pulled == bool(options)
 
 
 def test_a_wrong_glob_is_one_line_and_runs_nothing(dvc, monkeypatch):
