@@ -24,6 +24,7 @@ class Name(StrEnum):
     data = "data"
     generation = "generation"
     overhead = "overhead"
+    sweep = "sweep"
 
 
 @clear_errors

@@ -54,7 +54,7 @@ def measure(params: Params, quick: bool) -> Result:
         stages += [{"cells": cells, "stage": name} | spread(taken) for name, taken in processes.items()]
         if cells == 10:
             rows.append(_grid(params, cells, tracking="off")[0])
-    actions = {name: lambda code=code: _run([sys.executable, "-c", code], ROOT) for name, code in IMPORTS.items()}
+    actions = {name: lambda code=code: run([sys.executable, "-c", code], ROOT) for name, code in IMPORTS.items()}
     seconds = in_turns(actions, rounds=1 if quick else 10, warmup=1)
     imports = [{"a python process that imports": name} | spread(taken) for name, taken in seconds.items()]
     settings = {"arms": ARMS, "params": smallest_params(params, 1)}
@@ -95,7 +95,7 @@ def copied(folder: Path, content: dict) -> None:
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
     (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    _run(["git", "init", "--quiet"], folder)
+    run(["git", "init", "--quiet"], folder)
 
 
 def _grid(params: Params, cells: int, tracking: str) -> tuple[Row, dict[str, list[float]]]:
@@ -110,9 +110,9 @@ def _grid(params: Params, cells: int, tracking: str) -> tuple[Row, dict[str, lis
         python.chmod(0o755)
         variables = {"INFOTOK_TRACKING": tracking, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
         repro = [sys.executable, "-m", "dvc", "repro", "--quiet"]
-        total = _run(repro, folder, variables)
+        total = run(repro, folder, variables)
         lines = log.read_text().splitlines()
-        nothing = [_run(repro, folder, variables) for _ in range(3)]
+        nothing = [run(repro, folder, variables) for _ in range(3)]
     processes = defaultdict(list)
     for module, start, end in map(str.split, lines):
         processes[module.removeprefix("stages.")].append(float(end) - float(start))
@@ -130,7 +130,7 @@ def _grid(params: Params, cells: int, tracking: str) -> tuple[Row, dict[str, lis
     return row, processes
 
 
-def _run(command: list[str], folder: Path, variables: dict[str, str] | None = None) -> float:
+def run(command: list[str], folder: Path, variables: dict[str, str] | None = None) -> float:
     """Seconds of a command that must end well; it imports the code of its folder, not what is installed."""
     start = time.perf_counter()
     process = subprocess.Popen(

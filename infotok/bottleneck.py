@@ -62,7 +62,7 @@ class InformationBottleneck(nn.Module):
         tokens: K. codebook: C of discrete tokens. dimension: D of Gaussian tokens; of discrete ones, D of their
             vectors, which the autoregressive prior and consistency need.
         prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other.
-        warmup: training steps over which beta rises linearly from 0.
+        warmup: training steps over which beta rises linearly from 0, or the target comes down from the first rate.
         target_bits: drive the rate to these bits per image by a multiplier that starts at beta.
         kernels: of hsic.
         consistency: reward per nat of a learned lower bound on I(tokens; text), whose critic is a part of this module.
@@ -108,9 +108,7 @@ class InformationBottleneck(nn.Module):
             raise ValueError("target_bits needs a rate, and hsic has none: choose another estimator")
         if not (target_bits > 0 and self.beta > 0):
             raise ValueError(f"target_bits and beta must be above 0, got {target_bits} and {self.beta}")
-        if self.warmup:
-            raise ValueError("give warmup or target_bits, not both: a multiplier moves beta by itself")
-        return Multiplier(target_bits, self.beta)
+        return Multiplier(target_bits, self.beta, self.warmup)
 
     def _make_critic(self, text_width: int | None) -> InfoNCE:
         if not self.consistency > 0:

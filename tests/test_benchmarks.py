@@ -11,7 +11,7 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks are no installed package
 
-from benchmarks import common, data, generation, overhead, quantizer, regularizer, step  # noqa: E402
+from benchmarks import common, data, generation, overhead, quantizer, regularizer, step, sweep  # noqa: E402
 from pipeline.params import Params, load_params  # noqa: E402
 
 TIMING = {"median_ms", "q1_ms", "q3_ms", "n"}
@@ -132,3 +132,16 @@ def test_overhead_plans_grids_that_the_pipeline_takes(params, tmp_path, cells):
     assert len(made.cells()) == cells
     assert made.train.steps == made.pretrain.steps == 1
     assert not (tmp_path / "dvc.lock").exists()
+
+
+def test_outputs_are_compared_without_what_a_clock_measured(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder, seconds, score in ((first, 1.0, 0.5), (second, 2.0, 0.5)):
+        (folder / "runs/train").mkdir(parents=True)
+        (folder / "reports").mkdir()
+        (folder / "reports/paired.csv").write_text("x")
+        (folder / "runs/train/metrics.json").write_text(json.dumps({"seconds": seconds, "metrics": {"score": score}}))
+    assert sweep.outputs(first) == sweep.outputs(second)
+    assert len(sweep.outputs(first)) == 2
+    (second / "runs/train/metrics.json").write_text(json.dumps({"seconds": 1.0, "metrics": {"score": 0.6}}))
+    assert sweep.outputs(first) != sweep.outputs(second)

@@ -224,6 +224,17 @@ def test_the_multiplier_drives_a_rate_to_its_target_from_either_side(target, sta
     assert beta.item() == pytest.approx(((60 / target - 1) / 40) ** (1 / 0.7), rel=0.2)
 
 
+def test_a_targets_warmup_brings_the_target_down_from_the_first_rate():
+    multiplier, speed = Multiplier(20.0, 0.1, warmup=4), 0.05
+    # The rate stays at 40, from where the target comes down to 20 in four steps.
+    targets = [35.0, 30.0, 25.0, 20.0, 20.0]
+    betas = [multiplier.update(torch.tensor(40.0)).item() for _ in targets]
+    wanted = [0.1 * math.exp(speed * sum(min(1, 40 / t - 1) for t in targets[: k + 1])) for k in range(5)]
+    assert betas == pytest.approx(wanted, rel=1e-5)
+    # A rate that is at the target already leaves beta alone.
+    assert Multiplier(20.0, 0.1, warmup=4).update(torch.tensor(20.0)).item() == pytest.approx(0.1, rel=1e-6)
+
+
 def test_the_first_updates_of_the_multiplier_are_the_hand_worked_ones():
     multiplier = Multiplier(20.0, 0.1)
     # Averages 30, then 0.9 * 30 + 0.1 * 10 = 28: errors 0.5 and 0.4, at 0.05 each; 100 counts as twice the target.

@@ -237,7 +237,6 @@ LOGITS = torch.zeros(3, 1, 2)
         (lambda: bottleneck(prior="autoregressive", **DISCRETE), "prior needs `dimension`"),
         (lambda: bottleneck(target_bits=0.0, **DISCRETE), "target_bits and beta must be above 0, got 0.0 and 1.0"),
         (lambda: bottleneck(beta=0.0, target_bits=4.0, **DISCRETE), "above 0, got 4.0 and 0.0"),
-        (lambda: bottleneck(target_bits=4.0, warmup=9, **DISCRETE), "warmup or target_bits, not both"),
         (lambda: bottleneck("hsic", target_bits=4.0), "target_bits needs a rate, and hsic has none"),
         (lambda: bottleneck(**DISCRETE)(torch.zeros(3, 2, 2)), r"logits \(B, 1, 2\), got \(3, 2, 2\)"),
         (lambda: bottleneck(**DISCRETE)(torch.zeros(3, 2)), r"logits \(B, 1, 2\), got \(3, 2\)"),

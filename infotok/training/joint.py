@@ -33,8 +33,8 @@ FEWEST = 4  # captions that consistency needs: fewer, after caption dropout, say
 class JointConfig:
     """estimator: `none` or a module of `infotok.information.estimators`. beta: loss per unit of its penalty (a nat per
     image), reached linearly over the first `beta_warmup` of the steps. target_bits: with a number above 0 beta is where
-    a multiplier starts that drives the rate to it. consistency: gamma. prior: marginal or autoregressive, the one that
-    penalties use."""
+    a multiplier starts that drives the rate to it; over `beta_warmup` the target comes down from the first step's rate.
+    consistency: gamma. prior: marginal or autoregressive, the one that penalties use."""
 
     estimator: str
     beta: float
@@ -162,7 +162,7 @@ class _Trained(nn.Module):
             tokens = model.tokenizer.config
             self.critic = InfoNCE(tokens.tokens, tokens.dimension, model.backbone.width)
         if config.target_bits:
-            self.multiplier = Multiplier(config.target_bits, config.beta)
+            self.multiplier = Multiplier(config.target_bits, config.beta, round(config.beta_warmup * config.steps))
 
     def information(self, observed: Observed, rate_bits: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """beta * penalty - gamma * consistency, a scalar, and its parts for the log."""
