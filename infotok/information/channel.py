@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infotok.distributed import draw
 from infotok.information.rate import categorical_code_length, categorical_entropy, gaussian_rate
 
 LOG_2_PI = math.log(2 * math.pi)
@@ -104,7 +105,7 @@ class Gaussian:
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Vectors (B, K, D), reparametrized: gradients reach mean and variance."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
+        noise = draw(torch.randn, self.mean.shape, generator)
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def log_prob(self, vectors: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ Channel = Categorical | Gaussian
 
 def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise of a tensor's shape, float32."""
-    uniform = torch.rand(like.shape, generator=generator, device=like.device)
+    uniform = draw(torch.rand, like.shape, generator)
     # The clamp keeps both logarithms finite at the ends of [0, 1).
     return -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
 

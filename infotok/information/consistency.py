@@ -39,4 +39,5 @@ class InfoNCE(nn.Module):
 
 def contrast(observed: Observed) -> Tensor:
     """InfoNCE of the step's tokens and captions, nats per image (scalar); dropped captions do not count."""
-    return observed.critic(observed.vectors[observed.told], observed.text[observed.told])
+    told = observed.gather(observed.told)
+    return observed.critic(observed.gather(observed.vectors)[told], observed.gather(observed.text)[told])

@@ -48,7 +48,8 @@ class Observed:
     stopped. conditional: the generator's p(z | caption), gradients stopped. weight: (B, K), how often each of its
     tokens counts (`infotok.models.family.Predicted`); None: once. text: pooled caption states (B, width), gradients
     stopped. told: (B,) bool, False where the caption was dropped. critic: the learned bound on I(Z;T). kernels,
-    generator: of kernel dependence.
+    generator: of kernel dependence. gather: where several processes share the batch B is of one of them, and this gives
+    the rows of all; a term that is no mean over images needs them.
     """
 
     posterior: Channel | None = None
@@ -62,6 +63,7 @@ class Observed:
     critic: Callable[[Tensor, Tensor], Tensor] | None = None
     kernels: Kernels = Kernels()
     generator: torch.Generator | None = None
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows
 
 
 def code_cost(posterior: Channel, prior: Channel, entropy_weight: float, weight: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok.distributed import world_of
 from infotok.information.channel import Channel
 from infotok.information.priors import Priors
 from infotok.models.backbone import Backbone
@@ -91,6 +92,7 @@ class UnifiedModel(nn.Module):
         states = torch.cat([h[:, :-1][one.answers[:, 1:]] for h, one in zip(questions, asked, strict=True)])
         wanted = torch.cat([one.ids[:, 1:][one.answers[:, 1:]] for one in asked])
         answer_loss = F.cross_entropy(self.backbone.text_logits(states).float(), wanted)
+        answer_loss = world_of(generator).weighted(answer_loss, len(wanted))
         predicted = self.family.predict(drawing, tokens, to_predict, generator)
         weight = texts.captions_valid[..., None].to(captions.dtype)
         text = (captions * weight).sum(1) / weight.sum(1)

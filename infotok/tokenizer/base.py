@@ -6,11 +6,13 @@ Shapes: B images, S pixels a side, K tokens, D dimensions of a token.
 from __future__ import annotations
 
 import abc
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from infotok.distributed import draw
 from infotok.information.channel import Channel
 from infotok.tokenizer import patch_grid
 from infotok.tokenizer.convolutions import ConvolutionDecoder, ConvolutionEncoder
@@ -131,7 +133,7 @@ class Tokenizer(nn.Module, abc.ABC):
         if not self.config.nested_dropout:
             return vectors
         batch, tokens, device = len(vectors), vectors.shape[1], vectors.device
-        chosen = torch.rand(batch, generator=generator, device=device) < self.config.nested_dropout
-        budgets = torch.randint(1, tokens + 1, (batch,), generator=generator, device=device)
+        chosen = draw(torch.rand, (batch,), generator) < self.config.nested_dropout
+        budgets = draw(functools.partial(torch.randint, 1, tokens + 1), (batch,), generator)
         budgets = torch.where(chosen, budgets, tokens)
         return vectors * (torch.arange(tokens, device=device) < budgets[:, None])[..., None]

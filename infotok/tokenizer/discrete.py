@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok.distributed import ALONE, World
 from infotok.information.channel import Categorical, gumbel, one_hot
 from infotok.information.priors import CategoricalPrior
 from infotok.information.rate import code_statistics
@@ -93,9 +94,9 @@ class DiscreteTokenizer(base.Tokenizer):
         # Unit variance per dimension, as the layers that read the vectors expect.
         return self.codes_unit() * self.config.dimension**0.5
 
-    def usage_entropy(self, posterior: Categorical) -> Tensor:
-        """Entropy of the codebook's mean soft usage over the batch, nats (scalar); at most log C."""
-        mean = posterior.logits.softmax(-1).mean((0, 1))
+    def usage_entropy(self, posterior: Categorical, world: World = ALONE) -> Tensor:
+        """Entropy of the codebook's mean soft usage over the batch of all processes, nats (scalar); at most log C."""
+        mean = world.gather(posterior.logits.softmax(-1).mean((0, 1))[None]).mean(0)
         return -(mean * mean.clamp_min(1e-12).log()).sum()
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 
 from infotok.data.arrow import Split, texts_about
 from infotok.data.text import TextCodec
+from infotok.distributed import ALONE, World
 from infotok.models.unified import Asked, TextBatch
 
 DESCRIBE = "describe the image"
@@ -41,7 +42,7 @@ def encode_captions(captions: list[str], codec: TextCodec) -> tuple[torch.Tensor
 
 
 class Batches:
-    """Random access to training batches."""
+    """Random access to training batches; with several processes, to this one's rows of them."""
 
     def __init__(
         self,
@@ -53,14 +54,16 @@ class Batches:
         caption_dropout: float,
         seed: int,
         describe: bool = False,
+        world: World = ALONE,
     ):
+        self.rows = world.rows(batch)
         self.describe = describe
         self.split, self.codec, self.seed = split, codec, seed
         self.batch, self.questions, self.caption_dropout = batch, questions, caption_dropout
 
     def images(self, step: int) -> torch.Tensor:
         """(B, S, S, 3) uint8."""
-        return torch.from_numpy(self.split.images[order(len(self.split), self.batch, self.seed, step)])
+        return torch.from_numpy(self.split.images[order(len(self.split), self.batch, self.seed, step)[self.rows]])
 
     def texts(self, step: int) -> TextBatch:
         """Questions and captions of the same images; a dropped caption keeps its begin mark alone.
@@ -81,9 +84,10 @@ class Batches:
                 row.append((pair["question"], pair["answer"]))
             if self.describe and said:
                 pairs[-1][-1] = (DESCRIBE, captions[-1])
-        ids, valid = encode_captions(captions, self.codec)
-        valid[torch.from_numpy(rng.random(self.batch) < self.caption_dropout), 1:] = False
-        return TextBatch([self._asked(row) for row in pairs], ids, valid)
+        dropped = rng.random(self.batch) < self.caption_dropout
+        ids, valid = encode_captions(captions[self.rows], self.codec)
+        valid[torch.from_numpy(dropped[self.rows]), 1:] = False
+        return TextBatch([self._asked(row[self.rows]) for row in pairs], ids, valid)
 
     def _asked(self, pairs: list[tuple[str, str]]) -> Asked:
         questions = [self.codec.encode(question) for question, _ in pairs]

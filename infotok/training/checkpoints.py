@@ -69,6 +69,11 @@ def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     return out
 
 
+def state_digest(module: nn.Module, step: int) -> str:
+    """Hexadecimal digest of a module's state after a number of steps."""
+    return _digest({name: tensor.detach().cpu() for name, tensor in module_tensors(module).items()}, str(step))
+
+
 def load_module(module: nn.Module, tensors: dict[str, Tensor], path: Path, remedy: str) -> None:
     """Fill a module with the tensors of `module_tensors`.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from infotok.distributed import ALONE, World
 from infotok.evaluation.networks import Perceptual, perceptual_distortion, to_unit
 from infotok.information.consistency import InfoNCE
 from infotok.information.multiplier import Multiplier
@@ -71,8 +72,9 @@ def train_jointly(
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 0,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    world: World = ALONE,
 ) -> list[dict]:
-    """Train in place; returns the history.
+    """Train in place, in every process of `world`, whose rows `batches` gives; returns the history.
 
     Raises:
         InfotokError: a loss is not finite, or a checkpoint is damaged.
@@ -84,13 +86,13 @@ def train_jointly(
     def step_losses(step: int) -> dict[str, Tensor]:
         images, texts = to_unit(batches.images(step).to(device)), batches.texts(step).to(device)
         with autocast(device, config.precision):
-            out = model(images, texts, stream(device, seed, step, 5))
+            out = model(images, texts, stream(device, seed, step, 5, world=world))
             decoded = model.tokenizer.decode(out.read)
         distortion = perceptual_distortion(perceptual, decoded.float(), images, config.pixel, config.perceptual)
         posterior, priors = model.tokenizer.channel_of(out.posterior.detach()), model.priors(out.tokens.vectors)
         lengths = {kind: code_cost(posterior, prior, entropy_weight=0.0) for kind, prior in priors.items()}
         prior_cost, entropy = sum(lengths.values()), posterior.entropy().sum(-1).mean()
-        rates = {kind: (length.detach() - entropy) / NATS for kind, length in lengths.items()}
+        rates = world.averages({kind: (length.detach() - entropy) / NATS for kind, length in lengths.items()})
         loss = (
             config.understanding * out.answer_loss
             + config.generation * out.drawing.loss
@@ -116,6 +118,7 @@ def train_jointly(
                 critic=trained.critic,
                 kernels=config.kernels,
                 generator=stream(device, seed, step, 8),
+                gather=world.gather,
             )
             term, terms = trained.information(observed, rates[config.prior], step)
             loss, parts = loss + term, parts | terms
@@ -143,6 +146,7 @@ def train_jointly(
         checkpoints=checkpoints,
         checkpoint_every=checkpoint_every,
         observe=observe,
+        world=world,
     )
 
 
@@ -173,6 +177,6 @@ class _Trained(nn.Module):
         if self.independent is not None:
             parts["penalty_independent"] = self.independent(observed)
         if self.consistency is not None:
-            gain = self.consistency(observed) if observed.told.sum() >= FEWEST else cost.new_zeros(())
+            gain = self.consistency(observed) if observed.gather(observed.told).sum() >= FEWEST else cost.new_zeros(())
             term, parts = term - self.config.consistency * rise * gain, parts | {"consistency": gain}
         return term, parts

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn, optim
 
+from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
-from infotok.training.checkpoints import Checkpoints, module_tensors
+from infotok.training.checkpoints import Checkpoints, module_tensors, state_digest
 
 LOG_EVERY = 10  # steps; logged values are means over them
 
@@ -51,6 +52,7 @@ def run(
     checkpoint_every: int = 0,
     after_step: Callable[[int], None] = lambda step: None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    world: World = ALONE,
 ) -> list[dict]:
     """Train `module` in place, from its newest checkpoint where there is one.
 
@@ -60,6 +62,7 @@ def run(
         unclipped: parameters whose gradient neither counts for the norm that `clip` bounds nor is scaled.
         ema: decay of a moving average of the weights, which replaces them at the end; 0 for none.
         observe: called with the step and mean values every `LOG_EVERY` steps.
+        world: the processes that train together. The loss is the average of theirs; the first writes checkpoints.
 
     Returns:
         The history: {"step": n, "<name>": mean, ...}.
@@ -69,8 +72,11 @@ def run(
     """
     average = {n: t.detach().clone() for n, t in module_tensors(module).items()} if ema else {}
     start, history, unlogged = checkpoints.restore(module, optimizer, average) if checkpoints else (0, [], [])
+    if world.size > 1:
+        world.require_alike(state_digest(module, start))
     free = {id(p) for p in unclipped or []}
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in free]
+    every = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for p in every if id(p) not in free]
     pending = [{n: torch.tensor(v) for n, v in values.items()} for values in unlogged]
     module.train()
     for step in range(start, steps):
@@ -80,6 +86,8 @@ def run(
         losses = step_losses(step)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        world.average_gradients(every)
+        losses = world.averages(losses)
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         _require_finite(losses, norm, step, checkpoints)
         optimizer.step()
@@ -94,7 +102,7 @@ def run(
             pending = []
             history.append({"step": step + 1, **{n: float(f"{v:.6g}") for n, v in means.items()}})
             observe(step + 1, means)
-        if checkpoints and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+        if checkpoints and world.first and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
             unlogged = [{n: v.item() for n, v in p.items()} for p in pending]
             checkpoints.save(step + 1, module, optimizer, average, history, unlogged)
     if ema:

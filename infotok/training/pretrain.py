@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infotok.distributed import ALONE, World
 from infotok.evaluation.networks import Perceptual, perceptual_distortion, to_unit
 from infotok.tokenizer.base import Tokenizer
 from infotok.tokenizer.discrete import DiscreteTokenizer
@@ -45,17 +46,19 @@ def pretrain(
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 0,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    world: World = ALONE,
 ) -> list[dict]:
-    """Train a tokenizer on images (n, S, S, 3) uint8, in place; returns the history."""
+    """Train a tokenizer on images (n, S, S, 3) uint8, in place, in every process of `world`; returns the history."""
     tokenizer.to(device)
     perceptual.to(device).requires_grad_(False).eval()
-    codebook = _Codebook(tokenizer, config) if isinstance(tokenizer, DiscreteTokenizer) else None
+    codebook = _Codebook(tokenizer, config, world) if isinstance(tokenizer, DiscreteTokenizer) else None
 
     def step_losses(step: int) -> dict[str, Tensor]:
-        batch = to_unit(torch.from_numpy(images[order(len(images), config.batch, seed, step)]).to(device))
+        chosen = order(len(images), config.batch, seed, step)[world.rows(config.batch)]
+        batch = to_unit(torch.from_numpy(images[chosen]).to(device))
         with autocast(device, config.precision):
             posterior = tokenizer.encode(batch)
-            generator = stream(device, seed, step, 2)
+            generator = stream(device, seed, step, 2, world=world)
             tokens = tokenizer.sample(posterior, generator)
             out = tokenizer.decode(tokenizer.nested_dropout(tokens.vectors, generator))
         distortion = perceptual_distortion(perceptual, out.float(), batch, config.pixel, config.perceptual)
@@ -63,7 +66,7 @@ def pretrain(
         if codebook is None:
             return losses | {"posterior_entropy": posterior.entropy().sum(-1).mean()}
         codebook.saw(tokens.codes, batch)
-        usage = tokenizer.usage_entropy(posterior)
+        usage = tokenizer.usage_entropy(posterior, world)
         losses["loss"] = distortion - config.usage_weight * usage
         return losses | {"usage_entropy": usage, "logit_scale": tokenizer.log_scale.exp()}
 
@@ -85,14 +88,15 @@ def pretrain(
         checkpoint_every=every or checkpoint_every,
         after_step=after_step,
         observe=observe,
+        world=world,
     )
 
 
 class _Codebook:
     """Which codes were used since the last revival, and the images that dead codes move onto."""
 
-    def __init__(self, tokenizer: DiscreteTokenizer, config: PretrainConfig):
-        self.tokenizer, self.last = tokenizer, 0.8 * config.steps
+    def __init__(self, tokenizer: DiscreteTokenizer, config: PretrainConfig, world: World):
+        self.tokenizer, self.last, self.world = tokenizer, 0.8 * config.steps, world
         self.used = torch.zeros(tokenizer.config.codebook, dtype=torch.bool, device=tokenizer.codebook.device)
 
     def saw(self, codes: Tensor, images: Tensor) -> None:
@@ -102,5 +106,6 @@ class _Codebook:
     @torch.no_grad()
     def tend(self, step: int, generator: torch.Generator) -> None:
         if step + 1 <= self.last:
-            self.tokenizer.revive(~self.used, self.tokenizer.features(self.images), generator)
+            used = self.world.gather(self.used[None]).any(0)
+            self.tokenizer.revive(~used, self.world.gather(self.tokenizer.features(self.images)), generator)
         self.used.zero_()

@@ -10,17 +10,30 @@ import os
 
 import torch
 
+from infotok.distributed import ALONE, World
+from infotok.errors import InfotokError
+
 
 def start() -> torch.device:
     """Set threads and determinism, and return the device to compute on.
 
-    INFOTOK_THREADS overrides the single CPU thread; INFOTOK_DEVICE the choice of CUDA where there is one.
+    INFOTOK_THREADS overrides the single CPU thread; INFOTOK_DEVICE the choice of CUDA where there is one. Of several
+    processes on one machine each takes the GPU of its LOCAL_RANK.
+
+    Raises:
+        InfotokError: there is no GPU for this process.
     """
     threads = int(os.environ.get("INFOTOK_THREADS", "1"))
     torch.set_num_threads(threads)
     # A sharp posterior is full of probabilities near 1e-40, on which a processor is a hundred times slower.
     torch.set_flush_denormal(True)
     name = os.environ.get("INFOTOK_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if index >= count:
+            raise InfotokError(f"LOCAL_RANK: {index}, but there are {count} GPUs; start no more processes than GPUs")
+        name = f"cuda:{index}"
+        torch.cuda.set_device(index)
     if name.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # One CPU thread repeats itself anyway, and the switch alone costs a second of imports.
@@ -44,12 +57,12 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def stream(device: torch.device, *key: int) -> torch.Generator:
-    """A generator for one purpose, e.g. (seed, step): the same key, the same numbers."""
+def stream(device: torch.device, *key: int, world: World = ALONE) -> torch.Generator:
+    """A generator for one purpose, e.g. (seed, step): the same key, the same numbers, shared out among processes."""
     state = 0
     for part in key:  # splitmix64: neighbouring keys give unrelated streams
         state = (state + part + 0x9E3779B97F4A7C15) % 2**64
         state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
         state ^= state >> 31
-    return torch.Generator(device=device).manual_seed(state % 2**63)
+    return world.generator(device).manual_seed(state % 2**63)

@@ -12,14 +12,15 @@ from infotok.information.objective import Observed
 
 def penalty(observed: Observed):
     """Dependence of images and tokens, dimensionless (scalar); the unbiased estimate may be below 0."""
-    return observed.kernels.dependence(observed.images, observed.vectors, observed.generator)
+    images, vectors = observed.gather(observed.images), observed.gather(observed.vectors)
+    return observed.kernels.dependence(images, vectors, observed.generator)
 
 
 def independent(observed: Observed):
     """The penalty of tokens that are permuted over the images, without gradient (scalar)."""
-    vectors = observed.vectors.detach()
+    images, vectors = observed.gather(observed.images), observed.gather(observed.vectors.detach())
     order = torch.randperm(len(vectors), generator=observed.generator, device=vectors.device)
-    return observed.kernels.dependence(observed.images, vectors[order], observed.generator)
+    return observed.kernels.dependence(images, vectors[order], observed.generator)
 
 
 def consistency(observed: Observed):
@@ -27,5 +28,5 @@ def consistency(observed: Observed):
     each other as captions are, where InfoNCE asks that captions can be told from tokens."""
     if observed.kernels.consistency == "infonce":
         return contrast(observed)
-    told = observed.told
-    return observed.kernels.dependence(observed.text[told], observed.vectors[told], observed.generator)
+    told, text, vectors = (observed.gather(rows) for rows in (observed.told, observed.text, observed.vectors))
+    return observed.kernels.dependence(text[told], vectors[told], observed.generator)

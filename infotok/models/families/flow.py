@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from infotok.distributed import World, draw, world_of
 from infotok.information.channel import Gaussian
 from infotok.models import family
 from infotok.models.backbone import Backbone
@@ -47,7 +48,7 @@ class Family(family.Family):
 
     def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if self.training:
-            self._follow(tokens.vectors.detach())
+            self._follow(tokens.vectors.detach(), world_of(generator))
         vectors = self.project(self._standardized(tokens.vectors.detach())[:, :-1])
         begin = self.begin.to(vectors.dtype).expand(len(vectors), 1, -1)
         inputs = torch.cat([begin, vectors], 1) + self.place[1]
@@ -57,8 +58,9 @@ class Family(family.Family):
         target = self._standardized(tokens.vectors.detach().float())
         density = self._density(hidden)
         repeated = target.repeat(REPEATS, 1, 1)
-        time = torch.randn(repeated.shape[:2], generator=generator, device=target.device).sigmoid()[..., None]
-        noise = torch.randn(repeated.shape, generator=generator, device=target.device)
+        # Repetition by repetition, as `repeat` lays them out.
+        time = draw(torch.randn, (REPEATS, *target.shape[:2]), generator, dim=1).flatten(0, 1).sigmoid()[..., None]
+        noise = draw(torch.randn, (REPEATS, *target.shape), generator, dim=1).flatten(0, 1)
         velocity = self.head(torch.lerp(noise, repeated, time), time, hidden.repeat(REPEATS, 1, 1))
         flow = (velocity.float() - (repeated - noise)).square().mean()
         length = -density.log_prob(tokens.vectors.detach()).mean() / target.shape[-1]
@@ -90,12 +92,12 @@ class Family(family.Family):
         return Tokens(torch.stack(vectors, 1) * self.variance.sqrt() + self.mean)
 
     @torch.no_grad()
-    def _follow(self, vectors: Tensor) -> None:
-        """Take a batch into the moving mean and variance."""
+    def _follow(self, vectors: Tensor, world: World) -> None:
+        """Take the batch of all processes into the moving mean and variance."""
         mean = vectors.float().mean(0)
         spread = (vectors.float() - self.mean).square().mean(0)  # around the old mean, which it will have to cover
-        self.mean.lerp_(mean, MOMENTUM)
-        self.variance.lerp_(spread, MOMENTUM)
+        self.mean.lerp_(world.average(mean), MOMENTUM)
+        self.variance.lerp_(world.average(spread), MOMENTUM)
 
     def _standardized(self, vectors: Tensor) -> Tensor:
         return (vectors - self.mean) * self.variance.rsqrt()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok.distributed import draw, world_of
 from infotok.information.channel import Categorical, gumbel
 from infotok.models import family
 from infotok.models.backbone import Backbone
@@ -34,16 +35,16 @@ class Family(family.Family):
 
     def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         batch, count = tokens.codes.shape
-        device = tokens.codes.device
-        ratio = torch.cos(0.5 * math.pi * torch.rand(batch, 1, generator=generator, device=device))
+        ratio = torch.cos(0.5 * math.pi * draw(torch.rand, (batch, 1), generator))
         masked = (ratio * count).ceil().clamp(1, count)
-        order = torch.rand(batch, count, generator=generator, device=device).argsort(1).argsort(1)
+        order = draw(torch.rand, (batch, count), generator).argsort(1).argsort(1)
         asked = order < masked
         return self._inputs(self.project(tokens.vectors.detach()), asked), asked
 
     def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: torch.Generator) -> Predicted:
         logits = self.head(hidden).float()
         loss = F.cross_entropy(logits[asked], tokens.codes[asked])
+        loss = world_of(generator).weighted(loss, asked.sum())
         return Predicted(loss, Categorical(logits), order_agnostic_weight(asked))
 
     @torch.no_grad()

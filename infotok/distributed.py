@@ -1,0 +1,157 @@
+"""Several processes that train one network together, each on its rows of every batch.
+
+Together they do what one process does with the whole batch, but for the order in which floating-point numbers are
+summed:
+
+- random numbers of a step are drawn for the whole batch, of which a process keeps its rows (`draw`);
+- the loss is the average of the processes' losses, its gradient of their gradients. A mean over images or tokens is as
+  it is; one over numbers that differ among processes is weighted by them (`World.weighted`);
+- what compares or counts images of a batch, as contrast, kernels and usage of the codebook do, every process computes
+  from the rows of all (`World.gather`).
+
+Without torchrun there is one process, `ALONE`, and nothing here computes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from infotok.errors import InfotokError
+
+
+@dataclass(frozen=True)
+class World:
+    """Process `rank` of `size`. device: where its tensors lie, None where alone."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def rows(self, count: int) -> slice:
+        """This process's rows of a batch of `count`, which the number of processes divides."""
+        share = count // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """A generator by which `draw` gives this process its rows."""
+        return _Shared(self, device) if self.size > 1 else torch.Generator(device=device)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, (size * n, ...) from (n, ...) of each, differentiable; `rows` where alone."""
+        return _Gather.apply(rows, self) if self.size > 1 else rows
+
+    @torch.no_grad()
+    def average(self, value: Tensor) -> Tensor:
+        """The mean over processes of a tensor of any shape, without gradient; `value` where alone."""
+        if self.size == 1:
+            return value
+        total = value.detach().to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total / self.size
+
+    def averages(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`average` of named scalars, in one message."""
+        if self.size == 1:
+            return values
+        stacked = torch.stack([value.detach().float().to(self.device) for value in values.values()])
+        return dict(zip(values, self.average(stacked), strict=True))
+
+    def weighted(self, mean: Tensor, count: Tensor | int) -> Tensor:
+        """A mean over `count` numbers of this process (scalar), scaled so that the average over processes is the mean
+        over the numbers of all."""
+        if self.size == 1:
+            return mean
+        own = torch.as_tensor(count, dtype=torch.float32, device=self.device)
+        return mean * (own / self.average(own))
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Put the mean over processes in the place of every gradient, in one message."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        flat = self.average(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def require_alike(self, digest: str) -> None:
+        """Raises InfotokError where a hexadecimal digest of what training starts from is not that of all processes."""
+        if self.size == 1:
+            return
+        marks = self.gather(torch.tensor([int(digest[:15], 16)], device=self.device))
+        if marks.unique().numel() > 1:
+            raise InfotokError(
+                "the processes do not start from the same weights and step; let all of them see the same folders of "
+                "results and of checkpoints (.ckpt)"
+            )
+
+
+ALONE = World()
+
+
+def join(store: dist.Store, rank: int, size: int, device: torch.device) -> World:
+    """Connect this process with the others, which must call this too: by NCCL between GPUs, else by Gloo."""
+    cuda = device.type == "cuda"
+    backend, bound = ("nccl", device) if cuda else ("gloo", None)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=bound)
+    return World(rank, size, device)
+
+
+def leave() -> None:
+    """Disconnect, if connected. Other processes may go on alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_of(generator: torch.Generator) -> World:
+    """The processes among which what a generator draws is shared out."""
+    return generator.world if isinstance(generator, _Shared) else ALONE
+
+
+def draw(how: Callable[..., Tensor], shape: Iterable[int], generator: torch.Generator, dim: int = 0) -> Tensor:
+    """Random numbers of a shape, by `torch.rand`, `torch.randn` or another that takes it, on the generator's device.
+
+    Where the generator is shared, `shape[dim]` is this process's part of the batch. The whole batch's numbers are
+    drawn, the same in every process, and the others' are dropped: for a moment that takes the memory of the whole.
+    """
+    world, shape = world_of(generator), list(shape)
+    count, shape[dim] = shape[dim], shape[dim] * world.size
+    whole = how(shape, generator=generator, device=generator.device)
+    return whole if world.size == 1 else whole.narrow(dim, world.rank * count, count).clone()
+
+
+class _Shared(torch.Generator):
+    """A generator that stands at the same place in every process."""
+
+    def __new__(cls, world: World, device: torch.device):
+        return super().__new__(cls, device=device)
+
+    def __init__(self, world: World, device: torch.device):
+        self.world = world
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenated rows of all processes. Backward: of each row the sum of the processes' gradients, so that averaging
+    the gradients of parameters afterwards is right whatever each process computes from the rows."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[ctx.world.rows(len(total))], None

@@ -1,0 +1,128 @@
+"""What test_distributed.py does in one process and again in two: tiny trainings, and all that they leave."""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tiny import Stopped, tokenizer
+
+from infotok.data.sources import scenes
+from infotok.data.text import TextCodec, train_text_tokenizer
+from infotok.distributed import ALONE, join, leave
+from infotok.errors import InfotokError
+from infotok.evaluation.networks import Perceptual
+from infotok.information.objective import Kernels
+from infotok.models.backbone import Backbone, BackboneConfig
+from infotok.models.unified import UnifiedModel
+from infotok.training import loop
+from infotok.training.batches import Batches
+from infotok.training.checkpoints import Checkpoints, module_tensors, write_tensors
+from infotok.training.joint import JointConfig, train_jointly
+from infotok.training.pretrain import PretrainConfig, pretrain
+
+CPU = torch.device("cpu")
+BATCH, STEPS = 12, 6
+FAMILIES = ("ar", "mask", "flow")
+CONSISTENT = {"consistency": 0.5, "caption_dropout": 0.4}  # so many dropped captions that processes differ in number
+RANDOM = Kernels(estimator="rff", consistency="kernels")
+ARMS = {
+    "none": {},
+    "vib": {"estimator": "vib", "beta": 0.1, "target_bits": 6.0, "prior": "autoregressive", **CONSISTENT},
+    "ceb": {"estimator": "ceb", "beta": 0.1, "ema": 0.5, **CONSISTENT},
+    "hsic": {"estimator": "hsic", "beta": 1.0, **CONSISTENT},
+    "kernels": {"estimator": "hsic", "beta": 1.0, "kernels": RANDOM, **CONSISTENT},
+}
+JOINT = {
+    "estimator": "none", "beta": 0.0, "target_bits": 0.0, "consistency": 0.0, "prior": "marginal", "kernels": Kernels(),
+    "steps": STEPS, "learning_rate": 0.01, "tokenizer_learning_rate": 0.01, "prior_learning_rate": 0.1, "warmup": 1,
+    "final_fraction": 0.1, "beta_warmup": 0.3, "clip": 1.0, "weight_decay": 0.0, "understanding": 1.0,
+    "generation": 1.0, "reconstruction": 1.0, "pixel": 1.0, "perceptual": 0.5, "ema": 0.0, "precision": "fp32",
+}  # fmt: skip
+
+
+def material():
+    split = scenes.make_split("train", 60, {"seed": 0, "image_size": 16, "objects": 1, "nuisance": 0.5, "questions": 4})
+    texts = [text for said in split.captions for text in said]
+    texts += [pair[key] for asked in split.questions for pair in asked for key in ("question", "answer")]
+    trained = train_text_tokenizer(texts, 300)
+    return split, TextCodec(trained, trained.token_to_id("<pad>"), trained.token_to_id("<end>"))
+
+
+def joint(split, codec, family, arm, world=ALONE, **settings):
+    torch.manual_seed(1)
+    backbone = Backbone.create(BackboneConfig(name="llama", width=16, layers=1, heads=2), codec.vocabulary)
+    model = UnifiedModel(family, tokenizer(family=family, nested_dropout=0.5), backbone)
+    config = JOINT | ARMS[arm]
+    texts = {"questions": 2, "describe": True, "caption_dropout": config.pop("caption_dropout", 0.1)}
+    batches = Batches(split, codec, batch=BATCH, seed=0, world=world, **texts)
+    torch.manual_seed(2)
+    perceptual = Perceptual({"shape": 4})
+    history = train_jointly(
+        model, perceptual, batches, JointConfig(**config), seed=0, device=CPU, world=world, **settings
+    )
+    return model, history
+
+
+def pretrained(split, family, world=ALONE, revive_every=3):
+    made = tokenizer(family=family, codebook=64, logit_scale=200.0, nested_dropout=0.5)
+    config = PretrainConfig(
+        steps=12, batch=BATCH, learning_rate=0.003, warmup=2, usage_weight=0.05, revive_every=revive_every,
+        pixel=1.0, perceptual=0.5, precision="fp32",
+    )  # fmt: skip
+    torch.manual_seed(2)
+    perceptual = Perceptual({"shape": 4})
+    return made, pretrain(made, perceptual, split.images, config, seed=0, device=CPU, world=world)
+
+
+def interrupt(step, values):
+    if step == 4:
+        raise Stopped
+
+
+def complaint(world, spoil=None, **settings):
+    """What stops a training whose loss process `spoil` makes infinite, or which processes start unlike."""
+    torch.manual_seed(world.rank if spoil is None else 0)
+    module = torch.nn.Linear(4, 1)
+
+    def losses(step):
+        loss = module(torch.ones(2, 4)).square().mean()
+        return {"loss": loss * (torch.inf if (step, world.rank) == (5, spoil) else 1.0)}
+
+    optimizer = loop.make_optimizer([(list(module.parameters()), 0.01)], 0.0, CPU)
+    try:
+        loop.run(module, optimizer, losses, steps=8, warmup=1, world=world, **settings)
+    except InfotokError as error:
+        return str(error)
+    return ""
+
+
+def all_of_it(world, folder):
+    """Run everything and leave in `folder` a file per training and process."""
+    loop.LOG_EVERY = 1
+    split, codec = material()
+
+    def leave_behind(name, trained):
+        write_tensors(folder / f"{name}-{world.rank}", module_tensors(trained[0]), {"history": trained[1]})
+
+    for family in FAMILIES:
+        for arm in ARMS:
+            leave_behind(f"{family}-{arm}", joint(split, codec, family, arm, world))
+    for family in ("ar", "flow"):
+        leave_behind(f"pretrain-{family}", pretrained(split, family, world))
+    if world.size == 1:
+        return
+    with contextlib.suppress(Stopped):
+        kept = {"checkpoints": Checkpoints(folder / "kept"), "checkpoint_every": 2}
+        joint(split, codec, "mask", "vib", world, observe=interrupt, **kept)
+    kept = {"checkpoints": Checkpoints(folder / "spoiled"), "checkpoint_every": 2}
+    said = {"unlike": complaint(world), "spoiled": complaint(world, spoil=1, **kept)}
+    (folder / f"said-{world.rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    all_of_it(join(torch.distributed.FileStore(str(folder / "store"), 2), rank, 2, CPU), folder)
+    leave()
