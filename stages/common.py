@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from rich.logging import RichHandler
 from infotok.errors import InfotokError
 from pipeline import progress
 from pipeline.cells import Cell, parse_arm, stage_key
+from stages.processes import SHARING, Processes, check_batch, launch, wanted
 
 if TYPE_CHECKING:  # half of what `infotok --help` would take
     from pipeline.params import Params
@@ -43,6 +45,8 @@ def clear_errors(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except InfotokError as error:
+            if os.environ.get("RANK", "0") != "0":
+                time.sleep(10)  # if the first process failed too, it has said so and all are ended by then
             errors.print(f"[bold red]error:[/] {str(error).replace('[', chr(92) + '[')}")
             raise typer.Exit(2) from None
 
@@ -100,7 +104,13 @@ def cell_stage(body: Callable[[Stage], None]) -> Callable:
 
 
 def _run(body: Callable[[Stage], None], params: str, cell_options: tuple | None) -> None:
-    with stage(body.__name__, params, cell_options) as run:
+    name = body.__name__
+    if name in SHARING and (count := wanted()) > 1:
+        check_batch(name, load_params(params), count)
+        options = zip(("--family", "--arm", "--tokens", "--seed"), map(str, cell_options), strict=True)
+        given = [part for option in options if name != "pretrain" or option[0] != "--arm" for part in option]
+        return launch(name, [*given, "--params", params], count)
+    with stage(name, params, cell_options) as run:
         if run is not None:
             body(run)
 
@@ -128,7 +138,7 @@ def cell_of(params: Params, family: str, arm: str, tokens: int, seed: int) -> Ce
 class Stage:
     """One running stage: its layout, its progress and its result."""
 
-    def __init__(self, name: str, params: Params, cell: Cell | None, key: str, folder: Path, tracker):
+    def __init__(self, name: str, params: Params, cell: Cell | None, key: str, folder: Path, tracker, processes):
         from pipeline.results import Layout, source_digest
 
         self.name, self.params, self.cell, self.key, self.folder = name, params, cell, key, folder
@@ -136,9 +146,10 @@ class Stage:
         self.source = source_digest(name, cell.family if cell else "")
         self.warnings: list[str] = []
         self.tracker, self.started, self.steps = tracker, time.monotonic(), 0
-        self._progress = self._task = None
+        self.processes, self._progress, self._task = processes, None, None
         self._planned = 0
-        progress.leave(name)
+        if processes.first:
+            progress.leave(name)
 
     def checkpoints(self):
         """Where this stage keeps its resumable state; says so where there is some to go on from."""
@@ -147,7 +158,7 @@ class Stage:
 
         mark = fingerprint(self.params, self.name, self.cell)
         kept = Checkpoints(self.layout.checkpoints(self.name, self.key, mark))
-        if path := kept.latest():
+        if self.processes.first and (path := kept.latest()):
             errors.print(f"{self.name} {self.key}: goes on from {path}", markup=False)
         return kept
 
@@ -170,7 +181,7 @@ class Stage:
         """A progress line while training; nothing when the output is not a terminal."""
         self._planned = steps
         console = Console(stderr=True)
-        if not console.is_terminal:
+        if not console.is_terminal or not self.processes.first:
             yield
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -221,13 +232,24 @@ def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Ite
     params = load_params(params_path)
     cell = cell_of(params, *cell_options) if cell_options else None
     layout = Layout(params)
-    folder, key = layout.folder(name, cell), stage_key(name, cell)
+    folder, key, processes = layout.folder(name, cell), stage_key(name, cell), Processes(name, params)
+    if not processes.first:
+        if processes.hear():
+            yield None
+            return
+        with track_stage(layout, None, name) as silent:
+            yield Stage(name, params, cell, key, folder, silent, processes)
+        processes.leave()
+        return
     with _alone(layout, name, key) as waited:
-        if waited and _is_done(folder, params, name, cell):
+        done = waited and _is_done(folder, params, name, cell)
+        processes.tell(done)
+        if done:
             yield None
             return
         with track_stage(layout, cell, name) as tracker:
-            yield Stage(name, params, cell, key, folder, tracker)
+            yield Stage(name, params, cell, key, folder, tracker, processes)
+        processes.leave()
 
 
 def _is_done(folder: Path, params: Params, name: str, cell: Cell | None) -> bool:

@@ -16,6 +16,7 @@ def pretrain(run: Stage) -> None:
     from pipeline.artifacts import load_perceptual, new_tokenizer, save_module
 
     device, config, seed = start(), run.params.pretrain, run.cell.seed
+    world = run.processes.join(device)
     tokenizer = new_tokenizer(run.params, run.cell)
     checkpoints = run.checkpoints()
     settings = config.model_dump(exclude={"checkpoint_every"}) | run.params.reconstruction.model_dump()
@@ -30,7 +31,10 @@ def pretrain(run: Stage) -> None:
             checkpoints=checkpoints,
             checkpoint_every=config.checkpoint_every,
             observe=run.observe,
+            world=world,
         )
+    if not world.first:
+        return
     images = read_split(run.layout.data, "validation").images[:MOST]
     tokens, channel = through(tokenizer, images, seed)
     health = tokenizer.health(tokens, channel)

@@ -15,6 +15,7 @@ def train(run: Stage) -> None:
     from pipeline.artifacts import load_perceptual, new_model, save_model
 
     device, config, seed = start(), run.params.train, run.cell.seed
+    world = run.processes.join(device)
     model, codec = new_model(run.layout, run.cell)
     batches = Batches(
         read_split(run.layout.data, "train"),
@@ -24,6 +25,7 @@ def train(run: Stage) -> None:
         describe=config.describe,
         caption_dropout=config.caption_dropout,
         seed=seed,
+        world=world,
     )
     shared = config.model_dump(exclude={"batch", "questions", "describe", "caption_dropout", "checkpoint_every"})
     checkpoints = run.checkpoints()
@@ -44,7 +46,10 @@ def train(run: Stage) -> None:
             checkpoints=checkpoints,
             checkpoint_every=config.checkpoint_every,
             observe=run.observe,
+            world=world,
         )
+    if not world.first:
+        return
     tokenizer = model.tokenizer
     health = tokenizer.health(*through(tokenizer, read_split(run.layout.data, "validation").images, seed))
     if warning := tokenizer.collapse_warning(health):

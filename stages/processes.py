@@ -1,0 +1,104 @@
+"""Several processes for one stage: those that torchrun started, or that INFOTOK_PROCESSES asks for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import typer
+
+from infotok.errors import InfotokError
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+VARIABLE = "INFOTOK_PROCESSES"
+SHARING = ("pretrain", "train")  # the stages that several processes run together
+DONE, GO = b"done", b"go"
+
+
+def wanted() -> int:
+    """How many processes INFOTOK_PROCESSES asks for; 1 without it, and where they run already.
+
+    Raises:
+        InfotokError: it is no number of processes.
+    """
+    text = os.environ.get(VARIABLE) or "1"
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise InfotokError(f"{VARIABLE}: '{text}' is no number of processes; set it to 1 or more, or unset it")
+    return 1 if "WORLD_SIZE" in os.environ else int(text)
+
+
+def launch(stage: str, options: list[str], count: int) -> None:
+    """Run `python -m stages.<stage>` in processes of this machine, as torchrun does, until all have ended.
+
+    Raises:
+        typer.Exit: one has failed and the others were ended; with its exit code.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the process that fails says why itself
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config = LaunchConfig(1, 1, count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=stage, max_restarts=0)
+    try:
+        elastic_launch(config, sys.executable)("-m", f"stages.{stage}", *options)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        raise typer.Exit(code if code > 0 else 128 - code) from None
+
+
+class Processes:
+    """The processes that run one stage together, this one among them; one without torchrun.
+
+    The first holds the stage's lock, computes what one process computes alone, and writes all results.
+    """
+
+    def __init__(self, stage: str, params: Params):
+        """Raises InfotokError where the processes cannot share the stage's batch evenly."""
+        self.rank, self.size, self._store = 0, 1, None
+        if stage not in SHARING or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return
+        check_batch(stage, params, int(os.environ["WORLD_SIZE"]))
+        from torch.distributed.rendezvous import rendezvous
+
+        self._store, self.rank, self.size = next(rendezvous("env://"))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def tell(self, done: bool) -> None:
+        """Let the others go on, or say that another run has done the work."""
+        if self._store is not None:
+            self._store.set("lock", DONE if done else GO)
+
+    def hear(self) -> bool:
+        """Wait for the first process, which may wait long for the lock; returns whether the work is done."""
+        self._store.wait(["lock"], timedelta(days=365))
+        return self._store.get("lock") == DONE
+
+    def join(self, device):
+        """Connect the processes for computing on a device each; returns the `infotok.distributed.World`."""
+        from infotok.distributed import ALONE, join
+
+        return ALONE if self._store is None else join(self._store, self.rank, self.size, device)
+
+    def leave(self) -> None:
+        if self._store is not None:
+            from infotok.distributed import leave
+
+            leave()
+
+
+def check_batch(stage: str, params: Params, count: int) -> None:
+    """Raises InfotokError where `count` processes do not divide the batch of a stage."""
+    batch = getattr(params, stage).batch
+    if batch % count:
+        raise InfotokError(
+            f"{params.paths.params}: '{stage}.batch' is {batch}, which {count} processes cannot share evenly; "
+            f"make it a multiple of {count}, or start another number of processes"
+        )
