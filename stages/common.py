@@ -106,7 +106,9 @@ def cell_stage(body: Callable[[Stage], None]) -> Callable:
 def _run(body: Callable[[Stage], None], params: str, cell_options: tuple | None) -> None:
     name = body.__name__
     if name in SHARING and (count := wanted()) > 1:
-        check_batch(name, load_params(params), count)
+        checked = load_params(params)
+        check_batch(name, checked, count)
+        cell_of(checked, *cell_options)
         options = zip(("--family", "--arm", "--tokens", "--seed"), map(str, cell_options), strict=True)
         given = [part for option in options if name != "pretrain" or option[0] != "--arm" for part in option]
         return launch(name, [*given, "--params", params], count)

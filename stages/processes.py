@@ -37,7 +37,9 @@ def launch(stage: str, options: list[str], count: int) -> None:
 
     Raises:
         typer.Exit: one has failed and the others were ended; with its exit code.
+        InfotokError: one was killed.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -47,8 +49,15 @@ def launch(stage: str, options: list[str], count: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", f"stages.{stage}", *options)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        raise typer.Exit(code if code > 0 else 128 - code) from None
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise InfotokError(
+                f"process {rank} of {count} was killed by signal {-failure.exitcode}; training goes on from its last "
+                "checkpoint when it is started again"
+            ) from None
+        raise typer.Exit(failure.exitcode) from None
+    except SignalException as error:  # the processes have been ended
+        raise typer.Exit(128 + error.sigval) from None
 
 
 class Processes:

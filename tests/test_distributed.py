@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     try:
         together.all_of_it(ALONE, folder / "alone")
         for process in processes:
-            said, _ = process.communicate(timeout=120)
+            said, _ = process.communicate(timeout=600)
             assert process.returncode == 0, said
     finally:
         loop.LOG_EVERY = before

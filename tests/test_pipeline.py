@@ -299,3 +299,31 @@ def test_a_truncated_checkpoint_is_named_and_left_alone(workspace):
 )
 def test_a_bad_option_is_named(workspace, options, says):
     assert says in one_line_error(run(workspace, "stages.train", *CELL, *options))
+
+
+def test_two_processes_pretrain_and_train_a_cell_that_is_not_in_the_grid(workspace):
+    cell = ["--params", PROFILE, "--family", "flow", "--tokens", "4", "--seed", "3"]
+
+    def in_two(stage, *options):
+        command = [sys.executable, "-m", f"stages.{stage}", *cell, *options]
+        variables = environment() | {"INFOTOK_PROCESSES": "2", "INFOTOK_TRACKING": "off"}
+        return subprocess.run(command, cwd=workspace, env=variables, capture_output=True, text=True, check=False)
+
+    tokenizer, trained = (workspace / "runs/smoke" / name for name in ("tokenizer/flow-4-3", "train/flow-none-0-4-3"))
+    try:
+        assert "tokenizer.safetensors: is missing" in one_line_error(in_two("train", "--arm", "none-0"))
+        assert "--arm: arm 'cebra'" in one_line_error(in_two("train", "--arm", "cebra"))
+        for folder, done in ((tokenizer, in_two("pretrain")), (trained, in_two("train", "--arm", "none-0"))):
+            assert done.returncode == 0, done.stderr
+            result = json.loads((folder / "metrics.json").read_text())
+            assert all(math.isfinite(value) for value in result["metrics"].values())
+            steps = [json.loads(line)["step"] for line in (folder / "history.jsonl").read_text().splitlines()]
+            assert steps == [10, 20, 30, 40]
+            assert not list((workspace / ".ckpt").glob(f"*{folder.name}/*"))
+        # Neither checkpoints nor half of a file by a second writer.
+        assert {path.name for path in trained.iterdir()} == {
+            "history.jsonl", "metrics.json", "model.safetensors", "text.json"
+        }  # fmt: skip
+    finally:
+        for folder in (tokenizer, trained):
+            shutil.rmtree(folder, ignore_errors=True)  # else the report would be out of date
