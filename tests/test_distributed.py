@@ -63,7 +63,7 @@ def assert_close(one, other):
     for name, tensor in one[0].items():
         # A bias of keys moves no softmax: its gradient is rounding alone, which Adam makes steps of.
         if not name.endswith("qkv.bias"):
-            torch.testing.assert_close(tensor, other[0][name], rtol=1e-4, atol=3e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(tensor, other[0][name], rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -88,7 +88,8 @@ def test_the_pretraining_that_is_compared_revives_codes(folder):
 
 def test_what_two_processes_began_one_ends_as_if_it_had_been_alone(folder, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    kept = Checkpoints(folder / "kept")
+    assert not (folder / "kept-1").exists()  # the first process writes for all
+    kept = Checkpoints(folder / "kept-0")
     assert [path.name for path in kept.folder.iterdir()] == ["step-00000002.safetensors"]
     split, codec = together.material()
     model, history = together.joint(split, codec, "mask", "vib", checkpoints=kept, checkpoint_every=2)

@@ -114,7 +114,7 @@ def all_of_it(world, folder):
     if world.size == 1:
         return
     with contextlib.suppress(Stopped):
-        kept = {"checkpoints": Checkpoints(folder / "kept"), "checkpoint_every": 2}
+        kept = {"checkpoints": Checkpoints(folder / f"kept-{world.rank}"), "checkpoint_every": 2}
         joint(split, codec, "mask", "vib", world, observe=interrupt, **kept)
     kept = {"checkpoints": Checkpoints(folder / "spoiled"), "checkpoint_every": 2}
     said = {"unlike": complaint(world), "spoiled": complaint(world, spoil=1, **kept)}
