@@ -106,6 +106,8 @@ def cell_stage(body: Callable[[Stage], None]) -> Callable:
 def _run(body: Callable[[Stage], None], params: str, cell_options: tuple | None) -> None:
     name = body.__name__
     if name in SHARING and (count := wanted()) > 1:
+        from pipeline.params import load_params
+
         checked = load_params(params)
         check_batch(name, checked, count)
         cell_of(checked, *cell_options)
