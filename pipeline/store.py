@@ -26,7 +26,7 @@ from pathlib import Path
 from infotok.data.arrow import read_manifest
 from infotok.errors import InfotokError
 from pipeline.cells import Cell
-from pipeline.results import SECTIONS, Layout, fingerprint
+from pipeline.results import SECTIONS, Layout, fingerprint, parse_result
 from pipeline.view import saved_view
 
 log = logging.getLogger("infotok")
@@ -249,7 +249,7 @@ def read_stored(folder: Path) -> dict | None:
     """A stage's metrics.json; None when there is none, or (after a warning) when it is damaged."""
     path = folder / "metrics.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = parse_result(path.read_text(encoding="utf-8"))
         return {name: result[name] for name in ("fingerprint", "source", "metrics", "warnings")}
     except FileNotFoundError:
         return None

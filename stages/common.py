@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +19,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from infotok.errors import InfotokError
+from infotok.stopping import stoppable
 from pipeline.cells import Cell, parse_arm
 from pipeline.params import Params, load_params
-from pipeline.results import Layout, fingerprint, read_result, source_digest, write_result
+from pipeline.results import Layout, fingerprint, read_result, remove_leftovers, source_digest, write_result
 
 ParamsOption = Annotated[str, typer.Option("--params", help="The parameters, checked on reading.")]
 FamilyOption = Annotated[str, typer.Option(help="Family of unified model, as in grid.family.")]
@@ -27,23 +30,42 @@ ArmOption = Annotated[str, typer.Option(help="<estimator>-<beta>, such as ceb-0.
 TokensOption = Annotated[int, typer.Option(help="Token budget K of one image.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, data order and sampling noise.")]
 
+# What the disk says when it takes no more: full, over quota, over a file's allowed size, read-only.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def clear_errors(command: Callable) -> Callable:
-    """Turn an InfotokError into one line on standard error and exit code 2."""
+    """Turn an InfotokError or a full disk into one line on standard error and exit code 2; SIGTERM and Ctrl-C into one
+    line that says how to go on, and the exit code 143 or 130 that shells give them."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         handler = RichHandler(console=errors, show_time=False, show_path=False, markup=False)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
         try:
-            return command(*args, **kwargs)
+            with stoppable():
+                return command(*args, **kwargs)
         except InfotokError as error:
-            errors.print(f"[bold red]error:[/] {str(error).replace('[', chr(92) + '[')}")
+            _say("error", str(error))
             raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            _say("error", f"{place}cannot be written ({error.strerror or error}); make room and run the same again")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as stopped:
+            kept = f"{stopped}; " if str(stopped) else ""
+            _say("stopped", f"{kept}the same command, or `dvc repro`, goes on; what was finished stays")
+            raise typer.Exit(128 + getattr(stopped, "number", signal.SIGINT)) from None
 
     return wrapped
+
+
+def _say(kind: str, text: str) -> None:
+    errors.print(f"[bold red]{kind}:[/] {text.replace('[', chr(92) + '[')}")
 
 
 def single(command: Callable) -> None:
@@ -137,7 +159,8 @@ class Stage:
         """Where this stage keeps its resumable state; says so where there is some to go on from."""
         from infotok.training.checkpoints import Checkpoints
 
-        mark = fingerprint(self.params, self.name, self.cell)
+        # By the code too: weights of two states of it in one training would pass as those of the second.
+        mark = f"{fingerprint(self.params, self.name, self.cell)}-{self.source}"
         kept = Checkpoints(self.layout.checkpoints(self.name, self.key, mark))
         if path := kept.latest():
             errors.print(f"{self.name} {self.key}: goes on from {path}", markup=False)
@@ -213,6 +236,7 @@ def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Ite
         if waited and _is_done(folder, params, name, cell):
             yield None
             return
+        remove_leftovers(folder)
         with track_stage(layout, cell, name) as tracker:
             yield Stage(name, params, cell, key, folder, tracker)
 

@@ -12,7 +12,7 @@ def report(params: ParamsOption = "params.yaml") -> None:
 
     from pipeline.page import write_report
     from pipeline.params import load_params
-    from pipeline.results import Layout, read_result
+    from pipeline.results import Layout, read_result, remove_leftovers
     from pipeline.tables import headline_table
 
     loaded = load_params(params)
@@ -24,6 +24,7 @@ def report(params: ParamsOption = "params.yaml") -> None:
     }
     read_result(layout.data, loaded, "prepare", None)  # of this configuration, as the report says what the data are
     judge = read_result(layout.judge, loaded, "judge", None)
+    remove_leftovers(layout.reports)
     write_report(results, judge, layout, loaded)
     console = Console()
     if console.is_terminal:
