@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from infotok.errors import InfotokError
+from infotok.stopping import Stopped, deferred
 from pipeline.cells import Cell
 from pipeline.params import Params
+from pipeline.processes import only_sweep, start, stop
 from pipeline.results import Layout, read_result
 from pipeline.tracking import fill_in
 
@@ -101,11 +102,23 @@ def sweep(layout: Layout, chosen: Iterable[Cell], workers: int, say: Callable[[s
 
     Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping; results equal
     those of one `dvc repro`. Training logs to MLflow as it goes, evaluations of a cell are filled in when it is done.
-    Logs of the jobs lie in `.ckpt/logs`.
+    Logs of the jobs lie in `.ckpt/logs`. On SIGTERM and Ctrl-C the jobs end, their training with checkpoints.
 
     Returns:
         names of jobs that failed or that waited for one that failed.
+
+    Raises:
+        InfotokError: another sweep is running in this workspace.
+        Stopped: a signal came, and all jobs have ended.
     """
+    with only_sweep(layout.root) as lock, deferred() as signals:
+        return _run(layout, chosen, workers, say, lock, signals)
+
+
+def _run(
+    layout: Layout, chosen: Iterable[Cell], workers: int, say: Callable[[str], None], lock: int, signals: list[int]
+) -> list[str]:
+    """`sweep`, under the workspace's lock."""
     params = layout.params
     cells = {cell.key: cell for cell in chosen}
     waiting, running, done, failed = jobs(cells.values()), {}, set(), []
@@ -113,6 +126,10 @@ def sweep(layout: Layout, chosen: Iterable[Cell], workers: int, say: Callable[[s
     logs.mkdir(parents=True, exist_ok=True)
     total = len(waiting)
     while waiting or running:
+        if signals:
+            say(f"waiting for the checkpoints of {', '.join(running)}")
+            stop((process, log) for process, log, _ in running.values())
+            raise Stopped(signals[0])
         lost = [job for job in waiting if any(name in failed for name in job.after)]
         for job in lost:
             waiting.remove(job)
@@ -124,13 +141,11 @@ def sweep(layout: Layout, chosen: Iterable[Cell], workers: int, say: Callable[[s
             prefix = "" if file == "dvc.yaml" else f"{file}:"
             command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
             command += [f"{prefix}{target}" for target in job.targets]
-            log = open(logs / f"{params.paths.results.replace('/', '-')}-{job.name}.log", "w")  # noqa: SIM115
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
-            running[job.name] = (process, log, time.monotonic())
+            log = logs / f"{params.paths.results.replace('/', '-')}-{job.name}.log"
+            running[job.name] = (start(command, log, lock, environment()), log, time.monotonic())
         for name, (process, log, started) in list(running.items()):
             if process.poll() is None:
                 continue
-            log.close()
             del running[name]
             if process.returncode == 0:
                 done.add(name)
@@ -139,6 +154,6 @@ def sweep(layout: Layout, chosen: Iterable[Cell], workers: int, say: Callable[[s
                     fill_in(layout, [cells[name]])
             else:
                 failed.append(name)
-                say(f"{name}: failed, see {log.name}")
+                say(f"{name}: failed, see {log}")
         time.sleep(0.2)
     return failed
