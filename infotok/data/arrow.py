@@ -124,7 +124,10 @@ class SplitWriter:
         table = _table(part)
         if self._writer is None:
             self._writer = pa.ipc.new_stream(self._sink, table.schema)
-        self._writer.write_table(table, max_chunksize=ROWS)
+        try:
+            self._writer.write_table(table, max_chunksize=ROWS)
+        except OSError as error:  # a full disk; Arrow does not say of which file
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(self.path)) from None
 
     def close(self) -> str:
         """Finish the file and return its sha256."""
