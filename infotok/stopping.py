@@ -17,7 +17,7 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, number: int, kept: str = ""):
-        super().__init__(f"stopped by {signal.Signals(number).name}" + (f": {kept}" if kept else ""))
+        super().__init__(f"stopped by {signal.Signals(number).name}" + (f" ({kept})" if kept else ""))
         self.number = number
 
 

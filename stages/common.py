@@ -57,15 +57,15 @@ def clear_errors(command: Callable) -> Callable:
             _say("error", f"{place}cannot be written ({error.strerror or error}); make room and run the same again")
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stopped:
-            kept = f"{stopped}; " if str(stopped) else ""
-            _say("stopped", f"{kept}the same command, or `dvc repro`, goes on; what was finished stays")
+            _say(str(stopped) or "stopped", "the same command, or `dvc repro`, goes on; what was finished stays")
             raise typer.Exit(128 + getattr(stopped, "number", signal.SIGINT)) from None
 
     return wrapped
 
 
 def _say(kind: str, text: str) -> None:
-    errors.print(f"[bold red]{kind}:[/] {text.replace('[', chr(92) + '[')}")
+    kind, text = (part.replace("[", chr(92) + "[") for part in (kind, text))
+    errors.print(f"[bold red]{kind}:[/] {text}")
 
 
 def single(command: Callable) -> None:

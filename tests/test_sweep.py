@@ -213,7 +213,7 @@ def test_a_second_sweep_is_refused_and_a_stopped_one_waits_for_the_checkpoints_o
     assert (tmp_path / "checkpoint").exists()
     assert "waiting for the checkpoints of prepare" in said
     (line,) = complained.splitlines()
-    assert line.startswith("stopped: stopped by SIGTERM; ")
+    assert line.startswith("stopped by SIGTERM: ")
     assert len((tmp_path / "dvc.log").read_text().splitlines()) == 1  # nothing was started after it
 
 
