@@ -25,6 +25,7 @@ class Name(StrEnum):
     generation = "generation"
     overhead = "overhead"
     sweep = "sweep"
+    rounding = "rounding"
 
 
 @clear_errors
@@ -34,7 +35,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few repeats at small sizes, to see that it runs.")] = False,
     out: Annotated[str, typer.Option(help="Folder of the JSON files; benchmarks/results by default.")] = "",
 ) -> None:
-    """Speed and cost of training, regularizer, quantizer, data, drawing and pipeline. Run it on a quiet machine."""
+    """Speed and cost of training, regularizer, quantizer, data, drawing and pipeline (on a quiet machine); rounding."""
     from benchmarks.common import RESULTS, keep, machine, show
     from infotok.training.runtime import start
     from pipeline.params import load_params

@@ -24,11 +24,14 @@ from pipeline.drawing import (
     spread,
     token_colors,
 )
+from pipeline.files import whole
 from pipeline.galleries import samples, training
 from pipeline.metrics import BETA_UNITS, METRICS, NUISANCE, STRUCTURE, Task
 from pipeline.tables import beta_text
 
 FEW_ARMS = 8  # up to which a plane shows every seed beside the means
+# Formats, and what would make equal figures differ in bytes.
+KINDS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 NEAR = 0.4  # of a panel's height: how far outside it a floor still widens it
 
 
@@ -42,15 +45,16 @@ def draw_figures(analysis: Analysis) -> list[str]:
     drawn = []
     for draw in charts:
         name = draw.__name__
-        for kind in ("png", "svg"):
+        for kind in KINDS:
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
         with rc_context(STYLE), warnings.catch_warnings():
             # Captions of any script: what the font lacks is drawn as a box.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             if (figure := draw(analysis)) is None:
                 continue
-            figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
-            figure.savefig(folder / f"{name}.svg", dpi=DPI, metadata={"Date": None, "Creator": None})
+            for kind, metadata in KINDS.items():
+                with whole(folder / f"{name}.{kind}") as file:
+                    figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
         drawn.append(name)
     return drawn
 

@@ -1,11 +1,12 @@
 """Grids of images as PNG files."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from pipeline.files import whole
 
 
 def grid(images: Tensor, columns: int) -> np.ndarray:
@@ -17,7 +18,5 @@ def grid(images: Tensor, columns: int) -> np.ndarray:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write (H, W, 3) uint8 pixels, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(pixels).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")

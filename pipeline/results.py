@@ -4,7 +4,8 @@ Every stage writes `metrics.json`:
 
     {"stage": "train", "cell": {"family", "estimator", "beta", "arm", "tokens", "seed"} or null,
      "fingerprint": configuration that made it, "source": digest of the code that made it,
-     "protocol": {...}, "metrics": {"understanding/accuracy": 0.81, ...}, "warnings": [...], "seconds": 12.3}
+     "protocol": {...}, "metrics": {"understanding/accuracy": 0.81, ...}, "warnings": [...], "seconds": 12.3,
+     "sha256": of all that}
 
 and training stages write `history.jsonl`, one JSON object a line: {"step": 10, "train/loss": 2.3, ...}.
 """
@@ -135,8 +136,26 @@ def write_result(
         "warnings": warnings,
         "seconds": round(seconds, 2),
     }
+    result["sha256"] = _digest(json.loads(json.dumps(result)))
     write_text(folder / "metrics.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def parse_result(text: str) -> dict:
+    """The content of a `metrics.json`.
+
+    Raises:
+        ValueError: it is no JSON object, or its checksum (which older ones lack) does not match.
+    """
+    result = json.loads(text)
+    if not isinstance(result, dict) or result.get("sha256", _digest(result)) != _digest(result):
+        raise ValueError("its checksum does not match")
+    return result
+
+
+def _digest(result: dict) -> str:
+    content = {name: value for name, value in result.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_result(folder: Path, params: Params, stage: str, cell: Cell | None, root: Path = Path(".")) -> dict:
@@ -147,14 +166,14 @@ def read_result(folder: Path, params: Params, stage: str, cell: Cell | None, roo
     """
     path = folder / "metrics.json"
     try:
-        result = json.loads(path.read_text())
+        result = parse_result(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InfotokError(f"{path}: is missing; run `dvc repro` to make it") from None
     except (ValueError, OSError):
-        raise InfotokError(f"{path}: is not readable JSON; delete {folder} and run `dvc repro`") from None
+        raise InfotokError(f"{path}: is damaged; delete {folder} and run `dvc repro`") from None
     expected = fingerprint(params, stage, cell)
-    if not isinstance(result, dict) or result.get("fingerprint") != expected:
-        found = result.get("fingerprint") if isinstance(result, dict) else "none"
+    if result.get("fingerprint") != expected:
+        found = result.get("fingerprint", "none")
         raise InfotokError(
             f"{path}: is from another configuration (fingerprint {found}, params.yaml has {expected}); run `dvc repro`"
         )

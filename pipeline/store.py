@@ -22,11 +22,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 from infotok.data.arrow import read_manifest
 from infotok.errors import InfotokError
 from pipeline.cells import Cell
-from pipeline.results import SECTIONS, Layout, fingerprint
+from pipeline.results import SECTIONS, Layout, fingerprint, parse_result
 from pipeline.view import saved_view
 
 log = logging.getLogger("infotok")
@@ -34,6 +35,7 @@ log = logging.getLogger("infotok")
 SQLITE = "sqlite:///"
 BATCH = 1000  # metrics that one MLflow request may carry
 LOCK_SECONDS = 60.0
+PROBE_SECONDS = 5.0
 # The stage whose configuration makes a run of this kind what it is.
 BASIS = {"tokenizer": "pretrain", "cell": "train"}
 # A training run repeated from the start would mix two histories in one run, so it gets a new one.
@@ -85,8 +87,11 @@ class Store:
         _probe(uri)
         from mlflow import MlflowClient
 
-        for name in ("mlflow.store.db.utils", "mlflow.tracking", "alembic"):
+        for name in ("mlflow.tracking", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # They print errors, the first with a traceback, that are raised too.
+        for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.layout = layout
         # Several processes that create the same new database at once would crash.
         with _locked(layout):
@@ -176,6 +181,7 @@ class Run:
         self.id: str = run.info.run_id
         self.tags: dict[str, str] = run.data.tags
         self._steps: dict[str, set[int]] = {}
+        self._uri = store_uri(store.layout)
 
     def shows(self, result: dict) -> bool:
         """Whether this very result is in the store."""
@@ -186,6 +192,7 @@ class Run:
         """Log (step, metrics, milliseconds) but for steps that are there already, as after a resume."""
         from mlflow.entities import Metric
 
+        _probe(self._uri, create=False)
         fresh = []
         for step, metrics, at in points:
             for name, value in _numbers(metrics, self.stage).items():
@@ -221,6 +228,10 @@ class Run:
             f"logged.{self.stage}": result["fingerprint"],
         }
         at = now()
+        if f"logged.{self.stage}" in self.tags:
+            # Of several values MLflow shows the last by the clock, which may have been set back since the earlier one.
+            earlier = [point for name in metrics for point in self.client.get_metric_history(self.id, name)]
+            at = max([at, *(point.timestamp + 1 for point in earlier)])
         self.client.log_batch(
             self.id,
             metrics=[Metric(name, value, at, 0) for name, value in metrics.items()],
@@ -249,7 +260,7 @@ def read_stored(folder: Path) -> dict | None:
     """A stage's metrics.json; None when there is none, or (after a warning) when it is damaged."""
     path = folder / "metrics.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = parse_result(path.read_text(encoding="utf-8"))
         return {name: result[name] for name in ("fingerprint", "source", "metrics", "warnings")}
     except FileNotFoundError:
         return None
@@ -280,10 +291,13 @@ def _numbers(metrics: dict, stage: str) -> dict[str, float]:
     return {name if "/" in name else f"{stage}/{name}": v for name, v in numbers.items() if math.isfinite(v)}
 
 
-def _probe(uri: str) -> None:
-    """Fail within 5 s on a local store that cannot be written; MLflow would retry for a minute."""
+def _probe(uri: str, create: bool = True) -> None:
+    """Fail within 5 s on a local store that cannot be written, or that is gone where it is not to be made; MLflow would
+    try for a minute, or write on into a file that was deleted."""
     if uri.startswith(SQLITE):
-        with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=5, isolation_level=None)) as database:
+        path = quote(uri.removeprefix(SQLITE))
+        address = f"file:{path}?mode={'rwc' if create else 'rw'}"
+        with closing(sqlite3.connect(address, uri=True, timeout=PROBE_SECONDS, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.execute("ROLLBACK")
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO
 
 from rich.table import Table
 
 from infotok.errors import InfotokError
+from infotok.stopping import Stopped, deferred
 from pipeline import progress
 from pipeline.cells import Cell, stage_name
 from pipeline.params import Params
+from pipeline.processes import only_sweep, start, stop
 from pipeline.results import Layout, read_result
 from pipeline.tracking import fill_in
 
@@ -156,42 +154,23 @@ def environment() -> dict[str, str]:
 class Running(progress.Watched):
     """A job's process."""
 
-    def __init__(self, job: Job, params: Params, logs: Path, options: Sequence[str]):
+    def __init__(self, job: Job, params: Params, logs: Path, lock: int, options: Sequence[str]):
         label = f"{params.paths.results.replace('/', '-')}-{job.name}"
         super().__init__(job.name, logs / f"{label}.json")
         self.job, self.log = job, logs / f"{label}.log"
+        self.path.unlink(missing_ok=True)
         file = dvc_file(params)
         prefix = "" if file == "dvc.yaml" else f"{file}:"
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options]
-        self.path.unlink(missing_ok=True)
-        self._output: IO = open(self.log, "w")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command + [f"{prefix}{target}" for target in job.targets],
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            env=environment() | {progress.VARIABLE: str(self.path.absolute())},
-            process_group=0,  # of its own, for `stop` to reach DVC's children
-        )
+        command += [f"{prefix}{target}" for target in job.targets]
+        variables = environment() | {progress.VARIABLE: str(self.path.absolute())}
+        self.process = start(command, self.log, lock, variables)
 
     def ended(self) -> bool:
         if self.process.poll() is None:
             return False
-        self._output.close()
         self.path.unlink(missing_ok=True)
         return True
-
-    def stop(self) -> None:
-        """Let training leave a checkpoint and end. DVC waits for its child on SIGINT, and would not on SIGTERM."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
-
-class Stopped(Exception):
-    """A signal ended the sweep."""
-
-    def __init__(self, number: int):
-        self.number = number
-        super().__init__(signal.Signals(number).name)
 
 
 def sweep(
@@ -206,7 +185,7 @@ def sweep(
 
     Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping; results equal
     those of one `dvc repro`. Training logs to MLflow as it goes, evaluations of a cell are filled in when it is done.
-    Logs of the jobs lie in `.ckpt/logs`.
+    Logs of the jobs lie in `.ckpt/logs`. On SIGTERM and Ctrl-C the jobs end, their training with checkpoints.
 
     Args:
         say: takes a line for every job that ends. show: takes a table of the running jobs, several times a second.
@@ -216,7 +195,8 @@ def sweep(
         names of jobs that failed or that waited for one that failed.
 
     Raises:
-        Stopped: SIGTERM or SIGINT arrived; the running jobs were told and have ended.
+        InfotokError: another sweep is running in this workspace.
+        Stopped: a signal came, and all jobs have ended.
     """
     times, cells = Times(layout), {cell.key: cell for cell in chosen}
     waiting, running, done, failed = jobs(cells.values(), times.of), [], set(), []
@@ -224,11 +204,12 @@ def sweep(
     logs = Path(".ckpt") / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     total = len(waiting)
-    with _signals() as arrived:
+    with only_sweep(layout.root) as lock, deferred() as signals:
         while waiting or running:
-            if arrived:
-                _stop(running, say, f"{len(done)} of {total} jobs are done")
-                raise Stopped(arrived[0])
+            if signals:
+                say(f"waiting for the checkpoints of {', '.join(one.name for one in running)}")
+                stop((one.process, one.log) for one in running)
+                raise Stopped(signals[0], f"{len(done)} of {total} jobs are done")
             for job in [job for job in waiting if any(name in failed for name in job.after)]:
                 waiting.remove(job)
                 failed.append(job.name)
@@ -236,7 +217,7 @@ def sweep(
             ready = [job for job in waiting if all(name in done for name in job.after)]
             for job in ready[: max(0, workers - len(running))]:
                 waiting.remove(job)
-                running.append(Running(job, layout.params, logs, options))
+                running.append(Running(job, layout.params, logs, lock, options))
             for one in [one for one in running if one.ended()]:
                 running.remove(one)
                 if one.process.returncode == 0:
@@ -275,35 +256,3 @@ def _table(
     if failed:
         count += f"; failed: {', '.join(failed)}"
     return progress.table(running, left, count)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT as numbers in a list. A second one acts as it would without this."""
-    arrived: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: object) -> None:
-        arrived.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield arrived
-    finally:
-        restore()
-
-
-def _stop(running: list[Running], say: Callable[[str], None], count: str) -> None:
-    say(f"stopping: {len(running)} running jobs leave their checkpoints")
-    for one in running:
-        one.stop()
-    for one in running:
-        one.process.wait()
-        one.ended()
-    say(f"stopped; {count}, and the same command goes on from there")

@@ -114,7 +114,7 @@ def sweep(
 
     from pipeline.params import load_params
     from pipeline.results import Layout
-    from pipeline.sweep import Stopped, cell_states, dvc_file, environment, select
+    from pipeline.sweep import cell_states, dvc_file, environment, select
     from pipeline.sweep import sweep as run
     from pipeline.tables import headline_table
     from pipeline.tracking import initialise
@@ -124,12 +124,9 @@ def sweep(
     initialise(layout)
     # Lines alone where there is no terminal.
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
-    try:
-        with live as shown:
-            show = shown.update if shown else lambda table: None
-            failed = run(layout, cells, jobs, lambda line: console.print(line, markup=False), show, options)
-    except Stopped as signal:
-        raise typer.Exit(128 + signal.number) from None
+    with live as shown:
+        show = shown.update if shown else lambda table: None
+        failed = run(layout, cells, jobs, lambda line: console.print(line, markup=False), show, options)
     if failed:
         console.print(f"failed: {', '.join(failed)}", markup=False)
         raise typer.Exit(1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +20,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from infotok.errors import InfotokError
+from infotok.stopping import stoppable
 from pipeline import progress
 from pipeline.cells import Cell, parse_arm, stage_key
+from pipeline.files import remove_leftovers
 from stages.processes import SHARING, Processes, check_batch, launch, wanted
 
 if TYPE_CHECKING:  # half of what `infotok --help` would take
@@ -32,25 +36,44 @@ ArmOption = Annotated[str, typer.Option(help="<estimator>-<beta>, such as ceb-0.
 TokensOption = Annotated[int, typer.Option(help="Token budget K of one image.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, data order and sampling noise.")]
 
+# What the disk says when it takes no more: full, over quota, over a file's allowed size, read-only.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def clear_errors(command: Callable) -> Callable:
-    """Turn an InfotokError into one line on standard error and exit code 2."""
+    """Turn an InfotokError or a full disk into one line on standard error and exit code 2; SIGTERM and Ctrl-C into one
+    line that says how to go on, and the exit code 143 or 130 that shells give them."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         handler = RichHandler(console=errors, show_time=False, show_path=False, markup=False)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
         try:
-            return command(*args, **kwargs)
+            with stoppable():
+                return command(*args, **kwargs)
         except InfotokError as error:
             if os.environ.get("RANK", "0") != "0":
                 time.sleep(10)  # if the first process failed too, it has said so and all are ended by then
-            errors.print(f"[bold red]error:[/] {str(error).replace('[', chr(92) + '[')}")
+            _say("error", str(error))
             raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            _say("error", f"{place}cannot be written ({error.strerror or error}); make room and run the same again")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as stopped:
+            _say(str(stopped) or "stopped", "the same command, or `dvc repro`, goes on; what was finished stays")
+            raise typer.Exit(128 + getattr(stopped, "number", signal.SIGINT)) from None
 
     return wrapped
+
+
+def _say(kind: str, text: str) -> None:
+    kind, text = (part.replace("[", chr(92) + "[") for part in (kind, text))
+    errors.print(f"[bold red]{kind}:[/] {text}")
 
 
 def single(command: Callable) -> None:
@@ -160,7 +183,8 @@ class Stage:
         from infotok.training.checkpoints import Checkpoints
         from pipeline.results import fingerprint
 
-        mark = fingerprint(self.params, self.name, self.cell)
+        # By the code too: weights of two states of it in one training would pass as those of the second.
+        mark = f"{fingerprint(self.params, self.name, self.cell)}-{self.source}"
         kept = Checkpoints(self.layout.checkpoints(self.name, self.key, mark))
         if self.processes.first and (path := kept.latest()):
             errors.print(f"{self.name} {self.key}: goes on from {path}", markup=False)
@@ -251,6 +275,7 @@ def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Ite
         if done:
             yield None
             return
+        remove_leftovers(folder)
         with track_stage(layout, cell, name) as tracker:
             yield Stage(name, params, cell, key, folder, tracker, processes)
         processes.leave()

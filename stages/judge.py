@@ -33,6 +33,7 @@ def _objects(run: Stage) -> None:
     description = {"classes": attribute_classes(read_manifest(data)), "image_size": run.params.data.image_size}
     torch.manual_seed(config.seed)
     network = Judge(**description)
+    checkpoints = run.checkpoints()
     with run.progress(config.steps):
         history = train_examiner(
             network,
@@ -42,6 +43,7 @@ def _objects(run: Stage) -> None:
             learning_rate=config.learning_rate,
             seed=config.seed,
             device=device,
+            checkpoints=checkpoints,
             observe=run.observe,
         )
     metrics = accuracies(network, read_split(data, "test"), "judge/")
@@ -51,6 +53,7 @@ def _objects(run: Stage) -> None:
         run.warn(f"the judge reads only {metrics['judge/objects']:.1%} of objects; raise judge.steps")
     save_module(network, run.folder / "judge.safetensors", description)
     run.finish(metrics, {"reference": "test and novel renders", "seed": config.seed}, history)
+    checkpoints.clear()
 
 
 def _matching(run: Stage) -> None:
@@ -69,6 +72,7 @@ def _matching(run: Stage) -> None:
     description = {"image_size": run.params.data.image_size, "vocabulary": codec.vocabulary}
     torch.manual_seed(config.seed)
     network = Matcher(**description)
+    checkpoints = run.checkpoints()
     with run.progress(config.steps):
         history = train_matching(
             network,
@@ -79,6 +83,7 @@ def _matching(run: Stage) -> None:
             learning_rate=config.learning_rate,
             seed=config.seed,
             device=device,
+            checkpoints=checkpoints,
             observe=run.observe,
         )
     test = read_split(data, "test")
@@ -102,6 +107,7 @@ def _matching(run: Stage) -> None:
         "seed": config.seed,
     }
     run.finish(metrics, protocol, history)
+    checkpoints.clear()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def _from_objects(run: Stage) -> None:
     description = {"classes": attribute_classes(read_manifest(data))}
     torch.manual_seed(config.seed + 1)
     network = Perceptual(**description)
+    checkpoints = run.checkpoints()
     with run.progress(config.perceptual_steps):
         history = train_examiner(
             network,
@@ -36,11 +37,13 @@ def _from_objects(run: Stage) -> None:
             learning_rate=config.learning_rate,
             seed=config.seed + 1,
             device=device,
+            checkpoints=checkpoints,
             observe=run.observe,
         )
     save_module(network, run.folder / "perceptual.safetensors", description)
     metrics = accuracies(network, read_split(data, "test"), "perceptual/")
     run.finish(metrics, {"reference": "test renders", "seed": config.seed + 1}, history)
+    checkpoints.clear()
 
 
 def _from_texts(run: Stage) -> None:
@@ -61,6 +64,7 @@ def _from_texts(run: Stage) -> None:
     torch.manual_seed(config.seed + 1)
     network = Perceptual(None)
     towers = Towers(network, codec.vocabulary)
+    checkpoints = run.checkpoints()
     with run.progress(config.perceptual_steps):
         history = train_matching(
             towers,
@@ -71,6 +75,7 @@ def _from_texts(run: Stage) -> None:
             learning_rate=config.learning_rate,
             seed=config.seed + 1,
             device=device,
+            checkpoints=checkpoints,
             observe=run.observe,
         )
     save_module(network, run.folder / "perceptual.safetensors", {"classes": None})
@@ -87,6 +92,7 @@ def _from_texts(run: Stage) -> None:
         "seed": config.seed + 1,
     }
     run.finish({"perceptual/retrieval": float(found.mean())}, protocol, history)
+    checkpoints.clear()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ def report(params: ParamsOption = "params.yaml") -> None:
 
     from rich.console import Console
 
+    from pipeline.files import remove_leftovers
     from pipeline.page import write_report
     from pipeline.params import load_params
     from pipeline.results import Layout, read_result
@@ -24,6 +25,7 @@ def report(params: ParamsOption = "params.yaml") -> None:
     }
     read_result(layout.data, loaded, "prepare", None)  # of this configuration, as the report says what the data are
     judge = read_result(layout.judge, loaded, "judge", None)
+    remove_leftovers(layout.reports)
     write_report(results, judge, layout, loaded)
     console = Console()
     if console.is_terminal:

@@ -1,13 +1,19 @@
 """The training loop, its optimizer and its checkpoints."""
 
+import errno
 import math
+import os
+import resource
+import signal
 
 import pytest
 import torch
 from tiny import Stopped
 from torch import nn
 
+from infotok import stopping
 from infotok.errors import InfotokError
+from infotok.stopping import deferred, stoppable
 from infotok.training.checkpoints import Checkpoints, read_tensors, write_tensors
 from infotok.training.loop import cosine, make_optimizer, run
 from infotok.training.runtime import stream
@@ -25,8 +31,9 @@ def linear():
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
-def train(module, checkpoints=None, ema=0.0, stop_at=None, spoil_at=None):
+def train(module, checkpoints=None, ema=0.0, stop_at=None, spoil_at=None, at_step=lambda step: None):
     def losses(step):
+        at_step(step)
         if step == stop_at:
             raise Stopped
         x = torch.randn(16, 4, generator=stream(CPU, step))
@@ -44,9 +51,11 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_undisturbed_one(tmp_path, ema):
     history = train(undisturbed, ema=ema)
     with pytest.raises(Stopped):
         train(linear(), Checkpoints(tmp_path / "kept"), ema, stop_at=27)
-    (tmp_path / "kept" / "step-00000030.safetensors.99.tmp").write_bytes(b"half of a file")  # of a killed writer
+    left = tmp_path / "kept" / "step-00000030.safetensors.99.tmp"
+    left.write_bytes(b"half of a file")  # of a killed writer
     resumed = linear()
     assert train(resumed, Checkpoints(tmp_path / "kept"), ema) == history
+    assert not left.exists()
     for a, b in zip(undisturbed.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     moved = linear()
@@ -54,17 +63,106 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_undisturbed_one(tmp_path, ema):
     assert (ema == 0) == torch.equal(moved[0].weight, undisturbed[0].weight)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:200], lambda b: b[: len(b) // 2], lambda b: b"\xff" * 8 + b[8:]])
-def test_a_damaged_checkpoint_is_named_and_left_alone(tmp_path, damage):
-    kept = Checkpoints(tmp_path)
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:200],
+        lambda b: b[: len(b) // 2],
+        lambda b: b"\xff" * 8 + b[8:],
+        lambda b: b[:-9] + bytes([b[-9] ^ 4]) + b[-8:],  # of a weight or a moment
+    ],
+)
+@pytest.mark.parametrize(("whole", "start"), [(True, "step-00000020.safetensors"), (False, "the start")])
+def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_or_the_start_serves(
+    tmp_path, caplog, damage, whole, start
+):
+    kept, undisturbed, resumed = Checkpoints(tmp_path / "kept"), linear(), linear()
+    history = train(undisturbed)
     with pytest.raises(Stopped):
-        train(linear(), kept, stop_at=15)
+        train(linear(), kept, stop_at=35)
+    assert [path.name[5:13] for path in sorted(kept.folder.iterdir())] == ["00000020", "00000030"]
     path = kept.latest()
     path.write_bytes(damage(path.read_bytes()))
-    before = path.read_bytes()
-    with pytest.raises(InfotokError, match=r"step-00000010\.safetensors: is damaged .*; delete it"):
-        train(linear(), kept)
-    assert path.read_bytes() == before
+    if not whole:
+        (kept.folder / "step-00000020.safetensors").unlink()
+    with pytest.raises(Stopped):
+        train(resumed, kept, stop_at=25)
+    (warning,) = caplog.records
+    assert f"{path}: is damaged (" in warning.message
+    assert warning.message.endswith(f"it is set aside as {path.name}.damaged, and training goes on from {start}")
+    assert path.with_name(path.name + ".damaged").exists()
+    assert train(linear(), kept) == history
+    again = linear()
+    train(again, kept)
+    assert equal(again, undisturbed)
+    kept.clear()
+    assert not kept.folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [0, 17, 39])
+def test_a_signal_ends_training_after_its_step_with_a_checkpoint(tmp_path, number, at):
+    kept, undisturbed, before = Checkpoints(tmp_path), linear(), signal.getsignal(number)
+    history = train(undisturbed, ema=0.9)
+    with stoppable(), pytest.raises(stopping.Stopped, match=rf"step {at + 1} of 40 is kept in .*step-0*{at + 1}\."):
+        train(linear(), kept, 0.9, at_step=lambda step: step == at and signal.raise_signal(number))
+    assert signal.getsignal(number) is before
+    assert kept.latest().name == f"step-{at + 1:08d}.safetensors"
+    resumed = linear()
+    assert train(resumed, kept, 0.9) == history
+    assert equal(resumed, undisturbed)
+
+
+def test_a_signal_without_a_place_for_checkpoints_ends_training_all_the_same():
+    with stoppable(), pytest.raises(stopping.Stopped, match=r"^stopped by SIGTERM$"):
+        train(linear(), at_step=lambda step: step == 5 and signal.raise_signal(signal.SIGTERM))
+
+
+def test_a_signal_that_nothing_answered_comes_again():
+    with stoppable(), pytest.raises(stopping.Stopped), deferred():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stoppable():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("fault", ["full", "too large"])
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_costs_that_checkpoint_alone(tmp_path, monkeypatch, fault):
+    """By what a network's file system says at the end, and by a limit that cuts the file off in its middle."""
+    kept, undisturbed, limits = Checkpoints(tmp_path), linear(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    history = train(undisturbed)
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill(step):
+        if step == 25 and fault == "full":
+            monkeypatch.setattr(os, "fsync", full)
+        elif step == 25:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (kept.latest().stat().st_size // 2, limits[1]))
+
+    reason = {"full": "No space left", "too large": "File too large"}[fault]
+    says = rf"step-00000030\.safetensors: cannot be written \(.*{reason}.*make room"
+    try:
+        with pytest.raises(InfotokError, match=says):
+            train(linear(), kept, at_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-000000{n}.safetensors" for n in (10, 20)]
+    resumed = linear()
+    assert train(resumed, kept) == history
+    assert equal(resumed, undisturbed)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -112,7 +210,8 @@ def test_a_checkpoint_brings_back_weights_moments_average_and_history(tmp_path):
     kept = Checkpoints(tmp_path / "run")
     kept.save(2, linear(), optimized(linear()), {}, [], [])
     kept.save(3, module, optimizer, average, history, [{"loss": 0.5}])
-    assert [path.name for path in kept.folder.iterdir()] == ["step-00000003.safetensors"]
+    kept.save(1, linear(), optimized(linear()), {}, [], [])
+    assert sorted(path.name[5:13] for path in kept.folder.iterdir()) == ["00000002", "00000003"]
 
     other = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     other_optimizer = optimized(other)
@@ -149,31 +248,31 @@ def headers(tmp_path):
 
 
 def restored(kept, content):
-    kept.latest().write_bytes(content)
+    """Where training starts with this content in place of the one checkpoint."""
+    (kept.folder / "step-00000010.safetensors").write_bytes(content)
     module = linear()
     average = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
     optimizer = make_optimizer([(list(module.parameters()), 0.01)], 0.1, CPU)
-    return kept.restore(module, optimizer, average)
+    return kept.restore(module, optimizer, average)[0]
 
 
 @pytest.mark.parametrize("bit", [0, 3, 6])
-def test_a_flipped_bit_in_the_headers_syntax_names_the_file(tmp_path, bit):
+def test_a_flipped_bit_in_the_headers_syntax_is_found(tmp_path, bit):
     kept, content, places = headers(tmp_path)
+    assert restored(kept, content) == 10
     for place in (places[0], places[1], content.index(b"dtype") - 1, content.index(b"F32")):
         damaged = bytearray(content)
         damaged[place] ^= 1 << bit
-        with pytest.raises(InfotokError, match=r"step-00000010\.safetensors: .*; delete it"):
-            restored(kept, bytes(damaged))
-        assert kept.latest().read_bytes() == bytes(damaged)
+        assert restored(kept, bytes(damaged)) == 0
+        assert kept.latest() is None
 
 
-def test_a_flipped_bit_anywhere_in_the_header_names_the_file(tmp_path):
+def test_a_flipped_bit_anywhere_in_the_header_is_found(tmp_path):
     kept, content, places = headers(tmp_path)
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 3
-        with pytest.raises(InfotokError, match=r"step-00000010\.safetensors: "):
-            restored(kept, bytes(damaged))
+        assert restored(kept, bytes(damaged)) == 0
 
 
 def test_a_checkpoint_of_a_killed_writer_alone_starts_the_run_anew(tmp_path):

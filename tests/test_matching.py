@@ -15,6 +15,7 @@ from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.evaluation.matching import Matcher, Towers, chance, contrastive_loss, draw_text, retrieval
 from infotok.evaluation.networks import Perceptual, to_unit
 from infotok.training.batches import encode_captions
+from infotok.training.checkpoints import Checkpoints
 from infotok.training.examiners import augmented, train_matching
 from infotok.training.runtime import stream
 from pipeline.artifacts import load_judge, load_perceptual
@@ -246,6 +247,7 @@ def running(folder, split, captions=True, **sizes):
         layout=SimpleNamespace(data=data, judge=folder, perceptual=folder),
         folder=folder,
         progress=lambda steps: nullcontext(),
+        checkpoints=lambda: Checkpoints(folder / "checkpoints"),
         observe=lambda step, values: None,
         warn=warnings.append,
         warnings=warnings,

@@ -1,12 +1,13 @@
-"""Which jobs a sweep makes of a grid, in which order they start, what it shows of them, how it stops, and when it
-closes with the report. DVC is not run."""
+"""Which jobs a sweep makes of a grid, in which order they start, what it shows of them, and when it closes with the
+report; two sweeps at once, and the end of one. DVC is not run."""
 
+import fcntl
 import json
 import os
 import re
 import signal
+import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from pipeline import sweep as module
 from pipeline.cells import Cell
 from pipeline.params import load_params
 from pipeline.results import Layout
-from pipeline.sweep import Stopped, Times, jobs, select, sweep
+from pipeline.sweep import Times, jobs, select, sweep
 from stages.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -98,46 +99,6 @@ def test_durations_as_text(seconds, text):
     assert progress.duration(seconds) == text
 
 
-DVC = """#!{python}
-import os, signal, subprocess, sys, time
-def keep(*_):
-    time.sleep(0.3)
-    open(f"kept-{{os.getpid()}}", "w").close()
-    sys.exit(130)
-if sys.argv[1:2] == ["stage"]:
-    signal.signal(signal.SIGINT, keep)
-    open(f"here-{{os.getpid()}}", "w").close()
-    time.sleep(60)
-child = subprocess.Popen([sys.argv[0], "stage"])
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-sys.exit(child.wait())
-"""  # as DVC starts a stage and waits for it
-
-
-def test_a_signal_reaches_the_jobs_and_the_sweep_waits_for_them(tmp_path, monkeypatch):
-    (tmp_path / "dvc").write_text(DVC.format(python=sys.executable))
-    (tmp_path / "dvc").chmod(0o755)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module.sys, "executable", str(tmp_path / "dvc"))
-    params = grid(seed=[0])
-    made = [module.Job(cell.key, [("train", cell)]) for cell in params.cells()]
-    monkeypatch.setattr(module, "jobs", lambda *_: made)
-
-    def interrupt() -> None:
-        while len(list(tmp_path.glob("here-*"))) < 2:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    before, said = signal.getsignal(signal.SIGTERM), []
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(Stopped) as stopped:
-        sweep(Layout(params), params.cells(), 2, said.append)
-    assert stopped.value.number == signal.SIGTERM
-    assert len(list(tmp_path.glob("kept-*"))) == 2
-    assert said[-1] == "stopped; 0 of 4 jobs are done, and the same command goes on from there"
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_a_cell_waits_for_judge_and_its_own_tokenizer():
     made = {job.name: job for job in jobs(grid(family=["ar", "mask"]).cells())}
     assert made["mask-ceb-0.01-4-1"].after == ("judge", "pretrain@mask-4-1")
@@ -181,7 +142,7 @@ def dvc(monkeypatch, tmp_path):
         return SimpleNamespace(poll=lambda: 0, returncode=int(record.failing in targets))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module.subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(module.time, "sleep", lambda _: None)
     monkeypatch.setattr(module, "fill_in", lambda *_: None)
     return record
@@ -215,7 +176,7 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
     monkeypatch.setattr("pipeline.params.load_params", lambda _: params)
     monkeypatch.setattr("pipeline.tracking.initialise", lambda _: None)
     monkeypatch.setattr(module, "cell_states", states)
-    monkeypatch.setattr(module.subprocess, "run", close)
+    monkeypatch.setattr(subprocess, "run", close)
     finished = CliRunner().invoke(app, ["sweep", "--only", "ar-ceb-*", "--only", "*-8-0"])
     trained = [target for targets in dvc.commands for target in targets if target.startswith("train@")]
     assert trained == ["train@ar-none-0-8-0", "train@ar-ceb-0.01-8-0", "train@ar-ceb-0.01-4-0"]
@@ -239,3 +200,98 @@ def test_a_wrong_glob_is_one_line_and_runs_nothing(dvc, monkeypatch):
     assert dvc.commands == []
     assert finished.stderr.startswith("error: --only 'flow-*' matches no cell")
     assert len(finished.stderr.strip().splitlines()) == 1
+
+
+# Instead of DVC: like it, it runs its stage as a process and leaves SIGINT to that. The stage takes its time to stop.
+FAKE = """
+import signal, subprocess, sys, time
+from pathlib import Path
+if sys.argv[1:] == ["stage"]:
+    from infotok.stopping import Stopped, stoppable
+    try:
+        with stoppable():
+            Path("at work").touch()
+            while not Path("go on").exists():
+                time.sleep(0.01)
+    except Stopped:
+        time.sleep(0.3)
+        Path("checkpoint").touch()
+        sys.exit(130)
+else:
+    with open("dvc.log", "a") as log:
+        print(*sys.argv[1:], file=log)
+    stage = subprocess.Popen([sys.executable, __file__, "stage"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(stage.wait())
+"""
+
+
+@pytest.fixture
+def sweeping(tmp_path):
+    """Start `infotok sweep` in a workspace where `dvc` is the program above. It ignores SIGINT, as a script's
+    `infotok sweep &` does."""
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake/dvc.py").write_text(FAKE)
+    text = (ROOT / "profiles/smoke/params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("profiles/smoke/params.yaml", "params.yaml"))
+    started = []
+
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.cli", "sweep"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": f"{tmp_path}/fake{os.pathsep}{ROOT}", "INFOTOK_TRACKING": "off"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        )
+        started.append(process)
+        return process
+
+    yield start
+    (tmp_path / "go on").touch()
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def appears(path, process):
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def is_refused(process):
+    _, complained = process.communicate()
+    assert process.returncode == 2, complained
+    (line,) = complained.splitlines()
+    assert re.match(r"error: another sweep, process \d+, or a job that it left is running in this workspace; ", line)
+
+
+def test_a_second_sweep_is_refused_and_a_stopped_one_waits_for_the_checkpoints_of_its_jobs(sweeping, tmp_path):
+    first = sweeping()
+    appears(tmp_path / "at work", first)
+    is_refused(sweeping())
+    first.send_signal(signal.SIGTERM)
+    said, complained = first.communicate()
+    assert first.returncode == 143, complained
+    assert (tmp_path / "checkpoint").exists()
+    assert "waiting for the checkpoints of prepare" in said
+    (line,) = complained.splitlines()
+    assert line.startswith("stopped by SIGTERM (0 of 6 jobs are done): ")
+    assert len((tmp_path / "dvc.log").read_text().splitlines()) == 1  # nothing was started after it
+
+
+def test_what_a_killed_sweep_left_running_keeps_the_next_one_out_until_it_has_ended(sweeping, tmp_path):
+    first = sweeping()
+    appears(tmp_path / "at work", first)
+    first.kill()
+    first.wait()
+    is_refused(sweeping())
+    (tmp_path / "go on").touch()
+    with open(tmp_path / ".ckpt/sweep.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    (tmp_path / "go on").unlink()
+    (tmp_path / "at work").unlink()
+    appears(tmp_path / "at work", sweeping())

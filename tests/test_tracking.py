@@ -4,9 +4,12 @@ import base64
 import json
 import logging
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 import zlib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from infotok.errors import InfotokError
+from pipeline import store
 from pipeline.params import load_params
 from pipeline.results import Layout, fingerprint, write_result
 from pipeline.tracking import fill_in, initialise, rebuild, store_uri, track_stage
@@ -230,6 +234,53 @@ def test_training_goes_on_without_a_store(layout, broken, caplog, monkeypatch):
     assert initialise(layout) is None
     with pytest.raises(InfotokError, match="cannot be used as MLflow's store"):
         rebuild(layout)
+
+
+@pytest.mark.parametrize("fault", ["locked", "deleted", "server gone"])
+def test_a_store_that_breaks_in_mid_run_is_one_warning_and_filled_in_later(layout, fault, caplog, capfd, monkeypatch):
+    monkeypatch.setattr(store, "PROBE_SECONDS", 0.2)
+    cell, database = layout.params.cells()[0], layout.root / "mlflow.db"
+    lines = [{"step": step, "train/loss": 1 / step} for step in range(1, 301)]
+    (layout.stage("train", cell)).mkdir(parents=True)
+    (layout.stage("train", cell) / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    with caplog.at_level(logging.WARNING, "infotok"), track_stage(layout, cell, "train") as tracker:
+        for line in lines:
+            if line["step"] == 151:  # a hundred are sent
+                assert caplog.records == []
+                if fault == "locked":
+                    other = sqlite3.connect(database, isolation_level=None)
+                    other.execute("BEGIN EXCLUSIVE")
+                elif fault == "deleted":
+                    database.unlink()
+                else:
+                    with socket.socket() as free:
+                        free.bind(("127.0.0.1", 0))
+                        tracker._run.client = MlflowClient(f"http://127.0.0.1:{free.getsockname()[1]}")
+            tracker.log(line["step"], {"train/loss": line["train/loss"]})
+        tracker.finish(write(layout, "train", cell))
+    (warning,) = caplog.records
+    assert "no longer mirrors train ar-none-0-8-0" in warning.message
+    assert "Traceback" not in capfd.readouterr().err
+    if fault == "locked":
+        other.close()
+    # In a process of its own: MLflow keeps a deleted database open in this one.
+    assert output(in_process(layout, "rebuild")) == "1"
+    with closing(sqlite3.connect(database)) as whole:
+        shown = "SELECT step FROM metrics JOIN runs USING (run_uuid) WHERE lifecycle_stage = 'active' AND key = ?"
+        assert [step for (step,) in whole.execute(f"{shown} ORDER BY step", ["train/loss"])] == list(range(1, 301))
+
+
+def test_a_result_made_again_after_the_clock_was_set_back_is_the_one_shown(layout, monkeypatch):
+    cell, clock = layout.params.cells()[0], time.time
+    for source, accuracy, behind in (("code", 0.75, 0), ("newer code", 0.5, 3600), ("newest code", 0.25, 7200)):
+        monkeypatch.setattr(time, "time", lambda behind=behind: clock() - behind)
+        monkeypatch.setitem(METRICS, "understand", {"understanding/accuracy": accuracy})
+        result = write(layout, "understand", cell, source=source)
+        with track_stage(layout, cell, "understand") as tracker:
+            tracker.finish(result)
+        _, (run,) = runs(layout)
+        assert run.data.metrics["understanding/accuracy"] == accuracy
+    assert rebuild(layout) == 0
 
 
 def test_processes_may_initialise_a_fresh_store_at_once(layout):

@@ -139,7 +139,7 @@ def test_a_resumed_pretraining_with_revivals_is_the_undisturbed_one(split, tmp_p
     def pretrained(checkpoints=None, observe=lambda step, values: None):
         tokenizer = small_tokenizer(family=family, logit_scale=200.0, nested_dropout=0.5)
         judge = Perceptual({"shape": 4})
-        settings = {"checkpoints": checkpoints, "checkpoint_every": 12, "observe": observe}
+        settings = {"checkpoints": checkpoints, "checkpoint_every": 29, "observe": observe}
         return tokenizer, pretrain(tokenizer, judge, split.images, config, seed=0, device=CPU, **settings)
 
     def interrupt(step, values):
@@ -150,7 +150,7 @@ def test_a_resumed_pretraining_with_revivals_is_the_undisturbed_one(split, tmp_p
     kept = Checkpoints(tmp_path)
     with pytest.raises(Stopped):
         pretrained(kept, interrupt)
-    assert kept.latest().name == "step-00000020.safetensors"
+    assert kept.latest().name == "step-00000029.safetensors"  # right before a revival
     resumed, resumed_history = pretrained(kept)
     assert resumed_history == history
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))

@@ -14,6 +14,7 @@ from infotok.data.text import TextCodec
 from infotok.evaluation.matching import Towers, contrastive_loss, draw_text
 from infotok.evaluation.networks import attribute_loss, to_unit
 from infotok.training.batches import encode_captions, order
+from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
 from infotok.training.runtime import stream
 
@@ -31,6 +32,7 @@ def train_examiner(
     learning_rate: float,
     seed: int,
     device: torch.device,
+    checkpoints: Checkpoints | None = None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> list[dict]:
     """Train a network that maps images to attribute logits; returns the history."""
@@ -44,7 +46,10 @@ def train_examiner(
         return {"loss": attribute_loss(logits, {name: values[chosen].to(device) for name, values in labels.items()})}
 
     optimizer = make_optimizer([(list(module.parameters()), learning_rate)], 0.01, device)
-    return run(module, optimizer, step_losses, steps=steps, warmup=min(20, steps), observe=observe)
+    warmup = min(20, steps)
+    return run(
+        module, optimizer, step_losses, steps=steps, warmup=warmup, checkpoints=checkpoints, observe=observe
+    )
 
 
 def train_matching(
@@ -57,6 +62,7 @@ def train_matching(
     learning_rate: float,
     seed: int,
     device: torch.device,
+    checkpoints: Checkpoints | None = None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> list[dict]:
     """Train an image and a text network to find each image's text (`draw_text`) among a batch's and each text's image;
@@ -75,7 +81,10 @@ def train_matching(
         return {"loss": contrastive_loss(module.scores(images, ids, valid & kept), texts)}
 
     optimizer = make_optimizer([(list(module.parameters()), learning_rate)], WEIGHT_DECAY, device)
-    return run(module, optimizer, step_losses, steps=steps, warmup=min(20, steps), observe=observe)
+    warmup = min(20, steps)
+    return run(
+        module, optimizer, step_losses, steps=steps, warmup=warmup, checkpoints=checkpoints, observe=observe
+    )
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:

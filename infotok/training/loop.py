@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 
 from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
+from infotok.stopping import Stopped, deferred
 from infotok.training.checkpoints import Checkpoints, module_tensors, state_digest
 
 LOG_EVERY = 10  # steps; logged values are means over them
@@ -50,6 +51,7 @@ def run(
     ema: float = 0.0,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 0,
+    extra: dict[str, Tensor] | None = None,
     after_step: Callable[[int], None] = lambda step: None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     world: World = ALONE,
@@ -58,8 +60,10 @@ def run(
 
     Args:
         step_losses: step -> named scalars; `loss` is minimized, all are logged. Must depend on the step and the
-            module's weights alone, so that a resumed run repeats an undisturbed one bit for bit.
+            module's weights (and `extra`) alone, so that a resumed run repeats an undisturbed one bit for bit.
         unclipped: parameters whose gradient neither counts for the norm that `clip` bounds nor is scaled.
+        checkpoint_every: steps between checkpoints; 0 for none but that of a signal.
+        extra: tensors outside the module that carry over from step to step, changed in place.
         ema: decay of a moving average of the weights, which replaces them at the end; 0 for none.
         observe: called with the step and mean values every `LOG_EVERY` steps.
         world: the processes that train together. The loss is the average of theirs; the first writes checkpoints.
@@ -68,43 +72,50 @@ def run(
         The history: {"step": n, "<name>": mean, ...}.
 
     Raises:
-        InfotokError: a loss or gradient is not finite; the last good checkpoint stays.
+        InfotokError: a loss or gradient is not finite, or a checkpoint cannot be written; the last good one stays.
+        Stopped: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
     average = {n: t.detach().clone() for n, t in module_tensors(module).items()} if ema else {}
-    start, history, unlogged = checkpoints.restore(module, optimizer, average) if checkpoints else (0, [], [])
+    extra = extra or {}
+    start, history, unlogged = checkpoints.restore(module, optimizer, average, extra) if checkpoints else (0, [], [])
     if world.size > 1:
         world.require_alike(state_digest(module, start))
     free = {id(p) for p in unclipped or []}
     every = [p for group in optimizer.param_groups for p in group["params"]]
     parameters = [p for p in every if id(p) not in free]
     pending = [{n: torch.tensor(v) for n, v in values.items()} for values in unlogged]
+    kept = None
     module.train()
-    for step in range(start, steps):
-        factor = cosine(step, steps, warmup, final)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        losses = step_losses(step)
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        world.average_gradients(every)
-        losses = world.averages(losses)
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        _require_finite(losses, norm, step, checkpoints)
-        optimizer.step()
-        after_step(step)
-        if ema:
-            for name, tensor in module_tensors(module).items():
-                if tensor.is_floating_point():
-                    average[name].lerp_(tensor, 1 - ema)
-        pending.append({name: value.detach() for name, value in losses.items()} | {"gradient_norm": norm})
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-            means = {n: torch.stack([p[n].float() for p in pending]).mean().item() for n in pending[0]}
-            pending = []
-            history.append({"step": step + 1, **{n: float(f"{v:.6g}") for n, v in means.items()}})
-            observe(step + 1, means)
-        if checkpoints and world.first and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            unlogged = [{n: v.item() for n, v in p.items()} for p in pending]
-            checkpoints.save(step + 1, module, optimizer, average, history, unlogged)
+    with deferred() as signals:
+        for step in range(start, steps):
+            factor = cosine(step, steps, warmup, final)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            losses = step_losses(step)
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            world.average_gradients(every)
+            losses = world.averages(losses)
+            norm = nn.utils.clip_grad_norm_(parameters, clip)
+            _require_finite(losses, norm, step, checkpoints)
+            optimizer.step()
+            after_step(step)
+            if ema:
+                for name, tensor in module_tensors(module).items():
+                    if tensor.is_floating_point():
+                        average[name].lerp_(tensor, 1 - ema)
+            pending.append({name: value.detach() for name, value in losses.items()} | {"gradient_norm": norm})
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+                means = {n: torch.stack([p[n].float() for p in pending]).mean().item() for n in pending[0]}
+                pending = []
+                history.append({"step": step + 1, **{n: float(f"{v:.6g}") for n, v in means.items()}})
+                observe(step + 1, means)
+            due = checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps
+            if checkpoints and world.first and (due or signals):
+                unlogged = [{n: v.item() for n, v in p.items()} for p in pending]
+                kept = checkpoints.save(step + 1, module, optimizer, average, history, unlogged, extra)
+            if signals:
+                raise Stopped(signals[0], f"step {step + 1} of {steps} is kept in {kept}" if kept else "")
     if ema:
         module.load_state_dict(average, strict=False)
     module.eval()

@@ -75,8 +75,6 @@ def pretrain(
             codebook.tend(step, stream(device, seed, step, 3))
 
     optimizer = make_optimizer([(list(tokenizer.parameters()), config.learning_rate)], 0.01, device)
-    # A checkpoint falls on a revival, where the usage count starts anew and needs no saving.
-    every = max(1, round(checkpoint_every / config.revive_every)) * config.revive_every if config.revive_every else 0
     return run(
         tokenizer,
         optimizer,
@@ -85,7 +83,8 @@ def pretrain(
         warmup=config.warmup,
         final=0.03,
         checkpoints=checkpoints,
-        checkpoint_every=every or checkpoint_every,
+        checkpoint_every=checkpoint_every,
+        extra={"used": codebook.used} if codebook is not None else None,
         after_step=after_step,
         observe=observe,
         world=world,

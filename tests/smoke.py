@@ -1,0 +1,42 @@
+"""The smoke profile in a copy of this repository, run by the real `dvc repro`."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CODE = ["infotok", "pipeline", "stages", "profiles", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"]
+PROFILE, FILE = "profiles/smoke/params.yaml", "profiles/smoke/dvc.yaml"
+CELLS = ["ar-none-0-4-0", "ar-ceb-0.01-4-0"]
+CELL = ["--params", PROFILE, "--family", "ar", "--arm", "ceb-0.01", "--tokens", "4", "--seed", "0"]
+
+
+def environment() -> dict[str, str]:
+    """The stages' `python` is this one, and they import the copy's code, not the installed one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def copy_of_the_code(folder: Path) -> Path:
+    for name in CODE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
