@@ -29,7 +29,6 @@ VARIANTS = {
     "fp32 again": ("fp32", {}),
     "fp32, AVX2": ("fp32", AVX2),
     "fp32, no AVX": ("fp32", PLAIN),
-    "fp32, 2 threads": ("fp32", {"INFOTOK_THREADS": "2", "OMP_NUM_THREADS": "2"}),
     "bf16": ("bf16", {}),
 }
 SCORES = ("understanding/accuracy", "generation/geneval", "information/rate_bits", "reconstruction/psnr", "train/loss")

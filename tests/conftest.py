@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from smoke import FILE, copy_of_the_code, run
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +12,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory):
+    """A copy of the repository in which `dvc repro` of the smoke profile has run undisturbed."""
+    folder = copy_of_the_code(tmp_path_factory.mktemp("pipeline"))
+    done = run(folder, "dvc", "repro", FILE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder

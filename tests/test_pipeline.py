@@ -1,10 +1,8 @@
 """The whole pipeline at the smoke profile's size, run by the real `dvc repro` in a copy of this repository."""
 
-import hashlib
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from smoke import CELL, CELLS, FILE, PROFILE, environment, run, sha256
 
-ROOT = Path(__file__).parent.parent
-CODE = ["infotok", "pipeline", "stages", "profiles", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"]
-PROFILE, FILE = "profiles/smoke/params.yaml", "profiles/smoke/dvc.yaml"
-CELLS = ["ar-none-0-4-0", "ar-ceb-0.01-4-0"]
-CELL = ["--params", PROFILE, "--family", "ar", "--arm", "ceb-0.01", "--tokens", "4", "--seed", "0"]
 METRICS = {
     "understanding": ["accuracy", "accuracy_novel", "question_only"],
     "generation": ["geneval", "geneval_t1", "geneval_novel", "gfid"],
@@ -28,43 +22,6 @@ METRICS = {
     "information": ["rate_bits", "code_entropy_bits", "perplexity", "structure_bits", "nuisance_bits"],
 }
 NAMES = [f"{group}/{name}" for group, names in METRICS.items() for name in names]
-
-
-def environment() -> dict[str, str]:
-    """The stages' `python` is this one, and they import the copy's code, not the installed one."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-
-
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment(), capture_output=True, text=True, check=False
-    )
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def copy_of_the_code(folder: Path) -> Path:
-    for name in CODE:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, folder / name)
-    (folder / ".dvc").mkdir()
-    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    """A copy of the repository in which `dvc repro` of the smoke profile has run."""
-    folder = copy_of_the_code(tmp_path_factory.mktemp("pipeline"))
-    done = run(folder, "dvc", "repro", FILE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 def one_line_error(process: subprocess.CompletedProcess) -> str:
@@ -240,51 +197,6 @@ def test_results_of_another_configuration_are_refused(workspace):
     assert f"runs/smoke/train/{CELLS[0]}/metrics.json: is from another configuration" in line
     assert "dvc repro" in line
     assert sha256(page) == before
-
-
-@pytest.mark.parametrize(
-    ("stage", "damaged"),
-    [
-        ("understand", "train/{cell}/model.safetensors"),
-        ("generate", "judge/judge.safetensors"),
-        ("train", "data/train.arrow"),
-        ("train", "tokenizer/ar-4-0/tokenizer.safetensors"),
-    ],
-)
-def test_a_truncated_input_is_named_and_results_stay(workspace, stage, damaged):
-    path = workspace / "runs/smoke" / damaged.format(cell=CELLS[1])
-    result = workspace / "runs/smoke" / stage / CELLS[1] / "metrics.json"
-    whole, before = path.read_bytes(), sha256(result)
-    path.unlink()  # the file may be a link into DVC's cache
-    try:
-        path.write_bytes(whole[: len(whole) // 2])
-        line = one_line_error(run(workspace, f"stages.{stage}", *CELL))
-    finally:
-        path.write_bytes(whole)
-    assert f"{path.relative_to(workspace)}: is damaged" in line
-    assert "dvc repro" in line
-    assert sha256(result) == before
-
-
-def test_a_truncated_checkpoint_is_named_and_left_alone(workspace):
-    from pipeline.cells import Cell
-    from pipeline.params import load_params
-    from pipeline.results import Layout, fingerprint
-
-    params, cell = load_params(workspace / PROFILE), Cell("ar", "ceb", 0.01, 4, 0)
-    folder = Layout(params, workspace).checkpoints("train", cell.key, fingerprint(params, "train", cell))
-    folder.mkdir(parents=True)
-    path = folder / "step-00000010.safetensors"
-    path.write_bytes((workspace / "runs/smoke/train" / CELLS[1] / "model.safetensors").read_bytes()[:5000])
-    before = sha256(path)
-    try:
-        refused = run(workspace, "stages.train", *CELL)
-        assert refused.returncode == 2
-        assert "is damaged" in refused.stderr.splitlines()[-1]
-        assert "delete it to train again from the start" in refused.stderr.splitlines()[-1]
-        assert sha256(path) == before
-    finally:
-        shutil.rmtree(folder.parent)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,245 @@
+"""Faults put into a finished smoke run: what was finished stays, the next `dvc repro` finishes, and all is as before.
+
+Faults of one part alone are tested beside it: checkpoints in test_loop, MLflow's in test_tracking, data in test_scenes.
+"""
+
+import io
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from smoke import CELLS, FILE, PROFILE, environment
+
+SEED = 0
+DAY = 24 * 3600
+# Every stage with the folder that it writes, in the pipeline's order.
+OUTPUTS = {
+    "prepare": "runs/smoke/data",
+    "perceptual": "runs/smoke/perceptual",
+    "judge": "runs/smoke/judge",
+    "pretrain": "runs/smoke/tokenizer/ar-4-0",
+    "train": f"runs/smoke/train/{CELLS[1]}",
+    "understand": f"runs/smoke/understand/{CELLS[1]}",
+    "generate": f"runs/smoke/generate/{CELLS[1]}",
+    "report": "reports/smoke",
+}
+CELL_STAGES = ("train", "understand", "generate")
+OPTIONS = {"pretrain": {"tokens": 4}} | {
+    stage: {"tokens": 4, "arm": "ceb-0.01"} for stage in CELL_STAGES
+}
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """All that the pipeline made, but for how long it took."""
+    found = {}
+    for path in sorted([*folder.glob("runs/smoke/**/*"), *folder.glob("reports/smoke/**/*")]):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+            if path.name == "metrics.json":
+                found[str(path.relative_to(folder))] = json.loads(path.read_text()) | {"seconds": 0, "sha256": ""}
+    return found
+
+
+def same(folder: Path, before: dict[str, object]) -> None:
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name] != before[name]] == []
+
+
+@pytest.fixture
+def copied(workspace, tmp_path):
+    """A copy of the finished workspace, with what it holds; without MLflow, whose own faults are in test_tracking."""
+    folder = tmp_path / "copy"
+    shutil.copytree(workspace, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts"))
+    return folder, contents(folder)
+
+
+def repro(folder: Path) -> tuple[list[str], str]:
+    """`dvc repro`, which must end well: the stages that ran, and all it said."""
+    command = [sys.executable, "-m", "dvc", "repro", FILE]
+    quiet = environment() | {"INFOTOK_TRACKING": "off"}
+    done = subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    lines = [line for line in said.splitlines() if line.startswith("Running stage")]
+    return [line.split("'")[1].removeprefix(f"{FILE}:") for line in lines], said
+
+
+def forked(folder: Path, stage: str, largest: int = resource.RLIM_INFINITY) -> int:
+    """The process of one stage at work, forked from this one, which has imported much of what the stage needs. It says
+    what it says in stderr.txt and can write no file of more than `largest` bytes."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.chdir(folder)
+        os.environ["INFOTOK_TRACKING"] = "off"
+        with open("stderr.txt", "w") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+        sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), write_through=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+        command = getattr(import_module(f"stages.{stage}"), stage)
+        command(params=PROFILE, **OPTIONS.get(stage, {}))
+        code = 0
+    except typer.Exit as end:
+        code = end.exit_code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def ended(folder: Path, pid: int) -> tuple[int, str]:
+    """The exit code of a stage, negative for the signal that killed it, and what it said."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    path = folder / "stderr.txt"
+    return code, path.read_text() if path.exists() else ""
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f".ckpt/*train-{CELLS[1]}/*/step-*.safetensors"))
+
+
+def flip(path: Path, place: int = -1000, silently: bool = False) -> None:
+    """Flip a bit; silently: as a disk would, which changes no time."""
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[place] ^= 1
+    path.unlink()  # it may be a link into DVC's cache
+    path.write_bytes(content)
+    if silently:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def forget(folder: Path, outputs: list[str]) -> None:
+    """Take outputs out of DVC's cache, from which it would restore them without running a stage."""
+    lock = yaml.safe_load((folder / FILE).with_suffix(".lock").read_text())
+    for stage in lock["stages"].values():
+        for out in stage["outs"]:
+            if out["path"] in outputs:
+                (folder / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]).unlink()
+
+
+def test_every_stage_killed_at_a_random_moment_then_a_damaged_checkpoint_and_a_clock_set_back(copied):
+    folder, before = copied
+    rng = random.Random(SEED)
+    for module in ("pipeline.artifacts", "pipeline.page", "infotok.data.prepare"):  # once for all forks
+        import_module(module)
+    # The last first, so that every stage finds what it needs.
+    for stage, output in reversed(OUTPUTS.items()):
+        metrics = folder / output / "metrics.json"
+        duration = json.loads(metrics.read_text())["seconds"] if metrics.exists() else 3.0
+        for number in (signal.SIGTERM, signal.SIGKILL) if stage in ("judge", "generate") else (signal.SIGKILL,):
+            shutil.rmtree(folder / output, ignore_errors=True)  # as DVC does
+            moment, pid = rng.uniform(0, duration), forked(folder, stage)
+            time.sleep(moment)
+            os.kill(pid, number)
+            code, said = ended(folder, pid)
+            print(f"{stage}: {number.name} after {moment:.2f} of {duration} s, exit code {code}")
+            # 0: it was faster than the signal; -15: the signal came before it could listen.
+            assert code in {signal.SIGTERM: (143, -15, 0), signal.SIGKILL: (-9, 0)}[number], said
+            if code == 143:
+                assert said.splitlines()[-1].startswith("stopped by SIGTERM"), said
+        shutil.rmtree(folder / output, ignore_errors=True)
+        if stage == "train":
+            shutil.rmtree(folder / ".ckpt")
+            pid = forked(folder, stage)
+            while not checkpoints(folder):
+                time.sleep(0.002)
+            os.kill(pid, signal.SIGTERM)
+            code, said = ended(folder, pid)
+            assert code == 143, said
+            *_, newest = checkpoints(folder)
+            place = re.escape(str(newest.relative_to(folder)))
+            kept = rf"stopped by SIGTERM \(step \d+ of 40 is kept in {place}\): the same command, or"
+            assert re.search(kept, said), said
+            assert not (folder / output).exists()
+            flip(newest)
+        elif stage not in (*CELL_STAGES, "report"):
+            # All cells would run again after these: done here, they show that they end as before.
+            code, said = ended(folder, forked(folder, stage))
+            assert code == 0, said
+            after = contents(folder)
+            assert [name for name in after if after[name] != before[name]] == []
+            assert {name for name in before if name.startswith(f"{output}/")} <= after.keys()
+
+    forget(folder, [OUTPUTS[stage] for stage in CELL_STAGES])
+    for path in [*folder.glob("*"), *folder.glob("[!.]*/**/*")]:
+        os.utime(path, (time.time() + DAY, time.time() + DAY))
+    ran, said = repro(folder)
+    assert sorted(ran) == sorted([*(f"{stage}@{CELLS[1]}" for stage in CELL_STAGES), "report"])
+    assert f"it is set aside as {newest.name}.damaged, and training goes on from step-" in " ".join(said.split())
+    same(folder, before)
+    assert list(folder.glob("[!.]*/**/*.tmp")) == []
+    assert [path for path in folder.glob(".ckpt/**/*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+def refusal(folder: Path, stage: str, largest: int = resource.RLIM_INFINITY) -> str:
+    """The one line of a stage that ends with an error."""
+    code, said = ended(folder, forked(folder, stage, largest))
+    assert code == 2, said
+    (line,) = said.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_damaged_outputs_are_named_by_who_reads_them_and_made_whole_by_the_next_repro(copied):
+    folder, before = copied
+    runs = folder / "runs/smoke"
+    # As disks decay, unseen by DVC, which goes by time and size: the reader tells, and what it says helps.
+    for reader, damaged in {
+        "report": runs / "generate" / CELLS[0] / "metrics.json",
+        "generate": runs / "judge/judge.safetensors",
+        "understand": runs / "train" / CELLS[1] / "model.safetensors",
+        "train": runs / "data/train.arrow",
+    }.items():
+        flip(damaged, silently=True)
+        line = refusal(folder, reader)
+        assert f"{damaged.relative_to(folder)}: is damaged" in line
+        assert "delete" in line
+        assert "dvc repro" in line
+        damaged.unlink()
+    after = contents(folder)
+    assert {name for name in before if after.get(name) != before[name]} == before.keys() - after.keys()
+    # And as programs damage files.
+    for damaged in (runs / "tokenizer/ar-4-0/tokenizer.safetensors", runs / "train" / CELLS[0] / "history.jsonl"):
+        whole = damaged.read_bytes()
+        damaged.unlink()
+        damaged.write_bytes(whole[: len(whole) // 2])
+    assert "runs/smoke/tokenizer/ar-4-0/tokenizer.safetensors: is damaged" in refusal(folder, "train")
+    flip(runs / "understand" / CELLS[0] / "metrics.json")
+    flip(folder / "reports/smoke/ablation.csv", 40)
+    assert repro(folder)[0] == ["report"]  # whose outputs are not in DVC's cache, which has all else
+    same(folder, before)
+
+
+def test_a_full_disk_is_one_line_and_leaves_all_that_was_finished(copied):
+    """The disk is full by a limit on the size of files, at which the kernel refuses in the middle of a write."""
+    folder, before = copied
+    for stage, limit, what in (
+        ("train", 20_000, f".ckpt/runs-smoke-train-{CELLS[1]}"),
+        ("prepare", 50_000, "runs/smoke/data.partial"),
+        ("report", 10_000, "reports/smoke/"),
+    ):
+        line = refusal(folder, stage, limit)
+        assert line.endswith("; make room and run the same again")
+        assert "File too large" in line
+        assert what in line
+    assert list(folder.glob("[!.]*/**/*.tmp")) + list(folder.glob(".ckpt/**/*.safetensors*")) == []
+    assert not (folder / "runs/smoke/data.partial").exists()
+    after = contents(folder)
+    assert [name for name in after if after[name] != before[name]] == []
+    assert {name for name in before if name.startswith("runs/")} <= after.keys()  # figures are drawn anew
