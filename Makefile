@@ -10,7 +10,7 @@ repro: $(VENV)/installed  ## the default grid, from data to tables
 
 test: $(VENV)/installed  ## ruff and the test suite
 	$(BIN)/ruff check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses $(JOBS) --dist loadgroup
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

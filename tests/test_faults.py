@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from smoke import CELLS, FILE, PROFILE, environment
+from smoke import CELLS, FILE, PROFILE, contents, environment
 
+pytestmark = pytest.mark.xdist_group("smoke")  # one worker makes the finished run
 SEED = 0
 DAY = 24 * 3600
 # Every stage with the folder that it writes, in the pipeline's order.
@@ -40,17 +41,6 @@ CELL_STAGES = ("train", "understand", "generate")
 OPTIONS = {"pretrain": {"tokens": 4}} | {
     stage: {"tokens": 4, "arm": "ceb-0.01"} for stage in CELL_STAGES
 }
-
-
-def contents(folder: Path) -> dict[str, object]:
-    """All that the pipeline made, but for how long it took."""
-    found = {}
-    for path in sorted([*folder.glob("runs/smoke/**/*"), *folder.glob("reports/smoke/**/*")]):
-        if path.is_file():
-            found[str(path.relative_to(folder))] = path.read_bytes()
-            if path.name == "metrics.json":
-                found[str(path.relative_to(folder))] = json.loads(path.read_text()) | {"seconds": 0, "sha256": ""}
-    return found
 
 
 def same(folder: Path, before: dict[str, object]) -> None:

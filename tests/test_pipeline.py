@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from smoke import CELL, CELLS, FILE, PROFILE, environment, run, sha256
+from smoke import CELL, CELLS, FILE, PROFILE, contents, copy_of_the_code, environment, run, sha256
+
+pytestmark = pytest.mark.xdist_group("smoke")  # one worker makes the finished run
 
 METRICS = {
     "understanding": ["accuracy", "accuracy_novel", "question_only"],
@@ -54,6 +57,15 @@ def test_the_report_holds_every_cell_with_the_names_others_rely_on(workspace):
         with Image.open(reports / "figures" / name) as image:
             assert min(image.size) > 300
         assert (reports / "figures" / name).with_suffix(".svg").exists()
+
+
+def test_a_sweep_makes_the_bytes_of_a_serial_run(workspace, tmp_path):
+    folder = copy_of_the_code(tmp_path)
+    swept = run(folder, "stages.cli", "sweep", "--jobs", "2", "--params", PROFILE)
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    serial, parallel = contents(workspace), contents(folder)
+    assert serial.keys() == parallel.keys()
+    assert [name for name in serial if serial[name] != parallel[name]] == []
 
 
 def test_every_metrics_file_carries_its_protocol(workspace):
