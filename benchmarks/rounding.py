@@ -85,13 +85,5 @@ def _metrics(results: Path) -> dict[str, float]:
 
 
 def _compared(variant: str, metrics: dict[str, float], base: dict[str, float]) -> Row:
-    off = {name: abs(metrics[name] - base[name]) / max(abs(base[name]), 1e-9) for name in base}
-    worst = max(off, key=off.get)
-    return {
-        "variant": variant,
-        "metrics": len(base),
-        "equal": sum(metrics[name] == base[name] for name in base),
-        "worst": worst,
-        "worst_relative": off[worst],
-        **{f"off {name}": abs(metrics[name] - base[name]) for name in SCORES},
-    }
+    row = {"variant": variant, "metrics": len(base), "equal": sum(metrics[name] == base[name] for name in base)}
+    return row | {f"off {name}": abs(metrics[name] - base[name]) for name in SCORES}
