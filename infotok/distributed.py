@@ -66,6 +66,12 @@ class World:
         stacked = torch.stack([value.detach().float().to(self.device) for value in values.values()])
         return dict(zip(values, self.average(stacked), strict=True))
 
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set in any of the processes."""
+        if self.size == 1:
+            return flag
+        return bool(self.average(torch.tensor(float(flag), device=self.device)) > 0)
+
     def weighted(self, mean: Tensor, count: Tensor | int) -> Tensor:
         """A mean over `count` numbers of this process (scalar), scaled so that the average over processes is the mean
         over the numbers of all."""

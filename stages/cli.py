@@ -136,7 +136,7 @@ def sweep(
         if not all(states):
             console.print(f"No report: it needs every cell of the grid, and {sum(states)} of {len(states)} are done.")
             return
-    command = [sys.executable, "-m", "dvc", "repro", "--quiet", *options, dvc_file(layout.params)]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", *options, dvc_file(layout.params)]
     finished = subprocess.run(command, env=environment(), check=False)
     if finished.returncode:
         raise typer.Exit(finished.returncode)

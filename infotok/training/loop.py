@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 
 import torch
@@ -110,12 +111,14 @@ def run(
                 pending = []
                 history.append({"step": step + 1, **{n: float(f"{v:.6g}") for n, v in means.items()}})
                 observe(step + 1, means)
+            stopping = world.any(bool(signals))  # all stop after the same step
             due = checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps
-            if checkpoints and world.first and (due or signals):
+            if checkpoints and world.first and (due or stopping):
                 unlogged = [{n: v.item() for n, v in p.items()} for p in pending]
                 kept = checkpoints.save(step + 1, module, optimizer, average, history, unlogged, extra)
-            if signals:
-                raise Stopped(signals[0], f"step {step + 1} of {steps} is kept in {kept}" if kept else "")
+            if stopping:
+                number = signals[0] if signals else signal.SIGTERM
+                raise Stopped(number, f"step {step + 1} of {steps} is kept in {kept}" if kept else "")
     if ema:
         module.load_state_dict(average, strict=False)
     module.eval()
