@@ -115,7 +115,12 @@ def test_a_grid_of_three_families_and_four_estimators_fits_a_page(tmp_path, monk
     results |= {replace(c, estimator=twins[c.arm]): r for c, r in results.items() if c.arm in twins}
     found = analyse(results, judge, Layout(params, tmp_path), params)
     sizes = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: sizes.append(tuple(figure.get_size_inches())))
+
+    def measured(figure, file, **_):
+        sizes.append(tuple(figure.get_size_inches()))
+        file.touch()
+
+    monkeypatch.setattr(Figure, "savefig", measured)
     assert draw_figures(found) == FIGURES[:6]
     assert all(width <= 12.5 and height <= 13 for width, height in sizes), sizes
 

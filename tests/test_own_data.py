@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from test_pipeline import PROFILE, ROOT, copy_of_the_code, environment
+from smoke import PROFILE, ROOT, copy_of_the_code, environment
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240, 240, 240)}
 PLACES = {"left": 6, "right": 20}

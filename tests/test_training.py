@@ -307,7 +307,7 @@ def test_training_with_a_target_drives_the_rate_of_a_pretrained_tokenizer_to_it(
     model, judge = joint_model(codec, family), Perceptual({"shape": 4})
     config = pretrain_config(steps=120, learning_rate=0.005, usage_weight=0.02, revive_every=20, pixel=10.0)
     pretrain(model.tokenizer, judge, split.images, config, seed=0, device=CPU)
-    arm = {"estimator": "vib", "beta": 0.01, "target_bits": target, "pixel": 10.0}
+    arm = {"estimator": "vib", "beta": 0.05, "target_bits": target, "pixel": 10.0}
     rates = {"learning_rate": 0.005, "tokenizer_learning_rate": 0.005}
     config = joint_config(steps=220, **arm, **rates)
     history = train_jointly(model, judge, batches(split, codec), config, seed=0, device=CPU)
