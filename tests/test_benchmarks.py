@@ -140,7 +140,8 @@ def test_outputs_are_compared_without_what_a_clock_measured(tmp_path):
         (folder / "runs/train").mkdir(parents=True)
         (folder / "reports").mkdir()
         (folder / "reports/paired.csv").write_text("x")
-        (folder / "runs/train/metrics.json").write_text(json.dumps({"seconds": seconds, "metrics": {"score": score}}))
+        result = {"seconds": seconds, "sha256": f"checksum of {seconds}", "metrics": {"score": score}}
+        (folder / "runs/train/metrics.json").write_text(json.dumps(result))
     assert sweep.outputs(first) == sweep.outputs(second)
     assert len(sweep.outputs(first)) == 2
     (second / "runs/train/metrics.json").write_text(json.dumps({"seconds": 1.0, "metrics": {"score": 0.6}}))
