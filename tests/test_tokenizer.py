@@ -8,7 +8,7 @@ from tiny import images, seeded, tokenizer
 from torch import nn
 
 from infotok.errors import InfotokError
-from infotok.information.channel import Categorical
+from infotok.information.channel import Categorical, gumbel
 from infotok.tokenizer import patch_grid
 
 
@@ -30,8 +30,32 @@ def test_the_deterministic_channel_takes_the_mode_and_carries_no_noise():
         posterior = tested.encode(images())
         tokens = tested.sample(posterior, seeded())
     assert torch.equal(tokens.codes, posterior.logits.argmax(-1))
-    assert torch.allclose(tokens.vectors, tested.embed(tokens.codes), atol=1e-5)
+    assert torch.equal(tokens.vectors, tested.embed(tokens.codes))
     assert tested.channel_of(posterior).entropy().max() < 1e-6
+
+
+@pytest.mark.parametrize("channel", ["sampled", "deterministic"])
+def test_straight_through_gradients_are_those_of_one_hot_codes_and_soft_codes(channel):
+    """Against autograd through (hard - stop(soft) + soft) @ codebook, as the definition has it."""
+    tested = tokenizer(channel=channel, relaxation=5.0)
+    logits = torch.randn(3, 4, 8, generator=seeded(1)) * 10
+    upstream = torch.randn(3, 4, 4, generator=seeded(2))
+    noise = gumbel(logits, seeded(3)) if channel == "sampled" else torch.zeros_like(logits)
+
+    def grads(vectors_of):
+        given = logits.clone().requires_grad_()
+        vectors = vectors_of(given)
+        return vectors, *torch.autograd.grad((vectors * upstream).sum(), [given, tested.codebook])
+
+    def defined(given):
+        soft, codes = ((given + noise) / 5.0).softmax(-1), (given + noise).argmax(-1)
+        hard = nn.functional.one_hot(codes, 8).float()
+        return (hard - soft.detach() + soft) @ (tested.codes_unit() * 4**0.5)
+
+    got = grads(lambda given: tested.sample(Categorical(given, 5.0), seeded(3)).vectors)
+    for ours, reference in zip(got, grads(defined), strict=True):
+        assert float(reference.detach().abs().sum()) > 0
+        assert torch.allclose(ours, reference, atol=1e-6)
 
 
 def test_dead_codes_move_onto_features():

@@ -137,7 +137,7 @@ def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise of a tensor's shape, float32."""
     uniform = draw(torch.rand, like.shape, generator)
     # The clamp keeps both logarithms finite at the ends of [0, 1).
-    return -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
+    return uniform.clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
 
 
 def one_hot(codes: Tensor, codebook: int) -> Categorical:

@@ -50,8 +50,8 @@ class DiscreteTokenizer(base.Tokenizer):
     def posterior_of(self, features: Tensor) -> Categorical:
         """q(z|x) of unit features (B, K, D)."""
         with torch.autocast(features.device.type, enabled=False):
-            logits = self.log_scale.exp() * (features @ self.codes_unit().T)
-            return Categorical(logits, self.config.relaxation)
+            # The scale goes onto the features: there are fewer of them than of logits.
+            return Categorical((self.log_scale.exp() * features) @ self.codes_unit().T, self.config.relaxation)
 
     def encode(self, images: Tensor) -> Categorical:
         return self.posterior_of(self.features(images))
@@ -62,9 +62,9 @@ class DiscreteTokenizer(base.Tokenizer):
         with torch.autocast(logits.device.type, enabled=False):
             if self.config.channel == "sampled":
                 logits = logits + gumbel(logits, generator)
-            codes, soft = logits.argmax(-1), (logits / self.config.relaxation).softmax(-1)
-            hard = F.one_hot(codes, soft.shape[-1]).to(soft.dtype)
-            return Tokens((hard - soft.detach() + soft) @ self._scaled_codes(), codes)
+            codes, table = logits.argmax(-1), self._scaled_codes()
+            hard = F.embedding(codes, table)
+            return Tokens(_StraightThrough.apply(hard, logits, table, self.config.relaxation), codes)
 
     def channel_of(self, posterior: Categorical) -> Categorical:
         """q itself, or all mass on its mode when deterministic."""
@@ -109,3 +109,25 @@ class DiscreteTokenizer(base.Tokenizer):
             jitter = torch.randn(count, pool.shape[-1], generator=generator, device=pool.device) * 0.01
             self.codebook[dead] = (pool[chosen] + jitter).to(self.codebook.dtype)
         return count
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Hard vectors (B, K, D) forward; backward their own gradient, and to the logits (B, K, C) that of the soft ones,
+    softmax(logits / relaxation) @ table. Written out, it needs neither one-hot matrices nor soft vectors, which at
+    thousands of codes took longer than all else here."""
+
+    @staticmethod
+    def forward(ctx, hard: Tensor, logits: Tensor, table: Tensor, relaxation: float) -> Tensor:
+        ctx.save_for_backward(logits, table)
+        ctx.relaxation = relaxation
+        return hard.view_as(hard)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        if not ctx.needs_input_grad[1]:
+            return upstream, None, None, None
+        logits, table = ctx.saved_tensors
+        soft = (logits / ctx.relaxation).softmax(-1)
+        towards = upstream @ (table / ctx.relaxation).T
+        mean = torch.linalg.vecdot(soft, towards)[..., None]
+        return upstream, towards.sub_(mean).mul_(soft), None, None
