@@ -19,6 +19,7 @@ from infotok.errors import InfotokError
 from infotok.stopping import Stopped, deferred
 from pipeline import progress
 from pipeline.cells import Cell, stage_name
+from pipeline.dvc_files import mend
 from pipeline.params import Params
 from pipeline.processes import only_sweep, start, stop
 from pipeline.results import Layout, read_result
@@ -184,8 +185,9 @@ def sweep(
     """Run the jobs of these cells, `workers` at a time, going on past failures.
 
     Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping; results equal
-    those of one `dvc repro`. Training logs to MLflow as it goes, evaluations of a cell are filled in when it is done.
-    Logs of the jobs lie in `.ckpt/logs`. On SIGTERM and Ctrl-C the jobs end, their training with checkpoints.
+    those of one `dvc repro`. What a kill cut off of DVC's own files is set aside first. Training logs to MLflow as it
+    goes, evaluations of a cell are filled in when it is done. Logs of the jobs lie in `.ckpt/logs`. On SIGTERM and
+    Ctrl-C the jobs end, their training with checkpoints.
 
     Args:
         say: takes a line for every job that ends. show: takes a table of the running jobs, several times a second.
@@ -205,6 +207,8 @@ def sweep(
     logs.mkdir(parents=True, exist_ok=True)
     total = len(waiting)
     with only_sweep(layout.root) as lock, deferred() as signals:
+        for line in mend(layout.root, dvc_file(layout.params)):
+            say(line)
         while waiting or running:
             if signals:
                 say(f"waiting for the checkpoints of {', '.join(one.name for one in running)}")

@@ -21,7 +21,12 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from smoke import CELLS, FILE, PROFILE, contents, environment
+from dvc.dvcfile import Lockfile
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from smoke import CELLS, FILE, PROFILE, ROOT, contents, environment, run
+
+from pipeline.dvc_files import mend
 
 pytestmark = pytest.mark.xdist_group("smoke")  # one worker makes the finished run
 SEED = 0
@@ -38,9 +43,7 @@ OUTPUTS = {
     "report": "reports/smoke",
 }
 CELL_STAGES = ("train", "understand", "generate")
-OPTIONS = {"pretrain": {"tokens": 4}} | {
-    stage: {"tokens": 4, "arm": "ceb-0.01"} for stage in CELL_STAGES
-}
+OPTIONS = {"pretrain": {"tokens": 4}} | {stage: {"tokens": 4, "arm": "ceb-0.01"} for stage in CELL_STAGES}
 
 
 def same(folder: Path, before: dict[str, object]) -> None:
@@ -233,3 +236,37 @@ def test_a_full_disk_is_one_line_and_leaves_all_that_was_finished(copied):
     after = contents(folder)
     assert [name for name in after if after[name] != before[name]] == []
     assert {name for name in before if name.startswith("runs/")} <= after.keys()  # figures are drawn anew
+
+
+def test_a_sweep_sets_aside_what_a_kill_cut_off_of_dvcs_own_files_and_computes_nothing_again(copied):
+    folder, before = copied
+    finished = {path: path.read_bytes() for path in folder.glob("runs/smoke/**/metrics.json")}
+    (folder / FILE).with_name("dvc.lock").write_text((folder / FILE).with_name("dvc.lock").read_text()[:-300] + " [")
+    rwlock = folder / ".dvc/tmp/rwlock"
+    rwlock.write_text('{"read": {"runs/smoke/da')
+    assert run(folder, "dvc", "status", FILE).returncode != 0
+    swept = run(folder, "stages.cli", "sweep", "--params", PROFILE)
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    assert "profiles/smoke/dvc.lock was cut off and is set aside as dvc.lock.damaged" in " ".join(swept.stdout.split())
+    assert ".dvc/tmp/rwlock was cut off and is set aside as rwlock.damaged" in " ".join(swept.stdout.split())
+    same(folder, before)
+    assert {path: path.read_bytes() for path in finished} == finished  # durations too
+
+
+def test_a_lock_of_dvc_is_cut_off_where_dvc_itself_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.dvc_files.GRACE", 0)
+    monkeypatch.chdir(tmp_path)
+    whole = (ROOT / "dvc.lock").read_text()[:900]
+    repo = Repo.init(no_scm=True)
+    refused = []
+    for length in range(0, 900, 60):
+        lock = tmp_path / "dvc.lock"
+        lock.write_text(whole[:length])
+        try:
+            Lockfile(repo, "dvc.lock").load()
+            refuses = False
+        except DvcException:
+            refuses = True
+        assert bool(mend(tmp_path, "dvc.yaml")) == refuses == (not lock.exists())
+        refused.append(refuses)
+    assert len(set(refused)) == 2
