@@ -23,7 +23,7 @@ from infotok.data.sources.jsonl import Options
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
 from infotok.training.batches import Batches
-from pipeline.params import Params
+from pipeline.params import TEXTS, Params
 
 OPEN = "open the split"
 FILES, SIDE = 200_000, 64  # images of one's own data, and their pixels a side
@@ -104,8 +104,7 @@ def _load(params: Params, folder: Path, steps: int) -> list[Row]:
 
     split = clocked("open", lambda: read_split(folder, "train"))
     codec = TextCodec.from_file(folder / "text.json")
-    names = ("batch", "questions", "describe", "caption_dropout")
-    batches = Batches(split, codec, seed=0, **{name: getattr(train, name) for name in names})
+    batches = Batches(split, codec, batch=train.batch, seed=0, **train.model_dump(include=TEXTS))
     for step in range(steps):
         clocked("images", lambda step=step: batches.images(step))
         clocked("texts", lambda step=step: batches.texts(step))

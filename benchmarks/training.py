@@ -27,7 +27,7 @@ from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.runtime import start
 from pipeline.artifacts import attribute_classes, new_tokenizer
 from pipeline.cells import Cell
-from pipeline.params import Params
+from pipeline.params import TEXTS, Params
 
 FAMILIES = ("ar", "mask", "flow")
 SEED = 0
@@ -58,8 +58,7 @@ def new_model(params: Params, family: str, tokens: int, codec: TextCodec) -> Uni
 
 def new_batches(params: Params, data: Prepared, batch: int) -> Batches:
     """Batches as stage `train` makes them."""
-    names = ("questions", "describe", "caption_dropout")
-    return Batches(data.split, data.codec, batch=batch, seed=SEED, **{n: getattr(params.train, n) for n in names})
+    return Batches(data.split, data.codec, batch=batch, seed=SEED, **params.train.model_dump(include=TEXTS))
 
 
 @dataclass
@@ -79,9 +78,7 @@ class Trainer:
 
     def config(self, estimator: str, beta: float, consistency: float, kernels: str = "unbiased") -> JointConfig:
         """Of an arm; kernels: the estimator of hsic."""
-        train = self.params.train.model_dump(
-            exclude={"batch", "questions", "describe", "caption_dropout", "checkpoint_every"}
-        )
+        train = self.params.train.model_dump(exclude=TEXTS | {"batch", "checkpoint_every"})
         return JointConfig(
             **train | {"consistency": consistency} | self.params.reconstruction.model_dump(),
             estimator=estimator,

@@ -84,6 +84,9 @@ class Backbone(Section):
     heads: Count
 
 
+TEXTS = {"questions", "balance", "describe", "caption_dropout"}  # of `Train`: which texts a step sees
+
+
 class Train(Section):
     steps: Count
     batch: Annotated[int, Field(ge=2)]
@@ -102,6 +105,7 @@ class Train(Section):
     generation: Weight
     reconstruction: Weight
     questions: Count
+    balance: bool
     describe: bool
     caption_dropout: Fraction
     ema: BelowOne

@@ -13,6 +13,7 @@ def train(run: Stage) -> None:
     from infotok.training.joint import JointConfig, train_jointly
     from infotok.training.runtime import start
     from pipeline.artifacts import load_perceptual, new_model, save_model
+    from pipeline.params import TEXTS
 
     device, config, seed = start(), run.params.train, run.cell.seed
     world = run.processes.join(device)
@@ -21,13 +22,11 @@ def train(run: Stage) -> None:
         read_split(run.layout.data, "train"),
         codec,
         batch=config.batch,
-        questions=config.questions,
-        describe=config.describe,
-        caption_dropout=config.caption_dropout,
+        **config.model_dump(include=TEXTS),
         seed=seed,
         world=world,
     )
-    shared = config.model_dump(exclude={"batch", "questions", "describe", "caption_dropout", "checkpoint_every"})
+    shared = config.model_dump(exclude=TEXTS | {"batch", "checkpoint_every"})
     checkpoints = run.checkpoints()
     with run.progress(config.steps):
         history = train_jointly(

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from tiny import Stopped
 
 from infotok.data.sources import scenes
@@ -73,6 +74,27 @@ def test_a_batch_says_what_the_images_show(split, codec):
         pair = codec.decode(first.ids[row][~first.answers[row]]), codec.decode(first.ids[row][first.answers[row]])
         assert pair in {(p["question"], p["answer"]) for p in split.questions[index]}
         assert codec.decode(last.ids[row][last.answers[row]]) == caption
+
+
+@pytest.mark.parametrize(("balance", "rare"), [(False, 1 / 8), (True, 1 / 2)])
+def test_balanced_questions_come_evenly_from_the_families_of_an_image(split, codec, balance, rare):
+    """One color question of red among seven of size: an eighth of the draws, or half of them."""
+    sizes = [{"question": f"size {n}", "answer": "small", "family": "size"} for n in range(7)]
+    lopsided = split.take(np.arange(16))
+    lopsided.questions = [[{"question": "color", "answer": "red", "family": "color"}, *sizes] for _ in range(16)]
+    drawn = batches(lopsided, codec, questions=1, describe=False, balance=balance)
+    asked = [one for step in range(60) for one in drawn.texts(step).questions]
+    said = [codec.decode(ids[valid]) for one in asked for ids, valid in zip(one.ids, one.valid, strict=True)]
+    count, total = sum("red" in text for text in said), len(said)
+    assert total == 960
+    assert binomtest(count, total, rare).pvalue > 1e-4
+
+
+def test_without_questions_balance_asks_for_captions(split, codec):
+    silent = split.take(np.arange(16))
+    silent.questions = [[] for _ in range(16)]
+    text = batches(silent, codec, balance=True).texts(0).questions[0]
+    assert codec.decode(text.ids[0]).startswith("describe the image")
 
 
 def test_a_dropped_caption_keeps_its_begin_mark_alone(split, codec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 from itertools import chain
 
@@ -41,6 +42,12 @@ def encode_captions(captions: list[str], codec: TextCodec) -> tuple[torch.Tensor
     return pad([[codec.end, *codec.encode(caption)] for caption in captions], codec.pad)
 
 
+def even_odds(families: list[str]) -> np.ndarray:
+    """Probabilities of questions that give every family the same share."""
+    count = Counter(families)
+    return np.array([1 / (len(count) * count[family]) for family in families])
+
+
 class Batches:
     """Random access to training batches; with several processes, to this one's rows of them."""
 
@@ -54,10 +61,11 @@ class Batches:
         caption_dropout: float,
         seed: int,
         describe: bool = False,
+        balance: bool = False,
         world: World = ALONE,
     ):
         self.rows = world.rows(batch)
-        self.describe = describe
+        self.describe, self.balance = describe, balance
         self.split, self.codec, self.seed = split, codec, seed
         self.batch, self.questions, self.caption_dropout = batch, questions, caption_dropout
 
@@ -68,6 +76,7 @@ class Batches:
     def texts(self, step: int) -> TextBatch:
         """Questions and captions of the same images; a dropped caption keeps its begin mark alone.
 
+        With `balance` the families of an image's questions are drawn equally often, however many questions each has.
         With `describe` the last question asks for the caption. Where an image has no caption, a question with its
         answer stands for it; where it has no question, asking for the caption stands for one.
         """
@@ -78,8 +87,9 @@ class Batches:
             said, asked = self.split.captions[index], self.split.questions[index]
             about = texts_about(said, asked)
             captions.append(about[rng.integers(len(about))])
-            asked = asked or [{"question": DESCRIBE, "answer": caption} for caption in said]
-            chosen = rng.choice(len(asked), self.questions, replace=len(asked) < self.questions)
+            asked = asked or [{"question": DESCRIBE, "answer": caption, "family": "caption"} for caption in said]
+            odds = even_odds([pair["family"] for pair in asked]) if self.balance else None
+            chosen = rng.choice(len(asked), self.questions, replace=len(asked) < self.questions, p=odds)
             for row, pair in zip(pairs, (asked[i] for i in chosen), strict=True):
                 row.append((pair["question"], pair["answer"]))
             if self.describe and said:
