@@ -13,6 +13,7 @@ from infotok.information import (
     permuted_hsic,
     population_hsic_gaussian,
 )
+from infotok.information.hsic import pair
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -128,6 +129,17 @@ def test_permuted_baseline_falls_below_the_dependence_and_repeats_with_its_gener
     assert len(set(baseline)) == 20
     assert permuted_hsic(x, z, seeded(3)).item() == baseline[3]
     assert not permuted_hsic(x, z, seeded(3)).requires_grad
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased", "rff"])
+def test_the_baseline_of_a_pair_is_the_dependence_of_permuted_rows(estimator, normalized):
+    x, z = dependent_pair(rows=40, seed=13)
+    measured = pair(x, z, normalized=normalized, estimator=estimator, generator=seeded(1))
+    order = torch.randperm(40, generator=seeded(2))
+    expected = (cka if normalized else hsic)(x, z[order], estimator=estimator, generator=seeded(1))
+    assert measured.permuted(seeded(2)).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert expected.item() != pytest.approx(measured.dependence().item(), rel=0.1)
 
 
 def test_random_features_average_to_the_exact_unbiased_value():

@@ -27,21 +27,56 @@ class _Operand:
         """(n,) diagonal of the centred Gram matrix."""
         return self.matrix.diagonal() if self.is_gram else self.matrix.square().sum(dim=1)
 
+    def __getitem__(self, rows: Tensor) -> "_Operand":
+        matrix = self.matrix[rows]
+        return _Operand(matrix[:, rows] if self.is_gram else matrix, self.is_gram)
 
-def hsic(
+
+@dataclass
+class Pair:
+    """Two variables' operands, of which dependence and its permuted baseline are read without making them twice."""
+
+    left: _Operand
+    right: _Operand
+    estimator: str
+    normalized: bool
+
+    def dependence(self) -> Tensor:
+        """HSIC, or CKA where normalized (0-d)."""
+        return self._dependence(self.right)
+
+    @torch.no_grad()
+    def permuted(self, generator: torch.Generator | None = None) -> Tensor:
+        """The same of rows that are paired at random: one draw of what independence would give (0-d)."""
+        device = self.right.matrix.device
+        order = torch.randperm(
+            len(self.right.matrix), generator=generator, device=generator.device if generator is not None else device
+        )
+        return self._dependence(self.right[order.to(device)])
+
+    def _dependence(self, right: _Operand) -> Tensor:
+        value = _contract(self.left, right, self.estimator)
+        if not self.normalized:
+            return value
+        scale = _contract(self.left, self.left, self.estimator) * _contract(right, right, self.estimator)
+        defined = scale > torch.finfo(scale.dtype).tiny
+        return torch.where(defined, value / torch.where(defined, scale, 1.0).sqrt(), 0.0)
+
+
+def pair(
     x: Tensor,
     z: Tensor,
     *,
+    normalized: bool = False,
     estimator: str = "unbiased",
     bandwidth_x: Bandwidth = "median",
     bandwidth_z: Bandwidth = "median",
     features: int = 256,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """HSIC(X, Z) from n paired rows, under kernels exp(−|difference|² / (2 bandwidth²)).
+) -> Pair:
+    """n paired rows under kernels exp(−|difference|² / (2 bandwidth²)), to read HSIC or (normalized) CKA from.
 
-    x: (n, …), z: (n, …), flattened to rows. Returns a 0-d tensor, dimensionless, float32 or wider and
-    differentiable.
+    x: (n, …), z: (n, …), flattened to rows. Values are dimensionless, float32 or wider and differentiable.
 
     estimator:
     - "unbiased" (Song et al. 2012), O(n²): mean 0 under independence, so it may be negative;
@@ -60,57 +95,30 @@ def hsic(
     "biased").
     """
     left, right = _operands((x, z), (bandwidth_x, bandwidth_z), estimator, features, generator)
-    return _contract(left, right, estimator)
+    return Pair(left, right, estimator, normalized)
 
 
-def cka(
-    x: Tensor,
-    z: Tensor,
-    *,
-    estimator: str = "unbiased",
-    bandwidth_x: Bandwidth = "median",
-    bandwidth_z: Bandwidth = "median",
-    features: int = 256,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def hsic(x: Tensor, z: Tensor, **kernels) -> Tensor:
+    """HSIC(X, Z), 0-d. Arguments and errors as in `pair`."""
+    return pair(x, z, **kernels).dependence()
+
+
+def cka(x: Tensor, z: Tensor, **kernels) -> Tensor:
     """Centred kernel alignment HSIC(X, Z) / √(HSIC(X, X) · HSIC(Z, Z)) (Kornblith et al. 2019).
 
-    Arguments and errors as in `hsic`. Returns a 0-d tensor, at most 1, and 0 where a variable has no spread.
+    Arguments and errors as in `pair`. Returns a 0-d tensor, at most 1, and 0 where a variable has no spread.
     Under "rff" it is the alignment of the two drawn feature kernels.
     """
-    left, right = _operands((x, z), (bandwidth_x, bandwidth_z), estimator, features, generator)
-    scale = _contract(left, left, estimator) * _contract(right, right, estimator)
-    defined = scale > torch.finfo(scale.dtype).tiny
-    ratio = _contract(left, right, estimator) / torch.where(defined, scale, 1.0).sqrt()
-    return torch.where(defined, ratio, 0.0)
+    return pair(x, z, normalized=True, **kernels).dependence()
 
 
 @torch.no_grad()
-def permuted_hsic(
-    x: Tensor,
-    z: Tensor,
-    generator: torch.Generator | None = None,
-    *,
-    estimator: str = "unbiased",
-    bandwidth_x: Bandwidth = "median",
-    bandwidth_z: Bandwidth = "median",
-    features: int = 256,
-) -> Tensor:
-    """HSIC of x and a random permutation of z's rows: one draw of what independence would give. No gradient.
+def permuted_hsic(x: Tensor, z: Tensor, generator: torch.Generator | None = None, **kernels) -> Tensor:
+    """HSIC of x and a random permutation of z's rows, 0-d: one draw of what independence would give. No gradient.
 
-    Arguments, result and errors as in `hsic`; over permutations the "unbiased" form averages to 0 exactly.
+    Arguments and errors as in `pair`; over permutations the "unbiased" form averages to 0 exactly.
     """
-    device = generator.device if generator is not None else z.device
-    order = torch.randperm(len(z), generator=generator, device=device).to(z.device)
-    return hsic(
-        x,
-        z[order],
-        estimator=estimator,
-        bandwidth_x=bandwidth_x,
-        bandwidth_z=bandwidth_z,
-        features=features,
-        generator=generator,
-    )
+    return pair(x, z, generator=generator, **kernels).permuted(generator)
 
 
 def _operands(

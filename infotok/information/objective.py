@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from infotok.information.channel import Channel
+    from infotok.information.hsic import Pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +33,23 @@ class Kernels:
     normalized: bool = True
     consistency: str = "infonce"
 
-    def dependence(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Dependence of paired rows x (n, ...) and z (n, ...), scalar; `generator` draws random features."""
-        from infotok.information.hsic import cka, hsic
+    def pair(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Pair:
+        """Paired rows x (n, ...) and z (n, ...), to read their dependence from; `generator` draws random features."""
+        from infotok.information.hsic import pair
 
-        measure = cka if self.normalized else hsic
-        widths = {"bandwidth_x": self.bandwidth, "bandwidth_z": self.bandwidth}
-        return measure(x, z, estimator=self.estimator, generator=generator, **widths)
+        return pair(
+            x,
+            z,
+            normalized=self.normalized,
+            estimator=self.estimator,
+            bandwidth_x=self.bandwidth,
+            bandwidth_z=self.bandwidth,
+            generator=generator,
+        )
+
+    def dependence(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Dependence of the rows of `pair`, scalar."""
+        return self.pair(x, z, generator).dependence()
 
 
 @dataclass(kw_only=True)
@@ -64,6 +76,11 @@ class Observed:
     kernels: Kernels = Kernels()
     generator: torch.Generator | None = None
     gather: Callable[[Tensor], Tensor] = lambda rows: rows
+
+    @cached_property
+    def pixels_and_tokens(self) -> Pair:
+        """Images and sampled tokens of all processes, for kernel dependence."""
+        return self.kernels.pair(self.gather(self.images), self.gather(self.vectors), self.generator)
 
 
 def code_cost(posterior: Channel, prior: Channel, entropy_weight: float, weight: Tensor | None = None) -> Tensor:

@@ -4,23 +4,18 @@ It needs no density of the tokens: what counts is whether images that look alike
 the pixels, so that what fills most pixels, the background, is compressed first.
 """
 
-import torch
-
 from infotok.information.consistency import contrast
 from infotok.information.objective import Observed
 
 
 def penalty(observed: Observed):
     """Dependence of images and tokens, dimensionless (scalar); the unbiased estimate may be below 0."""
-    images, vectors = observed.gather(observed.images), observed.gather(observed.vectors)
-    return observed.kernels.dependence(images, vectors, observed.generator)
+    return observed.pixels_and_tokens.dependence()
 
 
 def independent(observed: Observed):
     """The penalty of tokens that are permuted over the images, without gradient (scalar)."""
-    images, vectors = observed.gather(observed.images), observed.gather(observed.vectors.detach())
-    order = torch.randperm(len(vectors), generator=observed.generator, device=vectors.device)
-    return observed.kernels.dependence(images, vectors[order], observed.generator)
+    return observed.pixels_and_tokens.permuted(observed.generator)
 
 
 def consistency(observed: Observed):
