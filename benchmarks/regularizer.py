@@ -32,7 +32,7 @@ def measure(params: Params, quick: bool) -> Result:
         for batch, repeats in sizes.items():
             tables[f"A training step of {family}, batch {batch}"] = _steps(params, family, data, batch, *repeats)
     batches = (16, 32) if quick else (64, 256, 1024, 4096)
-    tables["HSIC by itself, forward and backward, with its permuted baseline"] = _hsic(params, batches, quick)
+    tables["HSIC and its permuted baseline"] = _hsic(params, batches, quick)
     settings = {"family": family, "tokens": max(params.grid.tokens), "gamma": params.train.consistency}
     settings |= {"batch: rounds, steps in a turn": sizes, "targets_%": TARGETS, "kernels": params.kernels.model_dump()}
     return Result(settings, tables)
