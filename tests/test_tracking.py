@@ -237,7 +237,7 @@ def test_training_goes_on_without_a_store(layout, broken, caplog, monkeypatch):
         rebuild(layout)
 
 
-@pytest.mark.parametrize("fault", ["locked", "deleted", "server gone"])
+@pytest.mark.parametrize("fault", ["locked", "deleted", "server gone", "server silent"])
 def test_a_store_that_breaks_in_mid_run_is_one_warning_and_filled_in_later(layout, fault, caplog, capfd, monkeypatch):
     monkeypatch.setattr(store, "PROBE_SECONDS", 0.2)
     cell, database = layout.params.cells()[0], layout.root / "mlflow.db"
@@ -254,9 +254,11 @@ def test_a_store_that_breaks_in_mid_run_is_one_warning_and_filled_in_later(layou
                 elif fault == "deleted":
                     database.unlink()
                 else:
-                    with socket.socket() as free:
-                        free.bind(("127.0.0.1", 0))
-                        tracker._run.client = MlflowClient(f"http://127.0.0.1:{free.getsockname()[1]}")
+                    server = socket.create_server(("127.0.0.1", 0))  # which takes connections and answers nothing
+                    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+                    tracker._run.client = MlflowClient(f"http://127.0.0.1:{server.getsockname()[1]}")
+                    if fault == "server gone":
+                        server.close()
             tracker.log(line["step"], {"train/loss": line["train/loss"]})
         tracker.finish(write(layout, "train", cell))
     (warning,) = caplog.records
@@ -264,6 +266,8 @@ def test_a_store_that_breaks_in_mid_run_is_one_warning_and_filled_in_later(layou
     assert "Traceback" not in capfd.readouterr().err
     if fault == "locked":
         other.close()
+    elif fault == "server silent":
+        server.close()
     # In a process of its own: MLflow keeps a deleted database open in this one.
     assert output(in_process(layout, "rebuild")) == "1"
     with closing(sqlite3.connect(database)) as whole:
