@@ -20,6 +20,9 @@ def mend(root: Path, file: str) -> list[str]:
     Returns:
         a line for every file set aside.
     """
+    lock, rwlock = (root / file).with_suffix(".lock"), root / ".dvc" / "tmp" / "rwlock"
+    if not lock.exists() and not rwlock.exists():
+        return []
     from dvc.exceptions import DvcException
     from dvc.rwlock import SCHEMA
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
@@ -27,8 +30,8 @@ def mend(root: Path, file: str) -> list[str]:
     from voluptuous import Invalid
 
     readers: dict[Path, Callable[[str], object]] = {
-        (root / file).with_suffix(".lock"): lambda path: strictyaml.load(path, COMPILED_LOCKFILE_SCHEMA),
-        root / ".dvc" / "tmp" / "rwlock": lambda path: SCHEMA(json.loads(Path(path).read_text(encoding="utf-8"))),
+        lock: lambda path: strictyaml.load(path, COMPILED_LOCKFILE_SCHEMA),
+        rwlock: lambda path: SCHEMA(json.loads(Path(path).read_text(encoding="utf-8"))),
     }
 
     def damaged(path: Path) -> bool:
