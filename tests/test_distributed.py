@@ -54,12 +54,13 @@ def left(path):
 
 
 def assert_close(one, other):
-    """Weights and histories equal up to rounding; histories have six digits."""
+    """Weights and histories equal up to rounding; histories have six digits, of which an unbiased HSIC, a small
+    difference of large sums, loses one or two."""
     assert len(one[1]) == len(other[1])
     for line, expected in zip(one[1], other[1], strict=True):
         norm = line.pop("gradient_norm"), expected.pop("gradient_norm")
         assert norm[0] == pytest.approx(norm[1], rel=1e-4)
-        assert line == pytest.approx(expected, rel=1.5e-5, abs=1e-6)
+        assert line == pytest.approx(expected, rel=1.5e-5, abs=1e-5)
     for name, tensor in one[0].items():
         # A bias of keys moves no softmax: its gradient is rounding alone, which Adam makes steps of.
         if not name.endswith("qkv.bias"):
