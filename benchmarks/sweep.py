@@ -7,7 +7,6 @@ the other; everything is made anew, from data to report. Each runs once.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import tempfile
@@ -16,8 +15,6 @@ from pathlib import Path
 from benchmarks.common import Result
 from benchmarks.overhead import copied, run, smallest_params
 from pipeline.params import Params
-
-MEASURED = ("seconds", "sha256")  # of a metrics.json: what no two runs share, and the checksum over it
 
 
 def measure(params: Params, quick: bool) -> Result:
@@ -61,13 +58,6 @@ def smaller_grid(params: Params) -> dict:
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """Path -> digest of every file that the stages made, without what is measured by a clock."""
+    """Path -> digest of every file that the stages made."""
     files = [path for name in ("runs", "reports") for path in sorted((folder / name).rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(_timeless(path)).hexdigest() for path in files}
-
-
-def _timeless(path: Path) -> bytes:
-    if path.name != "metrics.json":
-        return path.read_bytes()
-    result = json.loads(path.read_text())
-    return json.dumps({name: value for name, value in result.items() if name not in MEASURED}).encode()
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -4,10 +4,10 @@ Every stage writes `metrics.json`:
 
     {"stage": "train", "cell": {"family", "estimator", "beta", "arm", "tokens", "seed"} or null,
      "fingerprint": configuration that made it, "source": digest of the code that made it,
-     "protocol": {...}, "metrics": {"understanding/accuracy": 0.81, ...}, "warnings": [...], "seconds": 12.3,
-     "sha256": of all that}
+     "protocol": {...}, "metrics": {"understanding/accuracy": 0.81, ...}, "warnings": [...], "sha256": of all that}
 
-and training stages write `history.jsonl`, one JSON object a line: {"step": 10, "train/loss": 2.3, ...}.
+and training stages write `history.jsonl`, one JSON object a line: {"step": 10, "train/loss": 2.3, ...}. How long a
+stage took lies elsewhere (`Layout.took`): a stage made again writes the same bytes, so what follows it need not run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from infotok.errors import InfotokError
-from pipeline.cells import Cell
+from pipeline.cells import Cell, stage_key
 from pipeline.files import write_text
 from pipeline.params import Params
 
@@ -82,7 +82,15 @@ class Layout:
         return self.results / stage / cell.key
 
     def checkpoints(self, stage: str, key: str, fingerprint: str) -> Path:
-        return self.root / ".ckpt" / f"{self.params.paths.results.replace('/', '-')}-{stage}-{key}" / fingerprint
+        return self._scratch(f"{stage}-{key}") / fingerprint
+
+    def took(self, stage: str, cell: Cell | None) -> Path:
+        """The file that says how many seconds a stage took when it last ran here."""
+        return self._scratch("took") / stage_key(stage, cell) / stage
+
+    def _scratch(self, name: str) -> Path:
+        """Where lies what no result depends on."""
+        return self.root / ".ckpt" / f"{self.params.paths.results.replace('/', '-')}-{name}"
 
 
 def fingerprint(params: Params, stage: str, cell: Cell | None = None) -> str:
@@ -123,7 +131,6 @@ def write_result(
     metrics: dict[str, float],
     protocol: dict,
     warnings: list[str],
-    seconds: float,
 ) -> dict:
     """Write `metrics.json` of one finished stage and return its content."""
     result = {
@@ -134,7 +141,6 @@ def write_result(
         "protocol": protocol,
         "metrics": metrics,
         "warnings": warnings,
-        "seconds": round(seconds, 2),
     }
     result["sha256"] = _digest(json.loads(json.dumps(result)))
     write_text(folder / "metrics.json", json.dumps(result, indent=1) + "\n")

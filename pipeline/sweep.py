@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sys
 import time
@@ -81,7 +80,7 @@ def select(params: Params, globs: Sequence[str]) -> list[Cell]:
 
 
 class Times:
-    """What stages took, as their results say, which foretells what others of the same family and budget will take."""
+    """What stages took when they last ran here, which foretells what others of the same family and budget will take."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
@@ -91,10 +90,10 @@ class Times:
                 self.take(stage, cell)
 
     def take(self, stage: str, cell: Cell | None) -> None:
-        """Count a stage, if it has a result."""
+        """Count a stage, if it has run."""
         try:
-            seconds = json.loads((self.layout.folder(stage, cell) / "metrics.json").read_text())["seconds"]
-        except (OSError, ValueError, KeyError):
+            seconds = float(self.layout.took(stage, cell).read_text())
+        except (OSError, ValueError):
             return
         self._seconds[self._like(stage, cell)].append(seconds)
 

@@ -239,8 +239,8 @@ class Stage:
             metrics=metrics,
             protocol=protocol,
             warnings=self.warnings,
-            seconds=time.monotonic() - self.started,
         )
+        write_text(self.layout.took(self.name, self.cell), f"{time.monotonic() - self.started:.2f}\n")
         images = {name: self.folder / f"{name}.png" for name in ("samples", "reconstructions")}
         self.tracker.finish(result, {name: path for name, path in images.items() if path.exists()})
         return result

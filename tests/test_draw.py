@@ -216,7 +216,7 @@ def test_sampling_is_what_validation_chose_unless_given_and_the_command_says_whi
     said, values = sampling("missing")
     assert values == (1.0, 1.0)
     assert "metrics.json is missing" in said
-    common = {"protocol": {}, "warnings": [], "seconds": 1.0}
+    common = {"protocol": {}, "warnings": []}
     chosen = {"generation/temperature": 0.3, "generation/guidance": 2.5}
     try:
         write_result(folder, config, "generate", CELL, source=source_digest("generate", "ar"), metrics=chosen, **common)

@@ -4,7 +4,6 @@ Faults of one part alone are tested beside it: checkpoints in test_loop, MLflow'
 """
 
 import io
-import json
 import os
 import random
 import re
@@ -133,8 +132,8 @@ def test_every_stage_killed_at_a_random_moment_then_a_damaged_checkpoint_and_a_c
         import_module(module)
     # The last first, so that every stage finds what it needs.
     for stage, output in reversed(OUTPUTS.items()):
-        metrics = folder / output / "metrics.json"
-        duration = json.loads(metrics.read_text())["seconds"] if metrics.exists() else 3.0
+        took = [*folder.glob(f".ckpt/runs-smoke-took/*/{stage}")]
+        duration = max((float(path.read_text()) for path in took), default=3.0)
         for number in (signal.SIGTERM, signal.SIGKILL) if stage in ("judge", "generate") else (signal.SIGKILL,):
             shutil.rmtree(folder / output, ignore_errors=True)  # as DVC does
             moment, pid = rng.uniform(0, duration), forked(folder, stage)
@@ -162,7 +161,7 @@ def test_every_stage_killed_at_a_random_moment_then_a_damaged_checkpoint_and_a_c
             assert not (folder / output).exists()
             flip(newest)
         elif stage not in (*CELL_STAGES, "report"):
-            # All cells would run again after these: done here, they show that they end as before.
+            # Done here, where nothing has to be imported first.
             code, said = ended(folder, forked(folder, stage))
             assert code == 0, said
             after = contents(folder)
@@ -177,7 +176,18 @@ def test_every_stage_killed_at_a_random_moment_then_a_damaged_checkpoint_and_a_c
     assert f"it is set aside as {newest.name}.damaged, and training goes on from step-" in " ".join(said.split())
     same(folder, before)
     assert list(folder.glob("[!.]*/**/*.tmp")) == []
-    assert [path for path in folder.glob(".ckpt/**/*") if path.is_file() and path.suffix != ".lock"] == []
+    left = [path for path in folder.glob(".ckpt/**/*") if path.is_file() and path.suffix != ".lock"]
+    assert [path for path in left if "runs-smoke-took" not in path.parts] == []
+
+
+def test_a_stage_made_again_writes_the_same_bytes_and_nothing_after_it_runs(copied):
+    folder, before = copied
+    lost = [OUTPUTS["prepare"], OUTPUTS["train"]]
+    forget(folder, lost)
+    for output in lost:
+        shutil.rmtree(folder / output)
+    assert sorted(repro(folder)[0]) == ["prepare", f"train@{CELLS[1]}"]
+    same(folder, before)
 
 
 def refusal(folder: Path, stage: str, largest: int = resource.RLIM_INFINITY) -> str:
@@ -240,7 +250,8 @@ def test_a_full_disk_is_one_line_and_leaves_all_that_was_finished(copied):
 
 def test_a_sweep_sets_aside_what_a_kill_cut_off_of_dvcs_own_files_and_computes_nothing_again(copied):
     folder, before = copied
-    finished = {path: path.read_bytes() for path in folder.glob("runs/smoke/**/metrics.json")}
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob(".ckpt/runs-smoke-took/*/*")}
+    assert len(finished) == 3 + 1 + len(CELLS) * len(CELL_STAGES)
     (folder / FILE).with_name("dvc.lock").write_text((folder / FILE).with_name("dvc.lock").read_text()[:-300] + " [")
     rwlock = folder / ".dvc/tmp/rwlock"
     rwlock.write_text('{"read": {"runs/smoke/da')
@@ -250,7 +261,7 @@ def test_a_sweep_sets_aside_what_a_kill_cut_off_of_dvcs_own_files_and_computes_n
     assert "profiles/smoke/dvc.lock was cut off and is set aside as dvc.lock.damaged" in " ".join(swept.stdout.split())
     assert ".dvc/tmp/rwlock was cut off and is set aside as rwlock.damaged" in " ".join(swept.stdout.split())
     same(folder, before)
-    assert {path: path.read_bytes() for path in finished} == finished  # durations too
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
 def test_a_lock_of_dvc_is_cut_off_where_dvc_itself_says_so(tmp_path, monkeypatch):

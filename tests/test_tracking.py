@@ -71,7 +71,7 @@ def output(process):
 def write(layout, stage, cell, source="code", warnings=()):
     """A finished stage's metrics.json."""
     folder = layout.tokenizer(cell) if stage == "pretrain" else layout.stage(stage, cell)
-    values = {"source": source, "protocol": {}, "warnings": list(warnings), "seconds": 1.0}
+    values = {"source": source, "protocol": {}, "warnings": list(warnings)}
     return write_result(folder, layout.params, stage, cell, metrics=METRICS[stage], **values)
 
 
