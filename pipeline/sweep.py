@@ -34,6 +34,20 @@ def dvc_file(params: Params) -> str:
     return str(Path(params.paths.params).parent / "dvc.yaml")
 
 
+def check_profile(params: Params, path: str | Path) -> None:
+    """That DVC would run these parameters, read from `path`, and no others.
+
+    Raises:
+        InfotokError: `paths.params` names another file, as in a copied profile, or no dvc.yaml lies beside it.
+    """
+    named = Path(params.paths.params)
+    if named.resolve() != Path(path).resolve():
+        raise InfotokError(f"{path}: 'paths.params' is {named}, which DVC would run instead; name this file there")
+    if not Path(dvc_file(params)).exists():
+        link = os.path.relpath("dvc.yaml", named.parent)
+        raise InfotokError(f"{dvc_file(params)}: is missing; make it with  ln -s {link} {dvc_file(params)}")
+
+
 def state(layout: Layout, stage: str, cell: Cell | None) -> str:
     """`done`, `missing`, or `stale`: made by another configuration or other code."""
     folder = layout.folder(stage, cell)

@@ -77,9 +77,10 @@ def plan(params: ParamsOption = "params.yaml") -> None:
 
     from pipeline.params import load_params
     from pipeline.results import Layout
-    from pipeline.sweep import cell_states, dvc_file, state
+    from pipeline.sweep import cell_states, check_profile, dvc_file, state
 
     layout, console = Layout(load_params(params)), Console()
+    check_profile(layout.params, params)
     states = cell_states(layout)
     todo = [name for name in ("prepare", "judge", "perceptual") if state(layout, name, None) != "done"]
     # Cells that share a tokenizer pretrain it once.
@@ -114,12 +115,13 @@ def sweep(
 
     from pipeline.params import load_params
     from pipeline.results import Layout
-    from pipeline.sweep import cell_states, dvc_file, environment, select
+    from pipeline.sweep import cell_states, check_profile, dvc_file, environment, select
     from pipeline.sweep import sweep as run
     from pipeline.tables import headline_table
     from pipeline.tracking import initialise
 
     layout, console = Layout(load_params(params)), Console(highlight=False)
+    check_profile(layout.params, params)
     cells, options = select(layout.params, only or []), ["--pull"] if pull else []
     initialise(layout)
     # Lines alone where there is no terminal.

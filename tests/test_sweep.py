@@ -22,7 +22,7 @@ from pipeline.cells import Cell
 from pipeline.files import write_text
 from pipeline.params import load_params
 from pipeline.results import Layout
-from pipeline.sweep import Times, jobs, select, sweep
+from pipeline.sweep import Times, check_profile, jobs, select, sweep
 from stages.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +140,7 @@ def dvc(monkeypatch, tmp_path):
         return SimpleNamespace(poll=lambda: 0, returncode=int(record.failing in targets))
 
     monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").touch()
     monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(module.time, "sleep", lambda _: None)
     monkeypatch.setattr(module, "fill_in", lambda *_: None)
@@ -200,6 +201,25 @@ def test_a_wrong_glob_is_one_line_and_runs_nothing(dvc, monkeypatch):
     assert len(finished.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["sweep", "plan"])
+def test_a_copied_profile_that_dvc_would_not_run_is_told_what_to_do(dvc, command):
+    mine = Path("profiles") / "mine" / "params.yaml"
+    text = (ROOT / "profiles" / "smoke" / "params.yaml").read_text()
+    write_text(mine, text)
+    finished = CliRunner().invoke(app, [command, "--params", str(mine)])
+    assert finished.exit_code == 2
+    wrong = "'paths.params' is profiles/smoke/params.yaml, which DVC would run instead; name this file there"
+    assert finished.stderr.strip() == f"error: {mine}: {wrong}"
+    write_text(mine, text.replace("profiles/smoke/", "profiles/mine/"))
+    finished = CliRunner().invoke(app, [command, "--params", str(mine)])
+    assert finished.exit_code == 2
+    advice = "ln -s ../../dvc.yaml profiles/mine/dvc.yaml"
+    assert finished.stderr.strip() == f"error: profiles/mine/dvc.yaml: is missing; make it with  {advice}"
+    Path(advice.split()[3]).symlink_to(advice.split()[2])
+    check_profile(load_params(mine), mine)
+    assert dvc.commands == []
+
+
 # Instead of DVC: like it, it runs its stage as a process and leaves SIGINT to that. The stage takes its time to stop.
 FAKE = """
 import signal, subprocess, sys, time
@@ -232,6 +252,7 @@ def sweeping(tmp_path):
     (tmp_path / "fake/dvc.py").write_text(FAKE)
     text = (ROOT / "profiles/smoke/params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("profiles/smoke/params.yaml", "params.yaml"))
+    (tmp_path / "dvc.yaml").touch()
     started = []
 
     def start():
