@@ -45,7 +45,7 @@ def check_profile(params: Params, path: str | Path) -> None:
         raise InfotokError(f"{path}: 'paths.params' is {named}, which DVC would run instead; name this file there")
     if not Path(dvc_file(params)).exists():
         link = os.path.relpath("dvc.yaml", named.parent)
-        raise InfotokError(f"{dvc_file(params)}: is missing; make it with  ln -s {link} {dvc_file(params)}")
+        raise InfotokError(f"{dvc_file(params)}: is missing; make it with  ln -sf {link} {dvc_file(params)}")
 
 
 def state(layout: Layout, stage: str, cell: Cell | None) -> str:

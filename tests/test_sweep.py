@@ -213,7 +213,7 @@ def test_a_copied_profile_that_dvc_would_not_run_is_told_what_to_do(dvc, command
     write_text(mine, text.replace("profiles/smoke/", "profiles/mine/"))
     finished = CliRunner().invoke(app, [command, "--params", str(mine)])
     assert finished.exit_code == 2
-    advice = "ln -s ../../dvc.yaml profiles/mine/dvc.yaml"
+    advice = "ln -sf ../../dvc.yaml profiles/mine/dvc.yaml"
     assert finished.stderr.strip() == f"error: profiles/mine/dvc.yaml: is missing; make it with  {advice}"
     Path(advice.split()[3]).symlink_to(advice.split()[2])
     check_profile(load_params(mine), mine)
