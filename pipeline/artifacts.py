@@ -61,9 +61,7 @@ def _load_examiner(path: Path, stage: str, kinds: dict[str, type]):
 def new_tokenizer(params: Params, cell: Cell) -> Tokenizer:
     """An untrained tokenizer of this cell's family and budget, its weights drawn from the cell's seed."""
     torch.manual_seed(cell.seed)
-    config = TokenizerConfig(
-        image_size=params.data.image_size, tokens=cell.tokens, **params.tokenizer.model_dump()
-    )
+    config = TokenizerConfig(image_size=params.data.image_size, tokens=cell.tokens, **params.tokenizer.model_dump())
     return family_class(cell.family).tokenizer_class(config)
 
 

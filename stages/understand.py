@@ -47,9 +47,7 @@ def understand(run: Stage) -> None:
     metrics |= channel_information(model, seen_channel, held_channel, held)
     said = [texts_about(*both) for both in zip(test.captions, test.questions, strict=True)]
     captions = [max(texts, key=len) for texts in said]
-    metrics["information/generator_nll_bits"] = generator_code_length(
-        model, held, captions, codec, precision=precision
-    )
+    metrics["information/generator_nll_bits"] = generator_code_length(model, held, captions, codec, precision=precision)
     noise = metrics["information/posterior_entropy_bits"]
     metrics["information/conditional_rate_bits"] = metrics["information/generator_nll_bits"] - noise
     protocol["generator_nll"] = "given the longest text about each test image"

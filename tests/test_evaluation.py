@@ -147,9 +147,7 @@ def test_a_judge_learns(split):
     torch.manual_seed(1)
     network = Judge(CLASSES, 32)
     untrained = accuracies(network, split, "")["presence"]
-    history = train_examiner(
-        network, split, steps=40, batch=64, learning_rate=3e-3, seed=0, device=torch.device("cpu")
-    )
+    history = train_examiner(network, split, steps=40, batch=64, learning_rate=3e-3, seed=0, device=torch.device("cpu"))
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert accuracies(network, split, "")["presence"] > max(0.75, untrained)
 

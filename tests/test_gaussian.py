@@ -57,9 +57,7 @@ def gaussian_sample(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """x and y (rows, 4) whose sample moments are exactly those of the correlated pairs, x then mixed."""
     noise = normal(rows, 8, seed=30)
     noise = noise - noise.mean(0)
-    white = torch.linalg.solve_triangular(
-        torch.linalg.cholesky(noise.T @ noise / rows), noise.T, upper=False
-    ).T
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(noise.T @ noise / rows), noise.T, upper=False).T
     rho = torch.from_numpy(CORRELATIONS)
     x, y = white[:, :4], rho * white[:, :4] + (1 - rho.square()).sqrt() * white[:, 4:]
     return x @ (2 * torch.eye(4, dtype=torch.float64) + normal(4, 4, seed=31)), y
@@ -73,19 +71,13 @@ def train_linear_vib(beta: float) -> tuple[float, float]:
     x, y = gaussian_sample(rows=64)
     start = 0.3 * normal(2, 4, 4, seed=32)
     encoder, decoder = start[0].clone().requires_grad_(), start[1].clone().requires_grad_()
-    log_variance, prior, log_error = (
-        torch.zeros(4, dtype=torch.float64, requires_grad=True) for _ in range(3)
-    )
+    log_variance, prior, log_error = (torch.zeros(4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     parameters = [encoder, decoder, log_variance, prior, log_error]
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=800, line_search_fn="strong_wolfe", tolerance_change=1e-12
-    )
+    optimizer = torch.optim.LBFGS(parameters, max_iter=800, line_search_fn="strong_wolfe", tolerance_change=1e-12)
 
     def terms() -> tuple[torch.Tensor, torch.Tensor]:
         mean = x @ encoder
-        rate = gaussian_rate(
-            mean[:, None], log_variance.expand(len(x), 1, 4), prior_log_variance=prior
-        ).mean()
+        rate = gaussian_rate(mean[:, None], log_variance.expand(len(x), 1, 4), prior_log_variance=prior).mean()
         squared = (y - mean @ decoder).square().mean(0) + log_variance.exp() @ decoder.square()
         distortion = 0.5 * (log_error + squared * torch.exp(-log_error) + math.log(2 * math.pi)).sum()
         return rate, 0.5 * 4 * math.log(2 * math.pi * math.e) - distortion  # H(Y) − E[−log p(y|z)]

@@ -24,9 +24,7 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.
     return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
 
 
-def dependent_pair(
-    rows: int, seed: int, dtype: torch.dtype = torch.float64
-) -> tuple[torch.Tensor, torch.Tensor]:
+def dependent_pair(rows: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
     x = normal(rows, 3, seed=seed, dtype=dtype)
     return x, x[:, :2].square() + 0.5 * normal(rows, 2, seed=seed + 1000, dtype=dtype)
 
@@ -64,9 +62,7 @@ def test_bandwidth_names_mean_what_numpy_computes():
     x, z = dependent_pair(rows=30, seed=4)  # 435 pairs: an odd number has one median
 
     def median(values):
-        return float(
-            np.median(np.linalg.norm(values[:, None] - values[None], axis=-1)[np.triu_indices(30, 1)])
-        )
+        return float(np.median(np.linalg.norm(values[:, None] - values[None], axis=-1)[np.triu_indices(30, 1)]))
 
     def dimension(values):
         return math.sqrt(values.var(0, ddof=1).mean()) * math.sqrt(values.shape[1])
@@ -78,9 +74,7 @@ def test_bandwidth_names_mean_what_numpy_computes():
 
 
 @pytest.mark.parametrize(("rho", "population"), [(0.5, 0.0107633), (0.9, 0.0511434)])
-def test_population_hsic_of_gaussians_is_the_known_value_and_what_unbiased_samples_average_to(
-    rho, population
-):
+def test_population_hsic_of_gaussians_is_the_known_value_and_what_unbiased_samples_average_to(rho, population):
     assert population_hsic_gaussian(rho) == pytest.approx(population, abs=1e-7)
     pairs = normal(200, 100, 2, seed=7)
     x, z = pairs[..., :1], rho * pairs[..., :1] + math.sqrt(1 - rho**2) * pairs[..., 1:]
@@ -101,9 +95,7 @@ def test_population_hsic_of_gaussians_agrees_with_quadrature_and_vanishes_withou
         v = c * u + math.sqrt(1 - c**2) * w
         return weights @ (np.exp(-(u**2) / a**2) * np.exp(-(v**2) / b**2)) @ weights
 
-    assert population_hsic_gaussian(rho, a, b) == pytest.approx(
-        term(rho) - 2 * term(rho / 2) + term(0), abs=1e-8
-    )
+    assert population_hsic_gaussian(rho, a, b) == pytest.approx(term(rho) - 2 * term(rho / 2) + term(0), abs=1e-8)
     assert population_hsic_gaussian(0.0, a, b) == pytest.approx(0, abs=1e-15)
 
 

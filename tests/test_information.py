@@ -150,9 +150,7 @@ def test_rate_refuses_a_prior_over_another_codebook():
 def test_code_statistics_of_a_hand_worked_case():
     # Position 0 is uniform over two codes (1 bit), position 1 constant (0 bits); pooled: 1/4, 1/4, 1/2.
     found = code_statistics(torch.tensor([[0, 2], [1, 2], [0, 2], [1, 2]]), codebook_size=8)
-    assert found == pytest.approx(
-        {"code_entropy_bits": 1.0, "perplexity": 2**1.5, "dead_codes": 5.0, "usage": 0.375}
-    )
+    assert found == pytest.approx({"code_entropy_bits": 1.0, "perplexity": 2**1.5, "dead_codes": 5.0, "usage": 0.375})
 
 
 def test_code_statistics_match_scipys_entropy():
@@ -186,9 +184,7 @@ def expected_bounds(log_q: np.ndarray, batch: int) -> tuple[float, float]:
         for zs in itertools.product(range(outputs), repeat=batch):
             table = log_q[list(xs)][:, list(zs)].T
             weight = math.exp(table.trace()) / inputs**batch
-            totals += weight * np.array(
-                [float(bound) for bound in information_bounds(torch.from_numpy(table))]
-            )
+            totals += weight * np.array([float(bound) for bound in information_bounds(torch.from_numpy(table))])
     return totals[0], totals[1]
 
 
@@ -224,9 +220,7 @@ def test_bounds_of_a_deterministic_channel_with_collisions_are_finite_and_zero_w
     lower, upper = information_bounds(halves)
     assert lower.item() == pytest.approx(math.log(2), abs=1e-6)
     assert upper.item() == pytest.approx(math.log(3), abs=1e-6)
-    assert [bound.item() for bound in information_bounds(torch.full((4, 4), -900.0))] == pytest.approx(
-        [0, 0], abs=1e-3
-    )
+    assert [bound.item() for bound in information_bounds(torch.full((4, 4), -900.0))] == pytest.approx([0, 0], abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,7 @@ def equal(one, other):
     ],
 )
 @pytest.mark.parametrize(("whole", "start"), [(True, "step-00000020.safetensors"), (False, "the start")])
-def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_or_the_start_serves(
-    tmp_path, caplog, damage, whole, start
-):
+def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_or_the_start_serves(tmp_path, caplog, damage, whole, start):
     kept, undisturbed, resumed = Checkpoints(tmp_path / "kept"), linear(), linear()
     history = train(undisturbed)
     with pytest.raises(Stopped):

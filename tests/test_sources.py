@@ -83,9 +83,7 @@ def test_lines_become_splits_that_hold_what_they_said(tmp_path):
 
 def members(folder, place, **changes):
     prepare(options("jsonl", **changes), place, folder)
-    return {
-        name: {said[0] for said in read_split(folder, name).captions} for name in ("train", "validation", "test")
-    }
+    return {name: {said[0] for said in read_split(folder, name).captions} for name in ("train", "validation", "test")}
 
 
 def test_splits_follow_content_not_order_name_or_format(tmp_path):

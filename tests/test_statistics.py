@@ -13,9 +13,7 @@ def test_wilson_interval_matches_the_hand_worked_case_of_8_in_10():
     assert wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("correct", "total", "level"), [(0, 7, 0.95), (7, 7, 0.95), (437, 1000, 0.99), (1, 3, 0.5)]
-)
+@pytest.mark.parametrize(("correct", "total", "level"), [(0, 7, 0.95), (7, 7, 0.95), (437, 1000, 0.99), (1, 3, 0.5)])
 def test_wilson_interval_matches_scipy(correct, total, level):
     expected = stats.binomtest(correct, total).proportion_ci(level, method="wilson")
     assert wilson_interval(correct, total, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
@@ -27,9 +25,7 @@ def test_wilson_interval_stays_in_range_and_touches_the_end_it_observed():
     assert wilson_interval(5, 5)[1] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("correct", "total", "level"), [(1, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0)]
-)
+@pytest.mark.parametrize(("correct", "total", "level"), [(1, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0)])
 def test_wilson_interval_refuses_what_is_no_proportion(correct, total, level):
     with pytest.raises(ValueError, match="must"):
         wilson_interval(correct, total, level)

@@ -23,9 +23,7 @@ def information_bounds(log_q: Tensor) -> tuple[Tensor, Tensor]:
     log_q = torch.as_tensor(log_q)
     log_q = log_q.to(torch.promote_types(log_q.dtype, torch.float32))
     if log_q.ndim != 2 or log_q.shape[0] != log_q.shape[1]:
-        raise ValueError(
-            f"log_q must be square, one row a sample and one column an image, got {tuple(log_q.shape)}"
-        )
+        raise ValueError(f"log_q must be square, one row a sample and one column an image, got {tuple(log_q.shape)}")
     size = log_q.shape[0]
     if size < 2:
         raise ValueError("log_q must hold at least 2 images: a bound compares each with the others")

@@ -18,15 +18,11 @@ def gaussian_information_bottleneck(
     Returns (I_x, I_y) = (I(X;T), I(T;Y)) in nats. Raises ValueError if shapes disagree, a covariance is not
     positive definite, beta is negative, or X determines a direction of Y (its information is then infinite).
     """
-    cov_x, cov_y, cov_xy = (
-        np.atleast_2d(np.asarray(cov, dtype=np.float64)) for cov in (cov_x, cov_y, cov_xy)
-    )
+    cov_x, cov_y, cov_xy = (np.atleast_2d(np.asarray(cov, dtype=np.float64)) for cov in (cov_x, cov_y, cov_xy))
     if cov_x.shape != (len(cov_x),) * 2 or cov_y.shape != (len(cov_y),) * 2:
         raise ValueError(f"cov_x and cov_y must be square, got {cov_x.shape} and {cov_y.shape}")
     if cov_xy.shape != (len(cov_x), len(cov_y)):
-        raise ValueError(
-            f"cov_xy must be {(len(cov_x), len(cov_y))} to fit cov_x and cov_y, got {cov_xy.shape}"
-        )
+        raise ValueError(f"cov_xy must be {(len(cov_x), len(cov_y))} to fit cov_x and cov_y, got {cov_xy.shape}")
     if not beta >= 0:
         raise ValueError(f"beta must be at least 0, got {beta}")
     try:

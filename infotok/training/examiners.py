@@ -47,9 +47,7 @@ def train_examiner(
 
     optimizer = make_optimizer([(list(module.parameters()), learning_rate)], 0.01, device)
     warmup = min(20, steps)
-    return run(
-        module, optimizer, step_losses, steps=steps, warmup=warmup, checkpoints=checkpoints, observe=observe
-    )
+    return run(module, optimizer, step_losses, steps=steps, warmup=warmup, checkpoints=checkpoints, observe=observe)
 
 
 def train_matching(
@@ -82,9 +80,7 @@ def train_matching(
 
     optimizer = make_optimizer([(list(module.parameters()), learning_rate)], WEIGHT_DECAY, device)
     warmup = min(20, steps)
-    return run(
-        module, optimizer, step_losses, steps=steps, warmup=warmup, checkpoints=checkpoints, observe=observe
-    )
+    return run(module, optimizer, step_losses, steps=steps, warmup=warmup, checkpoints=checkpoints, observe=observe)
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
