@@ -38,7 +38,7 @@ def main(
     """Speed and cost of training, regularizer, quantizer, data, drawing and pipeline (on a quiet machine); rounding."""
     from benchmarks.common import RESULTS, keep, machine, show
     from infotok.training.runtime import start
-    from pipeline.params import load_params
+    from pipeline.config.params import load_params
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go away
     start()

@@ -23,7 +23,7 @@ from infotok.data.sources.jsonl import Options
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
 from infotok.training.batches import Batches
-from pipeline.params import TEXTS, Params
+from pipeline.config.params import TEXTS, Params
 
 OPEN = "open the split"
 FILES, SIDE = 200_000, 64  # images of one's own data, and their pixels a side

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from benchmarks.common import Result, Row, in_turns, spread
 from benchmarks.training import FAMILIES, SEED, Prepared, new_model, prepared
+from infotok.data.texts import encode_captions
 from infotok.errors import InfotokError
 from infotok.evaluation.generation import draw
 from infotok.models.decoding import truncated
 from infotok.models.family import Sampling
 from infotok.models.packing import Part, pack
 from infotok.models.unified import UnifiedModel
-from infotok.training.batches import encode_captions
 from infotok.training.runtime import autocast, start, stream
-from pipeline.params import Params
+from pipeline.config.params import Params
 
 BATCH = 512  # as evaluation draws
 LONGER = [(64, 64), (256, 16)]  # token budgets and batches, beside those of the params

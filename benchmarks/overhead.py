@@ -22,8 +22,8 @@ import yaml
 
 from benchmarks.common import Result, Row, in_turns, spread
 from infotok.errors import InfotokError
-from pipeline.params import Params
-from pipeline.sweep import environment
+from pipeline.config.params import Params
+from pipeline.sweep.jobs import environment
 
 ROOT = Path(__file__).parent.parent
 CODE = ("infotok", "pipeline", "stages", "dvc.yaml", ".dvcignore", ".gitignore")
@@ -31,7 +31,7 @@ GRIDS = {1: (1, 1), 10: (5, 2), 50: (5, 10)}  # cells: arms and seeds
 ARMS = ("none-0", "vib-0.01", "dib-0.01", "ceb-0.01", "hsic-1")
 IMPORTS = {
     "nothing": "",
-    "parameters and results": "import pipeline.params, pipeline.results",
+    "parameters and results": "import pipeline.config.params, pipeline.running.results",
     "torch": "import torch",
     "torch, the backbone": "import torch; from transformers import LlamaForCausalLM",
     "MLflow": "import mlflow",

@@ -20,7 +20,7 @@ from benchmarks.training import SEED
 from infotok.tokenizer.base import TokenizerConfig
 from infotok.tokenizer.discrete import DiscreteTokenizer
 from infotok.training.runtime import start, stream
-from pipeline.params import Params
+from pipeline.config.params import Params
 
 OURS = "ours, sampled"
 SIZES = [(64, 64, 32, 1024), (32, 64, 64, 4096)]  # batch, tokens, dimension, codebook, beside those of the params

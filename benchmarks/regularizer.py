@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.common import Result, Row, extra_percent, in_turns, spread
 from benchmarks.training import Prepared, Trainer, prepared
-from infotok.information.objective import Kernels
+from infotok.information.kernels import Kernels
 from infotok.training.joint import JointConfig
 from infotok.training.runtime import start, stream
-from pipeline.params import Params
+from pipeline.config.params import Params
 
 BASELINE = "none"
 BETA = 0.01  # its value does not change the time

@@ -19,7 +19,7 @@ import yaml
 from benchmarks.common import Result, Row
 from benchmarks.overhead import copied
 from infotok.errors import InfotokError
-from pipeline.params import Params
+from pipeline.config.params import Params
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 PLAIN = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}

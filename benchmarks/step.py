@@ -21,7 +21,7 @@ from benchmarks.training import FAMILIES, Trainer, prepared
 from infotok.models import unified
 from infotok.training import joint
 from infotok.training.runtime import has_bf16, start
-from pipeline.params import Params
+from pipeline.config.params import Params
 
 ARM = ("vib", 0.01)
 SKIPPED = 2  # steps at the start of a round, in which memory is allocated

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.common import Result
 from benchmarks.overhead import copied, run, smallest_params
-from pipeline.params import Params
+from pipeline.config.params import Params
 
 
 def measure(params: Params, quick: bool) -> Result:

@@ -18,16 +18,16 @@ from benchmarks.data import few_scenes
 from infotok.data.arrow import Split, read_split
 from infotok.data.prepare import prepare
 from infotok.data.text import TextCodec
-from infotok.evaluation.networks import Perceptual
-from infotok.information.objective import Kernels
+from infotok.examiners.perceptual import Perceptual
+from infotok.information.kernels import Kernels
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.unified import UnifiedModel
 from infotok.training.batches import Batches
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.runtime import start
-from pipeline.artifacts import attribute_classes, new_tokenizer
-from pipeline.cells import Cell
-from pipeline.params import TEXTS, Params
+from pipeline.config.cells import Cell
+from pipeline.config.params import TEXTS, Params
+from pipeline.running.artifacts import attribute_classes, new_tokenizer
 
 FAMILIES = ("ar", "mask", "flow")
 SEED = 0

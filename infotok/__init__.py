@@ -8,6 +8,6 @@ def __getattr__(name: str):
     """The plug-in, imported when it is asked for: the command line answers before torch is loaded."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from infotok import bottleneck
+    from infotok.information import bottleneck
 
     return getattr(bottleneck, name)

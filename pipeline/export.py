@@ -34,10 +34,10 @@ from infotok.evaluation.generation import draw
 from infotok.models.family import Sampling
 from infotok.models.unified import UnifiedModel
 from infotok.training.runtime import stream
-from pipeline.cells import Cell
+from pipeline.config.cells import Cell
 from pipeline.files import write_text
 from pipeline.pictures import grid
-from pipeline.results import Layout, read_result
+from pipeline.running.results import Layout, read_result
 
 # Prompts drawn together. Blocks begin at fixed places, each with its own random stream, and are drawn whole also where
 # only a part is missing. One prompt at a time takes 4 to 8 times as long.

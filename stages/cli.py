@@ -58,9 +58,9 @@ def status(params: ParamsOption = "params.yaml") -> None:
     """What is done: pretrain, train, understand, generate of every cell."""
     from rich.console import Console
 
-    from pipeline.params import load_params
-    from pipeline.results import Layout
-    from pipeline.sweep import cell_states
+    from pipeline.config.params import load_params
+    from pipeline.running.results import Layout
+    from pipeline.sweep.jobs import cell_states
 
     layout, console = Layout(load_params(params)), Console()
     states = cell_states(layout)
@@ -75,9 +75,9 @@ def plan(params: ParamsOption = "params.yaml") -> None:
     """What `dvc repro` would run, without running it."""
     from rich.console import Console
 
-    from pipeline.params import load_params
-    from pipeline.results import Layout
-    from pipeline.sweep import cell_states, check_profile, dvc_file, state
+    from pipeline.config.params import load_params
+    from pipeline.running.results import Layout
+    from pipeline.sweep.jobs import cell_states, check_profile, dvc_file, state
 
     layout, console = Layout(load_params(params)), Console()
     check_profile(layout.params, params)
@@ -113,12 +113,12 @@ def sweep(
     from rich.console import Console
     from rich.live import Live
 
-    from pipeline.params import load_params
-    from pipeline.results import Layout
-    from pipeline.sweep import cell_states, check_profile, dvc_file, environment, select
-    from pipeline.sweep import sweep as run
-    from pipeline.tables import headline_table
-    from pipeline.tracking import initialise
+    from pipeline.config.params import load_params
+    from pipeline.report.tables import headline_table
+    from pipeline.running.results import Layout
+    from pipeline.sweep.jobs import cell_states, check_profile, dvc_file, environment, select
+    from pipeline.sweep.jobs import sweep as run
+    from pipeline.tracking.mirror import initialise
 
     layout, console = Layout(load_params(params)), Console(highlight=False)
     check_profile(layout.params, params)
@@ -151,9 +151,9 @@ def sweep(
 @clear_errors
 def track(params: ParamsOption = "params.yaml") -> None:
     """Rebuild MLflow from the stages' outputs, where it lacks them."""
-    from pipeline.params import load_params
-    from pipeline.results import Layout
-    from pipeline.tracking import rebuild
+    from pipeline.config.params import load_params
+    from pipeline.running.results import Layout
+    from pipeline.tracking.mirror import rebuild
 
     print(f"{rebuild(Layout(load_params(params)))} stages filled in")
 
@@ -165,9 +165,9 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow's page on the saved comparison of beta and token budget."""
-    from pipeline.params import load_params
-    from pipeline.results import Layout
-    from pipeline.view import serve
+    from pipeline.config.params import load_params
+    from pipeline.running.results import Layout
+    from pipeline.tracking.view import serve
 
     serve(Layout(load_params(params)), port)
 

@@ -21,14 +21,14 @@ from rich.logging import RichHandler
 
 from infotok.errors import InfotokError
 from infotok.stopping import stoppable
-from pipeline import progress
-from pipeline.cells import Cell, parse_arm, stage_key
+from pipeline.config.cells import Cell, parse_arm, stage_key
 from pipeline.files import remove_leftovers
+from pipeline.sweep import progress
 from stages.processes import SHARING, Processes, check_batch, launch, wanted
 
 if TYPE_CHECKING:  # half of what `infotok --help` would take
-    from pipeline.params import Params
-    from pipeline.results import Layout
+    from pipeline.config.params import Params
+    from pipeline.running.results import Layout
 
 ParamsOption = Annotated[str, typer.Option("--params", help="The parameters, checked on reading.")]
 FamilyOption = Annotated[str, typer.Option(help="Family of unified model, as in grid.family.")]
@@ -129,7 +129,7 @@ def cell_stage(body: Callable[[Stage], None]) -> Callable:
 def _run(body: Callable[[Stage], None], params: str, cell_options: tuple | None) -> None:
     name = body.__name__
     if name in SHARING and (count := wanted()) > 1:
-        from pipeline.params import load_params
+        from pipeline.config.params import load_params
 
         checked = load_params(params)
         check_batch(name, checked, count)
@@ -166,7 +166,7 @@ class Stage:
     """One running stage: its layout, its progress and its result."""
 
     def __init__(self, name: str, params: Params, cell: Cell | None, key: str, folder: Path, tracker, processes):
-        from pipeline.results import Layout, source_digest
+        from pipeline.running.results import Layout, source_digest
 
         self.name, self.params, self.cell, self.key, self.folder = name, params, cell, key, folder
         self.layout = Layout(params)
@@ -181,7 +181,7 @@ class Stage:
     def checkpoints(self):
         """Where this stage keeps its resumable state; says so where there is some to go on from."""
         from infotok.training.checkpoints import Checkpoints
-        from pipeline.results import fingerprint
+        from pipeline.running.results import fingerprint
 
         # By the code too: weights of two states of it in one training would pass as those of the second.
         mark = f"{fingerprint(self.params, self.name, self.cell)}-{self.source}"
@@ -225,7 +225,7 @@ class Stage:
         import json
 
         from pipeline.files import write_text
-        from pipeline.results import write_result
+        from pipeline.running.results import write_result
 
         if history is not None:
             lines = [{k if k == "step" else f"{self.name}/{k}": v for k, v in line.items()} for line in history]
@@ -253,9 +253,9 @@ def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Ite
     A second process for the same stage and cell waits for the first (training goes on when its parent is killed),
     and yields None when that one has finished the work.
     """
-    from pipeline.params import load_params
-    from pipeline.results import Layout
-    from pipeline.tracking import track_stage
+    from pipeline.config.params import load_params
+    from pipeline.running.results import Layout
+    from pipeline.tracking.mirror import track_stage
 
     params = load_params(params_path)
     cell = cell_of(params, *cell_options) if cell_options else None
@@ -282,7 +282,7 @@ def stage(name: str, params_path: str, cell_options: tuple | None = None) -> Ite
 
 
 def _is_done(folder: Path, params: Params, name: str, cell: Cell | None) -> bool:
-    from pipeline.results import read_result
+    from pipeline.running.results import read_result
 
     try:
         read_result(folder, params, name, cell)

@@ -63,7 +63,7 @@ def draw(
     _check(images, temperature, guidance, sampling_seed, resolution)
     from infotok.models.family import Sampling
     from infotok.training.runtime import has_bf16, start
-    from pipeline.artifacts import load_model
+    from pipeline.config.params import load_params
     from pipeline.export import (
         Recipe,
         check_lengths,
@@ -74,8 +74,8 @@ def draw(
         read_prompts,
         record_of,
     )
-    from pipeline.params import load_params
-    from pipeline.results import Layout
+    from pipeline.running.artifacts import load_model
+    from pipeline.running.results import Layout
     from stages.generate import OWN
 
     config = load_params(params)

@@ -15,11 +15,12 @@ def generate(run: Stage) -> None:
 
     from infotok.data.arrow import read_manifest, read_split
     from infotok.evaluation.generation import frechet_distance, standardized_features
-    from infotok.evaluation.networks import Judge
-    from infotok.evaluation.reconstruction import fidelity, objects_kept, reconstruct, through
+    from infotok.evaluation.reconstruction import fidelity, objects_kept, reconstruct
+    from infotok.examiners.judge import Judge
+    from infotok.tokenizer.passes import through
     from infotok.training.runtime import start
-    from pipeline.artifacts import load_judge, load_model
     from pipeline.pictures import grid, write_png
+    from pipeline.running.artifacts import load_judge, load_model
 
     device, seed = start(), run.cell.seed
     model, codec = load_model(run.layout, run.cell)
@@ -57,16 +58,10 @@ def _draw(run: Stage, model, codec, judge, manifest: dict, test) -> tuple[dict[s
     import torch
 
     from infotok.data.arrow import read_split
-    from infotok.data.questions import TAGS
     from infotok.data.text import TextCodec
-    from infotok.evaluation.generation import (
-        GenEval,
-        Retrieval,
-        draw,
-        frechet_distance,
-        kernel_distance,
-        standardized_features,
-    )
+    from infotok.evaluation.generation import draw, frechet_distance, kernel_distance, standardized_features
+    from infotok.evaluation.geneval_prompts import TAGS
+    from infotok.evaluation.prompted import GenEval, Retrieval
     from infotok.models.family import Sampling
     from infotok.tokenizer import smaller_budgets
 

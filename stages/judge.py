@@ -10,7 +10,7 @@ FLOOR = 3  # times what guessing finds; below it a judge of matching tells littl
 def judge(run: Stage) -> None:
     """Train the judge once, on images that no arm is scored on, and measure its ceiling on held-out images."""
     from infotok.data.arrow import read_manifest
-    from pipeline.artifacts import judge_of
+    from pipeline.running.artifacts import judge_of
 
     kind = judge_of(read_manifest(run.layout.data))
     if kind is None:
@@ -24,10 +24,11 @@ def _objects(run: Stage) -> None:
     import torch
 
     from infotok.data.arrow import read_manifest, read_split
-    from infotok.evaluation.networks import Judge
-    from infotok.training.examiners import accuracies, train_examiner
+    from infotok.examiners.judge import Judge
+    from infotok.examiners.reading import accuracies
+    from infotok.examiners.training import train_examiner
     from infotok.training.runtime import start
-    from pipeline.artifacts import attribute_classes, save_module
+    from pipeline.running.artifacts import attribute_classes, save_module
 
     device, config, data = start(), run.params.judge, run.layout.data
     description = {"classes": attribute_classes(read_manifest(data)), "image_size": run.params.data.image_size}
@@ -62,10 +63,10 @@ def _matching(run: Stage) -> None:
 
     from infotok.data.arrow import read_split
     from infotok.data.text import TextCodec
-    from infotok.evaluation.matching import CANDIDATES, Matcher, chance, retrieval
-    from infotok.training.examiners import train_matching
+    from infotok.examiners.matching import CANDIDATES, Matcher, chance, retrieval
+    from infotok.examiners.training import train_matching
     from infotok.training.runtime import start
-    from pipeline.artifacts import save_module
+    from pipeline.running.artifacts import save_module
 
     device, config, data = start(), run.params.judge, run.layout.data
     codec = TextCodec.from_file(data / "text.json")

@@ -9,7 +9,7 @@ MOST = 1000  # test images, at most, whose texts the features have to find
 def perceptual(run: Stage) -> None:
     """Train the perceptual features on the training images; another architecture and seed than the judge."""
     from infotok.data.arrow import read_manifest
-    from pipeline.artifacts import judge_of
+    from pipeline.running.artifacts import judge_of
 
     (_from_objects if judge_of(read_manifest(run.layout.data)) == "objects" else _from_texts)(run)
 
@@ -18,10 +18,11 @@ def _from_objects(run: Stage) -> None:
     import torch
 
     from infotok.data.arrow import read_manifest, read_split
-    from infotok.evaluation.networks import Perceptual
-    from infotok.training.examiners import accuracies, train_examiner
+    from infotok.examiners.perceptual import Perceptual
+    from infotok.examiners.reading import accuracies
+    from infotok.examiners.training import train_examiner
     from infotok.training.runtime import start
-    from pipeline.artifacts import attribute_classes, save_module
+    from pipeline.running.artifacts import attribute_classes, save_module
 
     device, config, data = start(), run.params.judge, run.layout.data
     description = {"classes": attribute_classes(read_manifest(data))}
@@ -53,11 +54,11 @@ def _from_texts(run: Stage) -> None:
 
     from infotok.data.arrow import read_split
     from infotok.data.text import TextCodec
-    from infotok.evaluation.matching import CANDIDATES, STATEMENTS, Towers, draw_text, retrieval
-    from infotok.evaluation.networks import Perceptual
-    from infotok.training.examiners import train_matching
+    from infotok.examiners.matching import CANDIDATES, STATEMENTS, Towers, draw_text, retrieval
+    from infotok.examiners.perceptual import Perceptual
+    from infotok.examiners.training import train_matching
     from infotok.training.runtime import start
-    from pipeline.artifacts import save_module
+    from pipeline.running.artifacts import save_module
 
     device, config, data = start(), run.params.judge, run.layout.data
     codec = TextCodec.from_file(data / "text.json")

@@ -9,11 +9,12 @@ MOST = 1000  # validation images that are reconstructed
 def pretrain(run: Stage) -> None:
     """Pretrain the tokenizer that all arms of one family, budget and seed share."""
     from infotok.data.arrow import read_split
-    from infotok.evaluation.reconstruction import fidelity, reconstruct, through
+    from infotok.evaluation.reconstruction import fidelity, reconstruct
+    from infotok.tokenizer.passes import through
     from infotok.training.pretrain import PretrainConfig
     from infotok.training.pretrain import pretrain as train
     from infotok.training.runtime import start
-    from pipeline.artifacts import load_perceptual, new_tokenizer, save_module
+    from pipeline.running.artifacts import load_perceptual, new_tokenizer, save_module
 
     device, config, seed = start(), run.params.pretrain, run.cell.seed
     world = run.processes.join(device)

@@ -13,7 +13,7 @@ import typer
 from infotok.errors import InfotokError
 
 if TYPE_CHECKING:
-    from pipeline.params import Params
+    from pipeline.config.params import Params
 
 VARIABLE = "INFOTOK_PROCESSES"
 SHARING = ("pretrain", "train")  # the stages that several processes run together

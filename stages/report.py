@@ -10,11 +10,11 @@ def report(params: ParamsOption = "params.yaml") -> None:
 
     from rich.console import Console
 
+    from pipeline.config.params import load_params
     from pipeline.files import remove_leftovers
-    from pipeline.page import write_report
-    from pipeline.params import load_params
-    from pipeline.results import Layout, read_result
-    from pipeline.tables import headline_table
+    from pipeline.report.page import write_report
+    from pipeline.report.tables import headline_table
+    from pipeline.running.results import Layout, read_result
 
     loaded = load_params(params)
     layout = Layout(loaded)

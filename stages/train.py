@@ -7,13 +7,13 @@ from stages.common import Stage, cell_stage, single
 def train(run: Stage) -> None:
     """Train tokenizer, prior and language model together, from the pretrained tokenizer."""
     from infotok.data.arrow import read_split
-    from infotok.evaluation.reconstruction import through
-    from infotok.information.objective import Kernels
+    from infotok.information.kernels import Kernels
+    from infotok.tokenizer.passes import through
     from infotok.training.batches import Batches
     from infotok.training.joint import JointConfig, train_jointly
     from infotok.training.runtime import start
-    from pipeline.artifacts import load_perceptual, new_model, save_model
-    from pipeline.params import TEXTS
+    from pipeline.config.params import TEXTS
+    from pipeline.running.artifacts import load_perceptual, new_model, save_model
 
     device, config, seed = start(), run.params.train, run.cell.seed
     world = run.processes.join(device)

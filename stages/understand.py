@@ -18,10 +18,10 @@ def understand(run: Stage) -> None:
         factor_information,
         generator_code_length,
     )
-    from infotok.evaluation.reconstruction import through
-    from infotok.information.objective import Kernels
+    from infotok.information.kernels import Kernels
+    from infotok.tokenizer.passes import through
     from infotok.training.runtime import start
-    from pipeline.artifacts import load_model
+    from pipeline.running.artifacts import load_model
 
     device, seed = start(), run.cell.seed
     config, precision = run.params.understanding, run.params.train.precision

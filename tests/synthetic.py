@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from infotok.data.sources.jsonl import Options
-from pipeline.analysis import analyse
-from pipeline.metrics import TASKS
-from pipeline.params import load_params
-from pipeline.results import Layout
+from pipeline.config.params import load_params
+from pipeline.report.analysis import analyse
+from pipeline.report.metrics import TASKS
+from pipeline.running.results import Layout
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 from synthetic import ACCURACY, analysed, changed, elastic_results, of_full_profile, synthetic
 
-from pipeline.analysis import cells_command, excludes_zero
-from pipeline.metrics import ordered, shown
-from pipeline.page import findings
-from pipeline.tables import headline, summary
+from pipeline.report.analysis import cells_command, excludes_zero
+from pipeline.report.metrics import ordered, shown
+from pipeline.report.page import findings
+from pipeline.report.tables import headline, summary
 
 
 def test_paired_differences_are_the_hand_worked_ones():

@@ -8,13 +8,14 @@ import torch
 from tiny import gradients, images, model, question, seeded, tokenizer
 
 from infotok.data.text import TextCodec, train_text_tokenizer
+from infotok.data.texts import TextBatch
 from infotok.errors import InfotokError
 from infotok.models.backbone import Backbone, BackboneConfig, text_codec
-from infotok.models.unified import TextBatch, UnifiedModel
+from infotok.models.unified import UnifiedModel
 from infotok.training.checkpoints import load_module, module_tensors
-from pipeline.artifacts import load_model, save_model
-from pipeline.params import load_params
-from pipeline.results import Layout
+from pipeline.config.params import load_params
+from pipeline.running.artifacts import load_model, save_model
+from pipeline.running.results import Layout
 
 
 @pytest.fixture

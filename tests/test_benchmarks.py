@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks are no installed package
 
 from benchmarks import common, data, generation, overhead, quantizer, regularizer, step, sweep  # noqa: E402
-from pipeline.params import Params, load_params  # noqa: E402
+from pipeline.config.params import Params, load_params  # noqa: E402
 
 TIMING = {"median_ms", "q1_ms", "q3_ms", "n"}
 COST = {"extra_%", "low_%", "high_%"}

@@ -17,7 +17,7 @@ from infotok.training import loop
 from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints, read_tensors
 from infotok.training.runtime import stream
-from pipeline.params import load_params
+from pipeline.config.params import load_params
 from stages.processes import check_batch, wanted
 
 ROOT = Path(__file__).parent.parent

@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.models.backbone import Backbone
 from infotok.models.unified import UnifiedModel
-from pipeline.artifacts import save_model
-from pipeline.cells import Cell
-from pipeline.params import load_params
-from pipeline.results import Layout, source_digest, write_result
+from pipeline.config.cells import Cell
+from pipeline.config.params import load_params
+from pipeline.running.artifacts import save_model
+from pipeline.running.results import Layout, source_digest, write_result
 from stages.cli import app
 
 ROOT = Path(__file__).parent.parent

@@ -6,20 +6,18 @@ import torch
 from scipy.linalg import sqrtm
 from torch import nn
 
+from infotok.data.pixels import to_bytes, to_unit
 from infotok.data.sources import scenes
-from infotok.evaluation.generation import (
-    Verdict,
-    frechet_distance,
-    kernel_distance,
-    read_scenes,
-    standardized_features,
-)
+from infotok.evaluation.generation import frechet_distance, kernel_distance, standardized_features
 from infotok.evaluation.information import usable_bits
-from infotok.evaluation.networks import Judge, Perceptual, to_bytes, to_unit
+from infotok.evaluation.prompted import Verdict, read_scenes
 from infotok.evaluation.reconstruction import fidelity, objects_kept
+from infotok.examiners.judge import Judge
+from infotok.examiners.perceptual import Perceptual
+from infotok.examiners.reading import accuracies, examine, objects_right
+from infotok.examiners.training import train_examiner
 from infotok.training.checkpoints import load_module, read_tensors
-from infotok.training.examiners import accuracies, examine, objects_right, train_examiner
-from pipeline.artifacts import save_module
+from pipeline.running.artifacts import save_module
 
 CLASSES = {"shape": 4, "color": 6, "size": 2}
 

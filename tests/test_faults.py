@@ -25,7 +25,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from smoke import CELLS, FILE, PROFILE, ROOT, contents, environment, run
 
-from pipeline.dvc_files import mend
+from pipeline.sweep.dvc_files import mend
 
 pytestmark = pytest.mark.xdist_group("smoke")  # one worker makes the finished run
 SEED = 0
@@ -128,7 +128,7 @@ def forget(folder: Path, outputs: list[str]) -> None:
 def test_every_stage_killed_at_a_random_moment_then_a_damaged_checkpoint_and_a_clock_set_back(copied):
     folder, before = copied
     rng = random.Random(SEED)
-    for module in ("pipeline.artifacts", "pipeline.page", "infotok.data.prepare"):  # once for all forks
+    for module in ("pipeline.running.artifacts", "pipeline.report.page", "infotok.data.prepare"):  # once for all forks
         import_module(module)
     # The last first, so that every stage finds what it needs.
     for stage, output in reversed(OUTPUTS.items()):
@@ -265,7 +265,7 @@ def test_a_sweep_sets_aside_what_a_kill_cut_off_of_dvcs_own_files_and_computes_n
 
 
 def test_a_lock_of_dvc_is_cut_off_where_dvc_itself_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.dvc_files.GRACE", 0)
+    monkeypatch.setattr("pipeline.sweep.dvc_files.GRACE", 0)
     monkeypatch.chdir(tmp_path)
     whole = (ROOT / "dvc.lock").read_text()[:900]
     repo = Repo.init(no_scm=True)

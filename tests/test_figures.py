@@ -9,12 +9,12 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic import FIGURES, analysed, changed, elastic_results, leave_images, synthetic
 
-from pipeline.analysis import analyse
-from pipeline.comparisons import budget_curve, gains
-from pipeline.drawing import SOFT
-from pipeline.figures import draw_figures, information_plane, score_over_beta
-from pipeline.galleries import gallery_cells, samples, training
-from pipeline.results import Layout
+from pipeline.report.analysis import analyse
+from pipeline.report.comparisons import budget_curve, gains
+from pipeline.report.figures import draw_figures, information_plane, score_over_beta
+from pipeline.report.galleries import gallery_cells, samples, training
+from pipeline.report.style import SOFT
+from pipeline.running.results import Layout
 
 
 def points(ax, marker="o"):

@@ -13,7 +13,7 @@ from infotok.information import (
     permuted_hsic,
     population_hsic_gaussian,
 )
-from infotok.information.hsic import pair
+from infotok.information.dependence import pair
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -1,6 +1,5 @@
 """Rates and bounds against closed forms, enumeration and torch.distributions."""
 
-import importlib
 import itertools
 import math
 import subprocess
@@ -19,7 +18,6 @@ from infotok.information import (
     categorical_rate,
     code_statistics,
     gaussian_rate,
-    hsic,
     information_bounds,
 )
 
@@ -48,15 +46,6 @@ def test_every_public_name_resolves_and_an_unknown_one_is_an_attribute_error():
     assert set(information.__all__) <= set(dir(information))
     with pytest.raises(AttributeError, match="no_such_name"):
         information.no_such_name  # noqa: B018
-
-
-def test_the_name_hsic_stays_the_function_after_the_submodule_is_imported():
-    code = (
-        "import infotok.information.hsic, infotok.information as i; from infotok.information import hsic;"
-        "import sys; sys.exit(not (callable(hsic) and i.hsic is hsic))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert importlib.import_module("infotok.information.hsic").hsic is hsic
 
 
 @pytest.mark.parametrize("prior_shape", [(3, 7), (5, 3, 7)])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.overhead import copied, smallest_params
-from pipeline.params import load_params
-from pipeline.sweep import environment
+from pipeline.config.params import load_params
+from pipeline.sweep.jobs import environment
 
 ROOT = Path(__file__).parent.parent
 VARIABLES = {"PYTHONPATH": "", "INFOTOK_TRACKING": "off", "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b"}

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from infotok.data.arrow import Split, write_split
+from infotok.data.pixels import to_unit
 from infotok.data.text import TextCodec, train_text_tokenizer
-from infotok.evaluation.matching import Matcher, Towers, chance, contrastive_loss, draw_text, retrieval
-from infotok.evaluation.networks import Perceptual, to_unit
-from infotok.training.batches import encode_captions
+from infotok.data.texts import encode_captions
+from infotok.examiners.matching import Matcher, Towers, chance, contrastive_loss, draw_text, retrieval
+from infotok.examiners.perceptual import Perceptual
+from infotok.examiners.training import augmented, train_matching
 from infotok.training.checkpoints import Checkpoints
-from infotok.training.examiners import augmented, train_matching
 from infotok.training.runtime import stream
-from pipeline.artifacts import load_judge, load_perceptual
+from pipeline.running.artifacts import load_judge, load_perceptual
 from stages import judge as judging
 from stages import perceptual as perceiving
 

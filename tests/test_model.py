@@ -8,10 +8,10 @@ import torch
 from scipy.stats import chisquare
 from tiny import END, VOCABULARY, gradients, images, model, question, seeded, texts
 
+from infotok.data.texts import TextBatch
 from infotok.models import family_names
 from infotok.models.family import Sampling
 from infotok.models.packing import Part, pack
-from infotok.models.unified import TextBatch
 from infotok.tokenizer.base import Tokens
 
 

@@ -9,9 +9,9 @@ from torch import distributions
 
 from infotok.information import cka, hsic
 from infotok.information.consistency import InfoNCE, contrast
+from infotok.information.kernels import Kernels
 from infotok.information.multiplier import Multiplier
 from infotok.information.objective import (
-    Kernels,
     Observed,
     code_cost,
     consistency_of,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infotok.errors import InfotokError
-from pipeline.params import load_params
+from pipeline.config.params import load_params
 
 ROOT = Path(__file__).parent.parent
 

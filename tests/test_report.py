@@ -11,9 +11,8 @@ import pytest
 from rich.console import Console
 from synthetic import FIGURES, Resources, analysed, changed, elastic_results, leave_images, of_full_profile, synthetic
 
-from pipeline.page import command, findings, latex, latex_text, page, seeds_sentence, write_report
-from pipeline.results import Layout
-from pipeline.tables import (
+from pipeline.report.page import command, findings, latex, latex_text, page, seeds_sentence, write_report
+from pipeline.report.tables import (
     headline,
     headline_table,
     summary,
@@ -22,6 +21,7 @@ from pipeline.tables import (
     table_over_beta,
     tables,
 )
+from pipeline.running.results import Layout
 
 
 @pytest.fixture(scope="module")

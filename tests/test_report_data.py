@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 from synthetic import DATA, Resources, analysed, changed, elastic_results, leave_data, leave_images, synthetic
 
-from pipeline.analysis import analyse
-from pipeline.page import captions, findings, write_report
-from pipeline.protocol import protocol
-from pipeline.results import Layout
-from pipeline.tables import headline, headline_table, tables
-from pipeline.view import saved_view
+from pipeline.report.analysis import analyse
+from pipeline.report.page import captions, findings, write_report
+from pipeline.report.protocol import protocol
+from pipeline.report.tables import headline, headline_table, tables
+from pipeline.running.results import Layout
+from pipeline.tracking.view import saved_view
 
 SAID = {  # of data that are read: the tasks sentence and the headline's metrics
     "matching": (

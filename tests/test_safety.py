@@ -13,10 +13,10 @@ from smoke import PROFILE, ROOT
 from infotok.data import source_options
 from infotok.data.prepare import prepare
 from infotok.errors import InfotokError
-from pipeline import view
-from pipeline.cells import parse_arm
-from pipeline.params import load_params
-from pipeline.results import Layout
+from pipeline.config.cells import parse_arm
+from pipeline.config.params import load_params
+from pipeline.running.results import Layout
+from pipeline.tracking import view
 
 SOURCES = [path for name in ("infotok", "pipeline", "stages", "benchmarks") for path in (ROOT / name).rglob("*.py")]
 # Modules whose reading runs what it reads, or unpacks archives to wherever they name.
@@ -79,8 +79,8 @@ def test_mlflow_listens_on_this_machine_alone(tmp_path, monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "INFOTOK_TRACKING"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(view.subprocess, "Popen", start)
-    monkeypatch.setattr("pipeline.tracking.rebuild", lambda layout: 0)
-    monkeypatch.setattr("pipeline.tracking.initialise", lambda layout: "1")
+    monkeypatch.setattr("pipeline.tracking.mirror.rebuild", lambda layout: 0)
+    monkeypatch.setattr("pipeline.tracking.mirror.initialise", lambda layout: "1")
     (tmp_path / ".ckpt").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

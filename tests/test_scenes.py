@@ -6,12 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from infotok.data import questions
+from infotok.data import scene_texts as questions
 from infotok.data.arrow import read_split, write_split
-from infotok.data.questions import TAGS, Guess, prompts, satisfies
 from infotok.data.sources import scenes
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.errors import InfotokError
+from infotok.evaluation.blind import Guess
+from infotok.evaluation.geneval_prompts import TAGS, prompts, satisfies
 
 CONFIG = {"seed": 3, "image_size": 32, "objects": 3, "nuisance": 1.0, "questions": 8}
 # Of numpy's PCG64 and float64 arithmetic, which are the same on every platform.

@@ -13,8 +13,8 @@ from PIL import Image
 from infotok.data import source_options
 from infotok.data.arrow import read_manifest, read_split
 from infotok.data.prepare import prepare
-from infotok.data.questions import Guess
 from infotok.errors import InfotokError
+from infotok.evaluation.blind import Guess
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("INFOTOK_SHARED_DATA", ROOT.parent / "shared" / "data"))

@@ -34,7 +34,7 @@ except SystemExit as end:
     ("code", "not_yet"),
     [
         (HELP, HEAVY | {"numpy", "pydantic", "yaml"}),
-        ("from pipeline.params import load_params; load_params('params.yaml')", HEAVY - {"pyarrow"}),
+        ("from pipeline.config.params import load_params; load_params('params.yaml')", HEAVY - {"pyarrow"}),
     ],
     ids=["help", "parameters"],
 )

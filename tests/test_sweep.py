@@ -16,13 +16,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from infotok.errors import InfotokError
-from pipeline import progress
-from pipeline import sweep as module
-from pipeline.cells import Cell
+from pipeline.config.cells import Cell
+from pipeline.config.params import load_params
 from pipeline.files import write_text
-from pipeline.params import load_params
-from pipeline.results import Layout
-from pipeline.sweep import Times, check_profile, jobs, select, sweep
+from pipeline.running.results import Layout
+from pipeline.sweep import progress
+from pipeline.sweep.jobs import Times, check_profile, jobs, select, sweep
+from pipeline.sweep.jobs import sweep as module
 from stages.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -172,8 +172,8 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
         closing.append(command[-1])
         return SimpleNamespace(returncode=3)  # ends the command before it prints the report
 
-    monkeypatch.setattr("pipeline.params.load_params", lambda _: params)
-    monkeypatch.setattr("pipeline.tracking.initialise", lambda _: None)
+    monkeypatch.setattr("pipeline.config.params.load_params", lambda _: params)
+    monkeypatch.setattr("pipeline.tracking.mirror.initialise", lambda _: None)
     monkeypatch.setattr(module, "cell_states", states)
     monkeypatch.setattr(subprocess, "run", close)
     finished = CliRunner().invoke(app, ["sweep", "--only", "ar-ceb-*", "--only", "*-8-0"])
@@ -193,7 +193,7 @@ def test_other_machines_results_are_pulled_when_asked_for(dvc):
 
 
 def test_a_wrong_glob_is_one_line_and_runs_nothing(dvc, monkeypatch):
-    monkeypatch.setattr("pipeline.params.load_params", lambda _: grid())
+    monkeypatch.setattr("pipeline.config.params.load_params", lambda _: grid())
     finished = CliRunner().invoke(app, ["sweep", "--only", "flow-*"])
     assert finished.exit_code == 2
     assert dvc.commands == []

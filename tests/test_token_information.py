@@ -9,16 +9,17 @@ import torch
 from tiny import model, seeded
 from torch import distributions
 
+from infotok.data.texts import encode_captions
 from infotok.evaluation.generation import draw
 from infotok.evaluation.information import channel_information, dependences, generator_code_length
-from infotok.evaluation.reconstruction import reconstruct, through
+from infotok.evaluation.reconstruction import reconstruct
 from infotok.information import cka
 from infotok.information.channel import Gaussian, one_hot
-from infotok.information.objective import Kernels
+from infotok.information.kernels import Kernels
 from infotok.models import family_names
 from infotok.models.family import Sampling
 from infotok.tokenizer.base import Tokens
-from infotok.training.batches import encode_captions
+from infotok.tokenizer.passes import through
 
 CAPTIONS = ["a red square", "a blue circle", "a red circle above a blue square", "a blue square"]
 

@@ -10,16 +10,17 @@ from tiny import Stopped
 
 from infotok.data.sources import scenes
 from infotok.data.text import TextCodec, train_text_tokenizer
-from infotok.evaluation.networks import Perceptual
-from infotok.evaluation.reconstruction import through
-from infotok.information.objective import Kernels
+from infotok.data.texts import pad
+from infotok.examiners.perceptual import Perceptual
+from infotok.information.kernels import Kernels
 from infotok.models import family_names
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.family import family_class
 from infotok.models.unified import UnifiedModel
 from infotok.tokenizer.base import TokenizerConfig
+from infotok.tokenizer.passes import through
 from infotok.training import loop
-from infotok.training.batches import Batches, order, pad
+from infotok.training.batches import Batches, order
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.pretrain import PretrainConfig, pretrain

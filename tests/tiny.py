@@ -2,9 +2,10 @@
 
 import torch
 
+from infotok.data.texts import Asked, TextBatch
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.family import family_class
-from infotok.models.unified import Asked, TextBatch, UnifiedModel
+from infotok.models.unified import UnifiedModel
 from infotok.tokenizer.base import TokenizerConfig
 
 TINY = BackboneConfig(name="llama", width=16, layers=2, heads=2)

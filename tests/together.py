@@ -12,8 +12,8 @@ from infotok.data.sources import scenes
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.distributed import ALONE, join, leave
 from infotok.errors import InfotokError
-from infotok.evaluation.networks import Perceptual
-from infotok.information.objective import Kernels
+from infotok.examiners.perceptual import Perceptual
+from infotok.information.kernels import Kernels
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.unified import UnifiedModel
 from infotok.training import loop

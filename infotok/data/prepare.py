@@ -12,10 +12,10 @@ from pathlib import Path
 
 from infotok.data.arrow import Split, SplitWriter, read_split
 from infotok.data.options import DataOptions
-from infotok.data.questions import Guess
 from infotok.data.rejects import Rejects
 from infotok.data.text import train_text_tokenizer
 from infotok.errors import InfotokError
+from infotok.evaluation.blind import Guess
 
 NEEDED = ("train", "validation", "test")
 MOST_REASONS = 20  # in the manifest, of which rejects.jsonl has all

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
+from infotok.data.texts import encode_captions
 from infotok.information.bounds import information_bounds
 from infotok.information.channel import Channel
-from infotok.information.objective import Kernels
+from infotok.information.kernels import Kernels
 from infotok.models.unified import UnifiedModel
 from infotok.tokenizer.base import Tokens
-from infotok.training.batches import encode_captions
 from infotok.training.runtime import autocast, stream
 
 NATS = math.log(2)  # nats in a bit

@@ -6,26 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infotok.evaluation.networks import Judge, to_bytes, to_unit
-from infotok.information.channel import Channel
-from infotok.tokenizer.base import Tokenizer, Tokens
-from infotok.training.examiners import ATTRIBUTES, examine
-from infotok.training.runtime import stream
-
-
-@torch.no_grad()
-def through(tokenizer: Tokenizer, images: np.ndarray, seed: int, batch: int = 500) -> tuple[Tokens, Channel]:
-    """Send images (n, S, S, 3) uint8 through the channel as in training.
-
-    Returns:
-        their tokens, and the distribution that the tokens follow.
-    """
-    device, tokens, channels = next(tokenizer.parameters()).device, [], []
-    for start in range(0, len(images), batch):
-        posterior = tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch].copy()).to(device)))
-        tokens.append(tokenizer.sample(posterior, stream(device, seed, start, 6)))
-        channels.append(tokenizer.channel_of(posterior))
-    return Tokens.cat(tokens), type(channels[0]).cat(channels)
+from infotok.data.pixels import to_bytes
+from infotok.examiners.judge import Judge
+from infotok.examiners.reading import ATTRIBUTES, examine
+from infotok.tokenizer.base import Tokenizer
 
 
 @torch.no_grad()

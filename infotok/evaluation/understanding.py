@@ -9,9 +9,9 @@ import torch
 
 from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
+from infotok.data.texts import pad
 from infotok.evaluation.statistics import wilson_interval
 from infotok.models.unified import UnifiedModel
-from infotok.training.batches import pad
 from infotok.training.runtime import autocast
 
 

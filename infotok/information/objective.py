@@ -1,55 +1,24 @@
-"""The information terms of the objective, and the estimators that they may use.
-
-This module loads no torch by itself: names of estimators are needed to check a configuration.
-"""
+"""The information terms of the objective, and the estimators that they may use."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from infotok.information.kernels import Kernels
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from infotok.information.channel import Channel
-    from infotok.information.hsic import Pair
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kernels:
-    """How dependence is measured. estimator, bandwidth: as in `infotok.information.hsic`. normalized: CKA, between 0
-    and 1 whatever the bandwidths, instead of HSIC. consistency: what keeps tokens and captions consistent, their
-    dependence (`kernels`) or the learned bound of the other estimators (`infonce`)."""
-
-    estimator: str = "unbiased"
-    bandwidth: str | float = "dimension"
-    normalized: bool = True
-    consistency: str = "infonce"
-
-    def pair(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Pair:
-        """Paired rows x (n, ...) and z (n, ...), to read their dependence from; `generator` draws random features."""
-        from infotok.information.hsic import pair
-
-        return pair(
-            x,
-            z,
-            normalized=self.normalized,
-            estimator=self.estimator,
-            bandwidth_x=self.bandwidth,
-            bandwidth_z=self.bandwidth,
-            generator=generator,
-        )
-
-    def dependence(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Dependence of the rows of `pair`, scalar."""
-        return self.pair(x, z, generator).dependence()
+    from infotok.information.dependence import Pair
 
 
 @dataclass(kw_only=True)
@@ -73,7 +42,7 @@ class Observed:
     text: Tensor | None = None
     told: Tensor | None = None
     critic: Callable[[Tensor, Tensor], Tensor] | None = None
-    kernels: Kernels = Kernels()
+    kernels: Kernels = field(default_factory=Kernels)
     generator: torch.Generator | None = None
     gather: Callable[[Tensor], Tensor] = lambda rows: rows
 

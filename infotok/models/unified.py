@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok.data.texts import TextBatch
 from infotok.distributed import world_of
 from infotok.information.channel import Channel
 from infotok.information.priors import Priors
@@ -20,30 +21,6 @@ from infotok.models.backbone import Backbone
 from infotok.models.family import Predicted, family_class
 from infotok.models.packing import Part, pack
 from infotok.tokenizer.base import Tokenizer, Tokens
-
-
-@dataclass
-class Asked:
-    """One question of every example with its answer: ids (B, L) of question, answer and end mark; valid (B, L);
-    answers (B, L), True on answer and end mark, the columns to be predicted."""
-
-    ids: Tensor
-    valid: Tensor
-    answers: Tensor
-
-
-@dataclass
-class TextBatch:
-    """Tokenized texts of B examples. questions: one `Asked` per question of an example, each as wide as its own
-    longest row. captions: (B, M) ids behind a begin mark; captions_valid: (B, M)."""
-
-    questions: list[Asked]
-    captions: Tensor
-    captions_valid: Tensor
-
-    def to(self, device: torch.device) -> TextBatch:
-        asked = [Asked(*(value.to(device) for value in vars(one).values())) for one in self.questions]
-        return TextBatch(asked, self.captions.to(device), self.captions_valid.to(device))
 
 
 @dataclass

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import lru_cache
-from itertools import chain
 
 import numpy as np
 import torch
 
 from infotok.data.arrow import Split, texts_about
 from infotok.data.text import TextCodec
+from infotok.data.texts import Asked, TextBatch, encode_captions, pad
 from infotok.distributed import ALONE, World
-from infotok.models.unified import Asked, TextBatch
 
 DESCRIBE = "describe the image"
 
@@ -26,20 +25,6 @@ def order(count: int, batch: int, seed: int, step: int) -> np.ndarray:
 @lru_cache(2)  # of the images' epoch and the texts': a permutation of a large data set takes longer than a step
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def pad(sequences: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids (n, longest) and their validity."""
-    lengths = np.array([len(sequence) for sequence in sequences])
-    valid = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.full(valid.shape, filler, dtype=np.int64)
-    ids[valid] = np.fromiter(chain.from_iterable(sequences), np.int64)
-    return torch.from_numpy(ids), torch.from_numpy(valid)
-
-
-def encode_captions(captions: list[str], codec: TextCodec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Captions behind a begin mark: ids (B, M) and validity."""
-    return pad([[codec.end, *codec.encode(caption)] for caption in captions], codec.pad)
 
 
 def even_odds(families: list[str]) -> np.ndarray:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from infotok.data.pixels import to_unit
 from infotok.distributed import ALONE, World
-from infotok.evaluation.networks import Perceptual, perceptual_distortion, to_unit
+from infotok.examiners.perceptual import Perceptual, perceptual_distortion
 from infotok.information.consistency import InfoNCE
+from infotok.information.kernels import Kernels
 from infotok.information.multiplier import Multiplier
-from infotok.information.objective import Kernels, Observed, code_cost, consistency_of, independent_of, penalty_of
+from infotok.information.objective import Observed, code_cost, consistency_of, independent_of, penalty_of
 from infotok.models.unified import UnifiedModel
 from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints

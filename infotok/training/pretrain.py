@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infotok.data.pixels import to_unit
 from infotok.distributed import ALONE, World
-from infotok.evaluation.networks import Perceptual, perceptual_distortion, to_unit
+from infotok.examiners.perceptual import Perceptual, perceptual_distortion
 from infotok.tokenizer.base import Tokenizer
 from infotok.tokenizer.discrete import DiscreteTokenizer
 from infotok.training.batches import order

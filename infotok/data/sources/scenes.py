@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from infotok.data import questions
+from infotok.data import scene_texts
 from infotok.data.arrow import Split
 from infotok.data.options import DataOptions
 from infotok.data.rejects import Rejects
@@ -209,8 +209,8 @@ def make_split(name: str, count: int, config: dict) -> Split:
     vocabulary = (SHAPES, tuple(COLORS), SIZES)
     return Split(
         images=images,
-        captions=[questions.captions(scene, rng) for scene in objects],
-        questions=[questions.ask(scene, config["questions"], vocabulary, rng) for scene in objects],
+        captions=[scene_texts.captions(scene, rng) for scene in objects],
+        questions=[scene_texts.ask(scene, config["questions"], vocabulary, rng) for scene in objects],
         objects=objects,
         factors=_probe_factors(factors),
     )

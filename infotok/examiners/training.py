@@ -10,15 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok.data.arrow import Split
+from infotok.data.pixels import to_unit
 from infotok.data.text import TextCodec
-from infotok.evaluation.matching import Towers, contrastive_loss, draw_text
-from infotok.evaluation.networks import attribute_loss, to_unit
-from infotok.training.batches import encode_captions, order
+from infotok.data.texts import encode_captions
+from infotok.examiners.attributes import attribute_loss
+from infotok.examiners.matching import Towers, contrastive_loss, draw_text
+from infotok.examiners.reading import ATTRIBUTES
+from infotok.training.batches import order
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
 from infotok.training.runtime import stream
 
-ATTRIBUTES = ("shape", "color", "size")
 WEIGHT_DECAY = 0.1  # of training by contrast, which soon knows a small data set by heart
 TOKEN_DROPOUT = 0.1
 
@@ -102,37 +104,3 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     centre = torch.randint(side, (count, 2, 1), generator=generator, device=device)
     near = (torch.arange(side, device=device) - centre).abs() <= side // 8
     return images.masked_fill((near[:, 0, :, None] & near[:, 1, None, :])[:, None], 0.0)
-
-
-@torch.no_grad()
-def examine(module: nn.Module, images: torch.Tensor, batch: int = 500) -> dict[str, Tensor]:
-    """Most likely values (n, Q) per attribute of uint8 images (n, S, S, 3); shape, color, size are -1 where the
-    quadrant is judged empty."""
-    device = next(module.parameters()).device
-    parts = [
-        {name: v.argmax(-1).cpu() for name, v in module(to_unit(chunk.to(device))).items()}
-        for chunk in images.split(batch)
-    ]
-    found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    for name in ATTRIBUTES:
-        found[name] = found[name].masked_fill(found["presence"] == 0, -1)
-    return found
-
-
-def objects_right(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    """Share of true objects whose quadrant is read with the right shape, color and size."""
-    present = truth["presence"] == 1
-    right = torch.stack([found[name] == truth[name] for name in ATTRIBUTES]).all(0)
-    return (right & present).sum().item() / max(1, present.sum().item())
-
-
-def accuracies(module: nn.Module, split: Split, prefix: str) -> dict[str, float]:
-    """`objects_right` and the accuracy of every attribute where an object is, on a split; the judge's ceiling."""
-    found = examine(module, torch.from_numpy(split.images[np.arange(len(split))]))
-    truth = {name: torch.from_numpy(split.factors[name].copy()).long() for name in ("presence", *ATTRIBUTES)}
-    present = truth["presence"] == 1
-    out = {f"{prefix}objects": objects_right(found, truth)}
-    for name in ATTRIBUTES:
-        out[f"{prefix}{name}"] = (found[name] == truth[name])[present].float().mean().item()
-    out[f"{prefix}presence"] = (found["presence"] == truth["presence"]).float().mean().item()
-    return out

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.analysis import Analysis
-from pipeline.cells import Cell
-from pipeline.drawing import DPI, arm_colors, arm_name, empty_figure, panels, shown_arms
+from pipeline.config.cells import Cell
+from pipeline.report.analysis import Analysis
+from pipeline.report.style import DPI, arm_colors, arm_name, empty_figure, panels, shown_arms
 
 RIGHT, WRONG = "#009E73", "#D55E00"
 ROWS, COLUMNS = 12, 6  # at most, of prompts and images per prompt; half the prompts where several families are shown

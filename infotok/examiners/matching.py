@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok.data.arrow import texts_about
+from infotok.data.pixels import to_unit
 from infotok.data.text import TextCodec
-from infotok.evaluation.networks import to_unit
-from infotok.training.batches import encode_captions
+from infotok.data.texts import encode_captions
 
 SHARED = 64  # E
 SHARPEST = 100.0  # the largest factor on cosines, as in CLIP

@@ -9,17 +9,18 @@ import torch
 
 from infotok.data.arrow import read_manifest
 from infotok.data.text import TextCodec
-from infotok.evaluation.matching import Matcher
-from infotok.evaluation.networks import Judge, Perceptual
+from infotok.examiners.judge import Judge
+from infotok.examiners.matching import Matcher
+from infotok.examiners.perceptual import Perceptual
 from infotok.models.backbone import Backbone, BackboneConfig, text_codec
 from infotok.models.family import family_class
 from infotok.models.unified import UnifiedModel
 from infotok.tokenizer.base import Tokenizer, TokenizerConfig
 from infotok.training.checkpoints import load_module, module_tensors, read_tensors, write_tensors
-from pipeline.cells import Cell
+from pipeline.config.cells import Cell
+from pipeline.config.params import Params
 from pipeline.files import write_text
-from pipeline.params import Params
-from pipeline.results import Layout
+from pipeline.running.results import Layout
 
 ATTRIBUTES = ("shape", "color", "size")
 

@@ -15,7 +15,7 @@ from infotok.errors import InfotokError
 from infotok.models import family_names
 from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Scale, Section, Weight
 from infotok.tokenizer import halvings, patch_grid
-from pipeline.cells import Cell, parse_arm
+from pipeline.config.cells import Cell, parse_arm
 
 
 class Grid(Section):

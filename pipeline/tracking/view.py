@@ -21,8 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from infotok.errors import InfotokError
-from pipeline.metrics import Task, allowed
-from pipeline.results import Layout
+from pipeline.report.metrics import Task, allowed
+from pipeline.running.results import Layout
 
 VIEW = "infotok"  # the saved view's id in tag and address
 HOST = "127.0.0.1"
@@ -75,7 +75,7 @@ def serve(layout: Layout, port: int = 5000) -> None:
     """
     from rich.console import Console
 
-    from pipeline.tracking import enabled, initialise, rebuild, store_uri
+    from pipeline.tracking.mirror import enabled, initialise, rebuild, store_uri
 
     uri = store_uri(layout)
     if not enabled():

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from infotok.errors import InfotokError
-from pipeline.cells import Cell
-from pipeline.results import Layout, fingerprint
-from pipeline.store import SQLITE, WITH_HISTORY, Run, Store, now, read_stored, store_uri
+from pipeline.config.cells import Cell
+from pipeline.running.results import Layout, fingerprint
+from pipeline.tracking.store import SQLITE, WITH_HISTORY, Run, Store, now, read_stored, store_uri
 
 log = logging.getLogger("infotok")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from infotok.evaluation.statistics import mean_and_deviation
-from pipeline.analysis import COLUMNS, Analysis, Choice, excludes_zero, present
-from pipeline.metrics import FAMILY, HEADLINE, METRICS, PAIRED, TASKS, Metric, Task, elastic, shown
+from pipeline.report.analysis import COLUMNS, Analysis, Choice, excludes_zero, present
+from pipeline.report.metrics import FAMILY, HEADLINE, METRICS, PAIRED, TASKS, Metric, Task, elastic, shown
 
 MISSING = "–"
 FAMILIES = 12  # of questions, at most, that a table has columns for

@@ -15,10 +15,10 @@ import pandas as pd
 
 from infotok.data.arrow import read_manifest
 from infotok.evaluation.statistics import holm, paired_interval, paired_p_value
-from pipeline.cells import Cell
-from pipeline.metrics import CLAIMS, PAIRED, TASKS, VALIDATION, Task, elastic, ordered, short
-from pipeline.params import Params
-from pipeline.results import Layout
+from pipeline.config.cells import Cell
+from pipeline.config.params import Params
+from pipeline.report.metrics import CLAIMS, PAIRED, TASKS, VALIDATION, Task, elastic, ordered, short
+from pipeline.running.results import Layout
 
 Results = dict[Cell, dict[str, dict]]
 

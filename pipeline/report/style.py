@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from infotok.evaluation.statistics import mean_and_deviation
-from pipeline.analysis import Analysis
-from pipeline.cells import Cell
+from pipeline.config.cells import Cell
+from pipeline.report.analysis import Analysis
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 INK, SOFT, GRID = "#1c2430", "#6b7480", "#e6e9ed"

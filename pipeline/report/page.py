@@ -8,15 +8,15 @@ import json
 import math
 from pathlib import Path
 
-from pipeline import tables
-from pipeline.analysis import Analysis, Results, analyse, present
-from pipeline.figures import draw_figures
+from pipeline.config.params import Params
 from pipeline.files import write_text
-from pipeline.metrics import HEADLINE, shown
-from pipeline.params import Params
-from pipeline.protocol import protocol, settings, tasks_sentence, warnings
-from pipeline.results import Layout
-from pipeline.tables import Table, signed
+from pipeline.report import tables
+from pipeline.report.analysis import Analysis, Results, analyse, present
+from pipeline.report.figures import draw_figures
+from pipeline.report.metrics import HEADLINE, shown
+from pipeline.report.protocol import protocol, settings, tasks_sentence, warnings
+from pipeline.report.tables import Table, signed
+from pipeline.running.results import Layout
 
 
 def write_report(results: Results, judge: dict, layout: Layout, params: Params) -> Analysis:

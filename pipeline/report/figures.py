@@ -8,9 +8,12 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from pipeline.analysis import Analysis, present
-from pipeline.comparisons import budget_curve, gains
-from pipeline.drawing import (
+from pipeline.files import whole
+from pipeline.report.analysis import Analysis, present
+from pipeline.report.comparisons import budget_curve, gains
+from pipeline.report.galleries import samples, training
+from pipeline.report.metrics import BETA_UNITS, METRICS, NUISANCE, STRUCTURE, Task
+from pipeline.report.style import (
     DPI,
     INK,
     MARKERS,
@@ -24,10 +27,7 @@ from pipeline.drawing import (
     spread,
     token_colors,
 )
-from pipeline.files import whole
-from pipeline.galleries import samples, training
-from pipeline.metrics import BETA_UNITS, METRICS, NUISANCE, STRUCTURE, Task
-from pipeline.tables import beta_text
+from pipeline.report.tables import beta_text
 
 FEW_ARMS = 8  # up to which a plane shows every seed beside the means
 # Formats, and what would make equal figures differ in bytes.

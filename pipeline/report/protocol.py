@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline import tables
-from pipeline.analysis import ARM, Analysis, present
-from pipeline.tables import Table
+from pipeline.report import tables
+from pipeline.report.analysis import ARM, Analysis, present
+from pipeline.report.tables import Table
 
 # Of the section `data`, what every source has or the manifest says better.
 KNOWN = ("source", "seed", "image_size", "vocabulary", "max_rejects", "objects", "questions")

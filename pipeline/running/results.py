@@ -21,9 +21,9 @@ from pathlib import Path
 import yaml
 
 from infotok.errors import InfotokError
-from pipeline.cells import Cell, stage_key
+from pipeline.config.cells import Cell, stage_key
+from pipeline.config.params import Params
 from pipeline.files import write_text
-from pipeline.params import Params
 
 # The sections of params.yaml that a stage's result depends on, its inputs' sections included.
 SECTIONS = {

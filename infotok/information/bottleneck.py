@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from infotok.information.channel import Categorical, Channel, Gaussian
 from infotok.information.consistency import InfoNCE
+from infotok.information.kernels import Kernels
 from infotok.information.multiplier import Multiplier
-from infotok.information.objective import Kernels, Observed, code_cost, estimator_names, penalty_of
+from infotok.information.objective import Observed, code_cost, estimator_names, penalty_of
 from infotok.information.priors import KINDS, AutoregressivePrior, CategoricalPrior, GaussianPrior
 
 NATS = math.log(2)  # nats in a bit

@@ -6,10 +6,10 @@ import math
 
 import pandas as pd
 
-from pipeline.analysis import Analysis, Choice, present
-from pipeline.drawing import INK, SOFT, arm_colors, arm_name, estimator_hues, mean_of, panels, tint
-from pipeline.metrics import HEADLINE, METRICS, PAIRED, TASKS, Task, elastic
-from pipeline.tables import signed
+from pipeline.report.analysis import Analysis, Choice, present
+from pipeline.report.metrics import HEADLINE, METRICS, PAIRED, TASKS, Task, elastic
+from pipeline.report.style import INK, SOFT, arm_colors, arm_name, estimator_hues, mean_of, panels, tint
+from pipeline.report.tables import signed
 
 LINE = 0.215  # inches of height of a row of `gains`
 SHADE = "#f4f5f7"  # where an arm is worse than its twin

@@ -16,13 +16,13 @@ from rich.table import Table
 
 from infotok.errors import InfotokError
 from infotok.stopping import Stopped, deferred
-from pipeline import progress
-from pipeline.cells import Cell, stage_name
-from pipeline.dvc_files import mend
-from pipeline.params import Params
-from pipeline.processes import only_sweep, start, stop
-from pipeline.results import Layout, read_result
-from pipeline.tracking import fill_in
+from pipeline.config.cells import Cell, stage_name
+from pipeline.config.params import Params
+from pipeline.running.results import Layout, read_result
+from pipeline.sweep import progress
+from pipeline.sweep.dvc_files import mend
+from pipeline.sweep.processes import only_sweep, start, stop
+from pipeline.tracking.mirror import fill_in
 
 CELL_STAGES = ("train", "understand", "generate")
 POLL = 0.2  # seconds between looks at the running jobs

@@ -1,4 +1,4 @@
-"""An MLflow store and the runs in it, as `pipeline.tracking` needs them.
+"""An MLflow store and the runs in it, as `pipeline.tracking.mirror` needs them.
 
 One flat run per cell, found by its tags: kind (cell or tokenizer), cell, fingerprint and configuration
 say what a run is; `logged.<stage>` and `source.<stage>` name the configuration and the code of the result it
@@ -26,9 +26,9 @@ from urllib.parse import quote
 
 from infotok.data.arrow import read_manifest
 from infotok.errors import InfotokError
-from pipeline.cells import Cell
-from pipeline.results import SECTIONS, Layout, fingerprint, parse_result
-from pipeline.view import saved_view
+from pipeline.config.cells import Cell
+from pipeline.running.results import SECTIONS, Layout, fingerprint, parse_result
+from pipeline.tracking.view import saved_view
 
 log = logging.getLogger("infotok")
 

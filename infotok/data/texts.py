@@ -1,0 +1,50 @@
+"""Tokenized texts of a batch. Shapes: B examples, L columns of a question, M columns of a caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infotok.data.text import TextCodec
+
+
+@dataclass
+class Asked:
+    """One question of every example with its answer: ids (B, L) of question, answer and end mark; valid (B, L);
+    answers (B, L), True on answer and end mark, the columns to be predicted."""
+
+    ids: Tensor
+    valid: Tensor
+    answers: Tensor
+
+
+@dataclass
+class TextBatch:
+    """Tokenized texts of B examples. questions: one `Asked` per question of an example, each as wide as its own
+    longest row. captions: (B, M) ids behind a begin mark; captions_valid: (B, M)."""
+
+    questions: list[Asked]
+    captions: Tensor
+    captions_valid: Tensor
+
+    def to(self, device: torch.device) -> TextBatch:
+        asked = [Asked(*(value.to(device) for value in vars(one).values())) for one in self.questions]
+        return TextBatch(asked, self.captions.to(device), self.captions_valid.to(device))
+
+
+def pad(sequences: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded ids (n, longest) and their validity."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    valid = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(valid.shape, filler, dtype=np.int64)
+    ids[valid] = np.fromiter(chain.from_iterable(sequences), np.int64)
+    return torch.from_numpy(ids), torch.from_numpy(valid)
+
+
+def encode_captions(captions: list[str], codec: TextCodec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Captions behind a begin mark: ids (B, M) and validity."""
+    return pad([[codec.end, *codec.encode(caption)] for caption in captions], codec.pad)

@@ -1,0 +1,1 @@
+"""Networks that examine images: the judge, the matching judge and the perceptual features."""

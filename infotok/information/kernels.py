@@ -1,0 +1,42 @@
+"""How kernel dependence is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from infotok.information.dependence import Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """estimator, bandwidth: as in `infotok.information.dependence`. normalized: CKA, between 0 and 1 whatever the
+    bandwidths, instead of HSIC. consistency: what keeps tokens and captions consistent, their dependence (`kernels`) or
+    the learned bound of the other estimators (`infonce`)."""
+
+    estimator: str = "unbiased"
+    bandwidth: str | float = "dimension"
+    normalized: bool = True
+    consistency: str = "infonce"
+
+    def pair(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Pair:
+        """Paired rows x (n, ...) and z (n, ...), to read their dependence from; `generator` draws random features."""
+        from infotok.information.dependence import pair
+
+        return pair(
+            x,
+            z,
+            normalized=self.normalized,
+            estimator=self.estimator,
+            bandwidth_x=self.bandwidth,
+            bandwidth_z=self.bandwidth,
+            generator=generator,
+        )
+
+    def dependence(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Dependence of the rows of `pair`, scalar."""
+        return self.pair(x, z, generator).dependence()

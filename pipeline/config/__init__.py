@@ -1,0 +1,1 @@
+"""What a run is: the params file, the cells of its grid."""

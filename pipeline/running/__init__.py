@@ -1,0 +1,1 @@
+"""One stage at work: its result, its files, its lock."""
