@@ -28,7 +28,7 @@ from pipeline.sweep.jobs import environment
 ROOT = Path(__file__).parent.parent
 CODE = ("infotok", "pipeline", "stages", "dvc.yaml", ".dvcignore", ".gitignore")
 GRIDS = {1: (1, 1), 10: (5, 2), 50: (5, 10)}  # cells: arms and seeds
-ARMS = ("none-0", "vib-0.01", "dib-0.01", "ceb-0.01", "hsic-1")
+ARMS = ("none-0-0", "vib-0.01-1", "dib-0.01-1", "ceb-0.01-1", "hsic-1-1")
 IMPORTS = {
     "nothing": "",
     "parameters and results": "import pipeline.config.params, pipeline.running.results",

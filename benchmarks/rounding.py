@@ -38,7 +38,7 @@ from importlib import import_module
 for name in sys.argv[1:]:
     options = {} if name in ("prepare", "perceptual", "judge") else {"tokens": 4}
     if name in ("train", "understand", "generate"):
-        options["arm"] = "ceb-0.01"
+        options["arm"] = "ceb-0.01-1"
     getattr(import_module(f"stages.{name}"), name)(**options)
 """
 

@@ -51,7 +51,7 @@ def prepared(params: Params, folder: Path, images: int) -> Prepared:
 
 def new_model(params: Params, family: str, tokens: int, codec: TextCodec) -> UnifiedModel:
     """An untrained model of a family."""
-    tokenizer = new_tokenizer(params, Cell(family, "none", 0.0, tokens, SEED))
+    tokenizer = new_tokenizer(params, Cell(family, "none", 0.0, 0.0, tokens, SEED))
     backbone = Backbone.create(BackboneConfig(**params.backbone.model_dump()), codec.vocabulary)
     return UnifiedModel(family, tokenizer, backbone).to(start())
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # half of what `infotok --help` would take
 
 ParamsOption = Annotated[str, typer.Option("--params", help="The parameters, checked on reading.")]
 FamilyOption = Annotated[str, typer.Option(help="Family of unified model, as in grid.family.")]
-ArmOption = Annotated[str, typer.Option(help="<estimator>-<beta>, such as ceb-0.01; the baseline is none-0.")]
+ArmOption = Annotated[str, typer.Option(help="<estimator>-<beta>, such as ceb-0.01-1; the baseline is none-0.")]
 TokensOption = Annotated[int, typer.Option(help="Token budget K of one image.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, data order and sampling noise.")]
 
@@ -106,7 +106,7 @@ def tokenizer_stage(body: Callable[[Stage], None]) -> Callable:
         seed: SeedOption = 0,
         params: ParamsOption = "params.yaml",
     ) -> None:
-        _run(body, params, (family, "none-0", tokens, seed))
+        _run(body, params, (family, "none-0-0", tokens, seed))
 
     return _command(body, command)
 
@@ -116,7 +116,7 @@ def cell_stage(body: Callable[[Stage], None]) -> Callable:
 
     def command(
         family: FamilyOption = "ar",
-        arm: ArmOption = "none-0",
+        arm: ArmOption = "none-0-0",
         tokens: TokensOption = 8,
         seed: SeedOption = 0,
         params: ParamsOption = "params.yaml",

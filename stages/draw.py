@@ -32,7 +32,7 @@ EVALUATOR = "python evaluation/evaluate_images.py {out} --outfile results.jsonl 
 def draw(
     *,
     family: FamilyOption = "ar",
-    arm: ArmOption = "none-0",
+    arm: ArmOption = "none-0-0",
     tokens: TokensOption = 8,
     seed: SeedOption = 0,
     params: ParamsOption = "params.yaml",

@@ -36,6 +36,7 @@ def train(run: Stage) -> None:
             JointConfig(
                 estimator=run.cell.estimator,
                 beta=run.cell.beta,
+                consistency=run.cell.gamma,
                 kernels=Kernels(**run.params.kernels.model_dump()),
                 **shared,
                 **run.params.reconstruction.model_dump(),

@@ -26,10 +26,10 @@ def test_paired_differences_are_the_hand_worked_ones():
         pytest.approx(-0.0096828, abs=1e-6),
         pytest.approx(0.0896828, abs=1e-6),
     )
-    reference = stats.ttest_rel(ACCURACY["ceb-0.01"], ACCURACY["none-0"]).confidence_interval(0.95)
+    reference = stats.ttest_rel(ACCURACY["ceb-0.01-1"], ACCURACY["none-0-0"]).confidence_interval(0.95)
     assert (row.ci_low, row.ci_high) == pytest.approx(tuple(reference))
     assert excludes_zero(row.to_dict()) == "no"
-    # ceb-0.003 gains exactly .01 on every seed: the interval has no width.
+    # ceb-0.003-1 gains exactly .01 on every seed: the interval has no width.
     assert rows.loc[("ceb", 0.003, "accuracy")].ci_low == pytest.approx(0.01)
     assert "none" not in set(analysed().paired.estimator)
 
@@ -38,17 +38,19 @@ def test_a_rows_command_names_its_profile_and_matches_its_cells_alone():
     params, *_ = synthetic(families=("ar", "mask"), tokens=(4, 8))
     full = of_full_profile(params)
     text = cells_command(full, "ar", "ceb", 0.003, 8)
-    assert text == ("infotok sweep --params profiles/full/params.yaml --only 'ar-none-0-8-*' --only 'ar-ceb-0.003-8-*'")
+    assert text == (
+        "infotok sweep --params profiles/full/params.yaml --only 'ar-none-0-0-8-*' --only 'ar-ceb-0.003-1-8-*'"
+    )
     globs = shlex.split(text)[5::2]
     matched = [cell.key for cell in params.cells() if any(fnmatchcase(cell.key, glob) for glob in globs)]
-    assert matched == [f"ar-{arm}-8-{seed}" for arm in ("none-0", "ceb-0.003") for seed in (0, 1, 2)]
+    assert matched == [f"ar-{arm}-8-{seed}" for arm in ("none-0-0", "ceb-0.003-1") for seed in (0, 1, 2)]
 
 
 def test_p_values_and_holms_adjustment_are_the_hand_worked_ones():
     rows = analysed().paired.set_index(["estimator", "beta", "metric"])
     # Differences .02, .04, .06: t = 2√3, and with two degrees of freedom p = 1 − √(6/7) = .0741799.
     assert rows.loc[("ceb", 0.01, "accuracy")].p_value == pytest.approx(0.0741799, abs=1e-7)
-    # vib-0.003 differs by +.01, 0, −.01 and so on average by nothing.
+    # vib-0.003-1 differs by +.01, 0, −.01 and so on average by nothing.
     assert rows.loc[("vib", 0.003, "accuracy")].p_value == pytest.approx(1)
     # Four claims, of two chosen arms: GenEval differs as accuracy does, so 4 × .0741799 and 1.
     assert rows.loc[("ceb", 0.01, "accuracy")].p_holm == pytest.approx(0.2967196, abs=1e-6)
@@ -67,7 +69,7 @@ def test_p_values_and_holms_adjustment_are_the_hand_worked_ones():
 
 def test_arms_without_a_twin_are_skipped():
     params, results, judge = synthetic(tokens=(4, 8))
-    results = {cell: r for cell, r in results.items() if cell.arm != "none-0" or cell.tokens == 8}
+    results = {cell: r for cell, r in results.items() if cell.arm != "none-0-0" or cell.tokens == 8}
     found = changed(params, results, judge)
     assert set(found.paired.tokens) == {8}
     assert {choice.tokens for choice in found.choices} == {4, 8}
@@ -76,7 +78,7 @@ def test_arms_without_a_twin_are_skipped():
 
 def test_only_seeds_of_both_arms_are_paired():
     params, results, judge = synthetic()
-    results = {cell: r for cell, r in results.items() if (cell.arm, cell.seed) != ("none-0", 2)}
+    results = {cell: r for cell, r in results.items() if (cell.arm, cell.seed) != ("none-0-0", 2)}
     row = changed(params, results, judge).paired.set_index(["beta", "metric"]).loc[(0.01, "accuracy")]
     assert (row.seeds, row.baseline, row.difference) == (2, pytest.approx(0.61), pytest.approx(0.03))
 
@@ -84,12 +86,12 @@ def test_only_seeds_of_both_arms_are_paired():
 def test_validation_chooses_and_not_test():
     found = analysed()
     chosen = {choice.estimator: choice for choice in found.choices}
-    assert chosen["ceb"].arm == "ceb-0.01"  # ceb-0.03 is far better on test
+    assert chosen["ceb"].arm == "ceb-0.01-1"  # ceb-0.03-1 is far better on test
     assert chosen["ceb"].validation == pytest.approx(0.70)
     assert (chosen["ceb"].best, chosen["vib"].best) == (True, False)
     assert (chosen["ceb"].edge, chosen["vib"].edge) == (False, False)
-    assert found.best("ar").arm == "ceb-0.01"
-    assert summary(found)["ar"]["best"]["arm"] == "ceb-0.01"
+    assert found.best("ar").arm == "ceb-0.01-1"
+    assert summary(found)["ar"]["best"]["arm"] == "ceb-0.01-1"
 
 
 def test_what_choosing_on_validation_leaves_of_chance_is_as_the_note_says():
@@ -104,7 +106,7 @@ def test_what_choosing_on_validation_leaves_of_chance_is_as_the_note_says():
 def test_an_optimum_at_the_edge_of_the_grid_is_said():
     params, results, judge = synthetic()
     for cell, stages in results.items():
-        if cell.arm == "ceb-0.03":
+        if cell.arm == "ceb-0.03-1":
             stages["understand"]["metrics"]["understanding/validation"] = 0.99
     found = changed(params, results, judge)
     assert found.best("ar").edge
@@ -142,7 +144,7 @@ def test_retrieval_is_paired_and_claimed_in_the_place_of_geneval(data, claims):
 @pytest.mark.parametrize("data", ["captions", "questions"])
 def test_a_single_task_chooses_by_its_own_validation(data):
     chosen = {choice.estimator: choice for choice in analysed(data=data).choices}
-    assert (chosen["ceb"].arm, chosen["ceb"].validation) == ("ceb-0.01", pytest.approx(0.70))
+    assert (chosen["ceb"].arm, chosen["ceb"].validation) == ("ceb-0.01-1", pytest.approx(0.70))
     assert [task.name for task in analysed(data=data).tasks] == [{"captions": "generation"}.get(data, "understanding")]
 
 

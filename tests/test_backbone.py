@@ -104,7 +104,7 @@ def test_a_saved_model_is_loaded_from_its_own_files_alone(saved_lm, layout, name
 
 def test_a_missing_model_is_named_with_the_command_that_makes_it(layout):
     cell = layout.params.cells()[0]
-    with pytest.raises(InfotokError, match=r"model\.safetensors: is missing; .*`dvc repro train@ar-none-0-4-0`"):
+    with pytest.raises(InfotokError, match=r"model\.safetensors: is missing; .*`dvc repro train@ar-none-0-0-4-0`"):
         load_model(layout, cell)
 
 

@@ -93,7 +93,7 @@ def test_what_two_processes_began_one_ends_as_if_it_had_been_alone(folder, monke
     assert [path.name for path in kept.folder.iterdir()] == ["step-00000002.safetensors"]
     split, codec = together.material()
     model, history = together.joint(split, codec, "mask", "vib", checkpoints=kept, checkpoint_every=2)
-    assert_close((model.state_dict(), history), left(folder / "alone" / "mask-vib-0"))
+    assert_close((model.state_dict(), history), left(folder / "alone" / "mask-vib-0-1"))
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(folder):

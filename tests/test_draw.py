@@ -30,7 +30,7 @@ from stages.cli import app
 
 ROOT = Path(__file__).parent.parent
 OFFICIAL = Path(os.environ.get("INFOTOK_SHARED_DATA", ROOT.parent / "shared" / "data")) / "geneval"
-CELL = Cell("ar", "ceb", 0.01, 4, 0)
+CELL = Cell("ar", "ceb", 0.01, 1.0, 4, 0)
 PROMPTS = [
     {"tag": "colors", "include": [{"class": "bench", "count": 1, "color": "red"}], "prompt": "a photo of a red bench"},
     {"tag": "single_object", "include": [{"class": "cow", "count": 1}], "prompt": "a photo of a cow", "weight": 1.50},
@@ -66,7 +66,7 @@ def _in_the_repository(monkeypatch):
 
 
 def command(params, *options) -> list[str]:
-    cell = ["--params", params, "--arm", "ceb-0.01", "--tokens", 4]
+    cell = ["--params", params, "--arm", "ceb-0.01-1", "--tokens", 4]
     return [str(word) for word in ("draw", *cell, *options)]
 
 
@@ -274,7 +274,7 @@ def test_a_bad_prompts_file_is_named_with_its_line_and_remedy(params, tmp_path, 
         (["--sampling-seed", -1], "--sampling-seed: -1 is negative"),
         (["--resolution", 0], "--resolution: 0 is not between 1 and 4096"),
         (["--resolution", 8], "--resolution: 8 is below the model's own 16 pixels"),
-        (["--arm", "ceb-0.03"], "dvc repro train@ar-ceb-0.03-4-0"),
+        (["--arm", "ceb-0.03-1"], "dvc repro train@ar-ceb-0.03-1-4-0"),
         (["--family", "arr"], "--family: 'arr' is unknown"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: cannot be read (No such file or directory); name a prompts"),
         (["--prompts", "."], ".: cannot be read (Is a directory)"),

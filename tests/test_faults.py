@@ -42,7 +42,7 @@ OUTPUTS = {
     "report": "reports/smoke",
 }
 CELL_STAGES = ("train", "understand", "generate")
-OPTIONS = {"pretrain": {"tokens": 4}} | {stage: {"tokens": 4, "arm": "ceb-0.01"} for stage in CELL_STAGES}
+OPTIONS = {"pretrain": {"tokens": 4}} | {stage: {"tokens": 4, "arm": "ceb-0.01-1"} for stage in CELL_STAGES}
 
 
 def same(folder: Path, before: dict[str, object]) -> None:

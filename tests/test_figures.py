@@ -26,13 +26,13 @@ def points(ax, marker="o"):
 def test_gains_show_differences_intervals_and_whether_they_exclude_zero():
     params, results, judge = synthetic(families=("ar", "mask"))
     for cell, stages in results.items():
-        # In the mask family ceb-0.01 gains .02, .021, .022: an interval of .021 ± 4.30265 × .001 / √3.
-        if (cell.family, cell.arm) == ("mask", "ceb-0.01"):
+        # In the mask family ceb-0.01-1 gains .02, .021, .022: an interval of .021 ± 4.30265 × .001 / √3.
+        if (cell.family, cell.arm) == ("mask", "ceb-0.01-1"):
             base = results[cell.baseline()]["understand"]["metrics"]["understanding/accuracy"]
             stages["understand"]["metrics"]["understanding/accuracy"] = base + 0.02 + cell.seed / 1000
     axes = np.array(gains(changed(params, results, judge)).axes).reshape(2, 3)
     assert [ax.get_title() for ax in axes[0]] == ["accuracy", "GenEval", "GenEval, T=1"]
-    assert [text.get_text() for text in axes[0, 0].get_yticklabels()] == ["K = 8", "vib-0.003", "ceb-0.01"]
+    assert [text.get_text() for text in axes[0, 0].get_yticklabels()] == ["K = 8", "vib-0.003-1", "ceb-0.01-1"]
     assert [text.get_fontweight() for text in axes[0, 0].get_yticklabels()[1:]] == ["normal", "bold"]
     (vib, ceb), (_, mask) = points(axes[0, 0]), points(axes[1, 0])
     assert vib == (pytest.approx(0), 1, "white")
@@ -49,7 +49,7 @@ def test_gains_show_differences_intervals_and_whether_they_exclude_zero():
 def test_gains_mark_an_interval_that_leaves_the_panel_and_need_no_interval():
     params, results, judge = synthetic(seeds=(0, 1), tokens=(4, 8, 16))
     for cell, stages in results.items():
-        if (cell.arm, cell.tokens) == ("ceb-0.01", 4):
+        if (cell.arm, cell.tokens) == ("ceb-0.01-1", 4):
             stages["understand"]["metrics"]["understanding/accuracy"] += cell.seed  # differences of .02 and 1.04
     ax = gains(changed(params, results, judge)).axes[0]
     low, high = ax.get_xlim()
@@ -58,7 +58,7 @@ def test_gains_mark_an_interval_that_leaves_the_panel_and_need_no_interval():
     single = gains(analysed(seeds=(0,))).axes[0]
     assert [(x, face) for x, _, face in points(single)] == [(pytest.approx(x), "white") for x in (0.01, 0.02)]
     params, results, judge = synthetic()
-    alone = {cell: r for cell, r in results.items() if cell.arm != "none-0"}
+    alone = {cell: r for cell, r in results.items() if cell.arm != "none-0-0"}
     assert gains(changed(params, alone, judge)) is None
 
 
@@ -69,7 +69,7 @@ def test_budget_curve_draws_the_elastic_training_beside_one_training_per_budget(
     curves = {line.get_marker(): line for line in accuracy.get_lines() if len(line.get_xdata()) > 1}
     assert list(curves["o"].get_xdata()) == [1, 2, 4, 8]
     drawn = sorted(line.get_ydata()[0] for line in accuracy.get_lines() if len(line.get_xdata()) == 4)
-    assert drawn == pytest.approx([0.32, 0.41])  # none-0, and ceb-0.01, which validation chose
+    assert drawn == pytest.approx([0.32, 0.41])  # none-0-0, and ceb-0.01-1, which validation chose
     diamonds = points(accuracy, "D")
     assert [(round(x), y) for x, y, _ in diamonds] == [(4, pytest.approx(0.62)), (4, pytest.approx(0.66))]
     assert [label.get_text() for label in geneval.get_xticklabels()] == ["1", "2", "4", "8"]
@@ -111,7 +111,7 @@ def test_training_curves_of_families_that_log_different_parts(tmp_path):
 
 def test_a_grid_of_three_families_and_four_estimators_fits_a_page(tmp_path, monkeypatch):
     params, results, judge = elastic_results(seeds=(0,), families=("ar", "mask", "flow"))
-    twins = {"vib-0.003": "dib", "ceb-0.01": "hsic"}
+    twins = {"vib-0.003-1": "dib", "ceb-0.01-1": "hsic"}
     results |= {replace(c, estimator=twins[c.arm]): r for c, r in results.items() if c.arm in twins}
     found = analyse(results, judge, Layout(params, tmp_path), params)
     sizes = []
@@ -163,7 +163,7 @@ def test_a_single_task_has_the_panels_to_itself(data, axis):
 def test_gains_of_retrieval_share_a_scale_with_its_plain_form_which_is_pale():
     params, results, judge = synthetic(data="matching")
     for cell, stages in results.items():
-        stages["generate"]["metrics"]["generation/retrieval_t1"] += 0.1 * (cell.arm == "ceb-0.01")
+        stages["generate"]["metrics"]["generation/retrieval_t1"] += 0.1 * (cell.arm == "ceb-0.01-1")
     accuracy, chosen, plain = gains(changed(params, results, judge)).axes
     assert chosen.get_xlim() == plain.get_xlim()
     assert chosen.get_xlim()[1] > 0.15 > accuracy.get_xlim()[1]
@@ -189,12 +189,12 @@ def test_samples_show_reconstructions_where_nothing_is_drawn(data, tmp_path):
     if data == "questions":
         assert rows == [below, []]
         titles = [ax.get_title(loc="left") for ax in figure.axes]
-        assert titles == ["baseline none-0", "ceb-0.01"]
+        assert titles == ["baseline none-0-0", "ceb-0.01-1"]
     else:
         assert rows == [["a red circle", "two <b> & rings at $\\5 and 6$\neach"], below, [], []]
         assert [ax.get_title(loc="left") for ax in figure.axes[::2]] == [
-            "baseline none-0: 67% right",
-            "ceb-0.01: 67% right",
+            "baseline none-0-0: 67% right",
+            "ceb-0.01-1: 67% right",
         ]
     figure.savefig(tmp_path / "drawn.svg")  # a caption's dollar signs are no mathematics
     boxes = [ax.get_position() for ax in figure.axes]

@@ -35,7 +35,7 @@ def clones(tmp_path):
     origin = tmp_path / "origin"
     origin.mkdir()
     content = smallest_params(load_params(ROOT / "params.yaml"), 1)
-    content["grid"]["arm"] = ["none-0", "vib-0.01"]
+    content["grid"]["arm"] = ["none-0-0", "vib-0.01-1"]
     copied(origin, content)
     dvc(origin, "remote", "add", "--default", "shared", str(tmp_path / "remote"))
     run(origin, "git", "add", "--all")
@@ -57,12 +57,12 @@ def weights(folder: Path, cell: str) -> str:
 
 def test_two_machines_share_a_grid_and_a_third_combines_it(clones):
     first, second, third = clones
-    none, vib = "train@ar-none-0-4-0", "train@ar-vib-0.01-4-0"
+    none, vib = "train@ar-none-0-0-4-0", "train@ar-vib-0.01-1-4-0"
     assert ran(dvc(first, "repro", "--pull", none)) == ["prepare", "perceptual", "pretrain@ar-4-0", none]
     dvc(first, "push", "--run-cache", "--quiet")
     assert ran(dvc(second, "repro", "--pull", vib)) == [vib]  # what both need comes from the first
     dvc(second, "push", "--run-cache", "--quiet")
 
     assert ran(dvc(third, "repro", "--pull", none, vib)) == []
-    assert weights(third, "ar-none-0-4-0") == weights(first, "ar-none-0-4-0")
-    assert weights(third, "ar-vib-0.01-4-0") == weights(second, "ar-vib-0.01-4-0")
+    assert weights(third, "ar-none-0-0-4-0") == weights(first, "ar-none-0-0-4-0")
+    assert weights(third, "ar-vib-0.01-1-4-0") == weights(second, "ar-vib-0.01-1-4-0")

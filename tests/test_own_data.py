@@ -61,7 +61,7 @@ def finished(request, tmp_path_factory):
     size = 64 if request.param == "both" else 32
     params["data"] = {"source": "jsonl", "seed": 0, "image_size": size, "vocabulary": 400}
     params["tokenizer"]["encoder"] = "convolution" if request.param == "both" else "patch"
-    arms = ["none-0", "ceb-0.01"]
+    arms = ["none-0-0", "ceb-0.01-1"]
     params["grid"] = {"family": ["ar"], "arm": arms, "tokens": [4], "seed": [0]}
     (folder / "profiles" / "mine").mkdir()
     (folder / "profiles" / "mine" / "params.yaml").write_text(yaml.safe_dump(params))

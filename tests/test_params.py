@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
     [
         ("  nuisance:", "  nuisanse:", "unknown key 'data.nuisanse'; did you mean 'nuisance'?"),
         ("  validation: 1000", "  validation: many", "'data.validation' is 'many'"),
-        ("dib-0.01,", "vib--0.003,", "has a negative beta"),
-        ("dib-0.01,", "vibe-0.003,", "unknown estimator; known: none, ceb, dib, hsic, vib"),
-        ("dib-0.01,", "vib,", "is not <estimator>-<beta>"),
+        ("dib-0.01-1,", "vib--0.003,", "has a negative beta"),
+        ("dib-0.01-1,", "vibe-0.003,", "unknown estimator; known: none, ceb, dib, hsic, vib"),
+        ("dib-0.01-1,", "vib,", "is not <estimator>-<beta>"),
         ("tokens: [4, 8]", "tokens: [4, 5]", "possible token budgets: 1, 2, 4, 8, 16"),
         ("tokens: [4, 8]", "tokens: []", "'grid.tokens' is empty"),
         ("seed: [0]", "seed: [0, 0]", "'grid.seed' repeats 0"),
@@ -58,7 +58,7 @@ def test_kernel_arms_need_four_images_a_step(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(small)
     assert load_params(path)
-    path.write_text(small.replace("dib-0.01,", "hsic-0.1,", 1))
+    path.write_text(small.replace("dib-0.01-1,", "hsic-0.1-1,", 1))
     with pytest.raises(InfotokError, match=r"params\.yaml:\d+: 'train\.batch' is 3; the hsic arms need at least 4"):
         load_params(path)
 

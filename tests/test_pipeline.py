@@ -101,7 +101,7 @@ def test_a_second_repro_does_nothing(workspace):
     assert "up to date" in again.stdout
 
 
-NEW = "ar-dib-0.01-4-0"
+NEW = "ar-dib-0.01-1-4-0"
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def grown(workspace):
     """The workspace with one more arm in its grid."""
     path = workspace / PROFILE
     text = path.read_text()
-    path.write_text(text.replace("ceb-0.01]", "ceb-0.01, dib-0.01]"))
+    path.write_text(text.replace("ceb-0.01-1]", "ceb-0.01-1, dib-0.01-1]"))
     yield workspace
     path.write_text(text)
 
@@ -164,7 +164,7 @@ for name in ("train", "understand", "generate"):
 """
 
 
-@pytest.mark.parametrize(("family", "arm"), [("mask", "vib-0.01"), ("flow", "hsic-0.1")])
+@pytest.mark.parametrize(("family", "arm"), [("mask", "vib-0.01-1"), ("flow", "hsic-0.1-1")])
 def test_the_other_families_go_through_every_stage_at_every_budget(workspace, family, arm):
     path = workspace / "profiles/elastic/params.yaml"
     path.parent.mkdir(exist_ok=True)
@@ -233,11 +233,11 @@ def test_two_processes_pretrain_and_train_a_cell_that_is_not_in_the_grid(workspa
         variables = environment() | {"INFOTOK_PROCESSES": "2", "INFOTOK_TRACKING": "off"}
         return subprocess.run(command, cwd=workspace, env=variables, capture_output=True, text=True, check=False)
 
-    tokenizer, trained = (workspace / "runs/smoke" / name for name in ("tokenizer/flow-4-3", "train/flow-none-0-4-3"))
+    tokenizer, trained = (workspace / "runs/smoke" / name for name in ("tokenizer/flow-4-3", "train/flow-none-0-0-4-3"))
     try:
-        assert "tokenizer.safetensors: is missing" in one_line_error(in_two("train", "--arm", "none-0"))
+        assert "tokenizer.safetensors: is missing" in one_line_error(in_two("train", "--arm", "none-0-0"))
         assert "--arm: arm 'cebra'" in one_line_error(in_two("train", "--arm", "cebra"))
-        for folder, done in ((tokenizer, in_two("pretrain")), (trained, in_two("train", "--arm", "none-0"))):
+        for folder, done in ((tokenizer, in_two("pretrain")), (trained, in_two("train", "--arm", "none-0-0"))):
             assert done.returncode == 0, done.stderr
             result = json.loads((folder / "metrics.json").read_text())
             assert all(math.isfinite(value) for value in result["metrics"].values())

@@ -47,7 +47,9 @@ def test_paired_csv_has_exactly_its_columns(written):
     assert all(len(row) == 16 for row in rows)
     assert rows[1][:5] == ["ar", "vib", "0.003", "4", "accuracy"]
     remade = {tuple(row[1:5]): row[-1] for row in rows[1:]}
-    assert remade[("ceb", "0.01", "8", "geneval")] == "infotok sweep --only 'ar-none-0-8-*' --only 'ar-ceb-0.01-8-*'"
+    assert (
+        remade[("ceb", "0.01", "8", "geneval")] == "infotok sweep --only 'ar-none-0-0-8-*' --only 'ar-ceb-0.01-1-8-*'"
+    )
     # Only claims of chosen arms are adjusted.
     assert {tuple(row[1:3] + row[4:5]) for row in rows[1:] if row[-2]} == {
         (*arm, metric) for arm in (("vib", "0.003"), ("ceb", "0.01")) for metric in ("accuracy", "geneval")
@@ -65,19 +67,19 @@ def test_ablation_csv_has_a_row_per_cell(written):
 
 def test_headline_says_whether_the_interval_excludes_zero():
     rows = {(row[2], row[3]): row for row in headline(analysed()).rows}
-    assert rows[("ceb-0.01", "accuracy")] == [
-        "ar", "8", "ceb-0.01", "accuracy", "0.620", "0.660", "+0.040", "+6.5 %", "[−0.010, +0.090]", "no", "0.297"
+    assert rows[("ceb-0.01-1", "accuracy")] == [
+        "ar", "8", "ceb-0.01-1", "accuracy", "0.620", "0.660", "+0.040", "+6.5 %", "[−0.010, +0.090]", "no", "0.297"
     ]  # fmt: skip
-    assert rows[("vib-0.003", "accuracy")][6:] == ["+0.000", "+0.0 %", "[−0.025, +0.025]", "no", "1.000"]
-    assert rows[("ceb-0.01", "GenEval, T=1")][-1] == "–"  # no claim of its own
+    assert rows[("vib-0.003-1", "accuracy")][6:] == ["+0.000", "+0.0 %", "[−0.025, +0.025]", "no", "1.000"]
+    assert rows[("ceb-0.01-1", "GenEval, T=1")][-1] == "–"  # no claim of its own
     params, results, judge = synthetic(seeds=(0, 1))
     for cell, stages in results.items():
         stages["understand"]["metrics"]["understanding/accuracy"] = {"none": 0.5, "ceb": 0.6, "vib": 0.4}[
             cell.estimator
         ] + cell.seed / 100
     rows = {(row[2], row[3]): row for row in headline(changed(params, results, judge)).rows}
-    assert rows[("ceb-0.01", "accuracy")][-2:] == ["yes", "<0.001"]
-    assert rows[("vib-0.003", "accuracy")][-2:] == ["yes, below", "<0.001"]
+    assert rows[("ceb-0.01-1", "accuracy")][-2:] == ["yes", "<0.001"]
+    assert rows[("vib-0.003-1", "accuracy")][-2:] == ["yes, below", "<0.001"]
 
 
 def test_means_deviations_and_bold():
@@ -107,7 +109,7 @@ def test_bold_is_per_token_budget_and_absent_where_all_are_alike():
 def test_missing_metrics_are_blank_and_unknown_ones_kept():
     params, results, judge = synthetic(families=("ar", "flow"))
     next(iter(results.values()))["train"]["metrics"]["train/peak_memory"] = 1.5
-    broken = next(cell for cell in results if cell.arm == "vib-0.003" and cell.family == "ar")
+    broken = next(cell for cell in results if cell.arm == "vib-0.003-1" and cell.family == "ar")
     results[broken]["generate"]["metrics"]["generation/gfid"] = math.nan
     found = changed(params, results, judge)
     flow = found.frame[found.frame.family == "flow"]
@@ -199,7 +201,7 @@ def test_headline_table_prints(seeds):
     console = Console(width=80, file=io.StringIO(), force_terminal=False)
     console.print(headline_table(summary(analysed(seeds=seeds))))
     text = console.file.getvalue()
-    assert "ceb-0.01" in text
+    assert "ceb-0.01-1" in text
     assert ("one seed" if len(seeds) == 1 else "[−0.010, +0.090]") in text
     assert "…" not in text
 
@@ -229,7 +231,7 @@ def test_markdown_tables_are_well_formed(written):
         assert re.fullmatch(r"\|(:--\||--:\|)+", block[1])
     assert "**" in text
     assert "a\\|b &lt;i>" in text  # the protocol's awkward value
-    assert "codebook collapsed (ar-ceb-0.03-4-0, " in text
+    assert "codebook collapsed (ar-ceb-0.03-1-4-0, " in text
     assert "`dvc repro`" in text
     assert "nan" not in text.lower().replace("nuisance", "")
 

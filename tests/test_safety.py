@@ -92,7 +92,7 @@ def test_mlflow_listens_on_this_machine_alone(tmp_path, monkeypatch):
     assert command.count("--host") == 1
 
 
-@pytest.mark.parametrize("arm", ["../none-0", "none-0/..", "ceb-0.01/../../x", "/ceb-0.01", "ceb-0.01\0"])
+@pytest.mark.parametrize("arm", ["../none-0-0", "none-0-0/..", "ceb-0.01-1/../../x", "/ceb-0.01-1", "ceb-0.01-1\0"])
 def test_a_cell_cannot_lead_out_of_the_results(arm):
     with pytest.raises(InfotokError):
         parse_arm(arm, "--arm")

@@ -31,17 +31,17 @@ ROOT = Path(__file__).parent.parent
 def grid(**axes):
     """The default parameters with another grid."""
     params = load_params(ROOT / "params.yaml")
-    update = {"family": ["ar"], "arm": ["none-0", "ceb-0.01"], "tokens": [4, 8], "seed": [0, 1]} | axes
+    update = {"family": ["ar"], "arm": ["none-0-0", "ceb-0.01-1"], "tokens": [4, 8], "seed": [0, 1]} | axes
     return params.model_copy(update={"grid": params.grid.model_copy(update=update)})
 
 
 def test_seeds_complete_one_after_the_other_largest_budgets_first():
     assert [job.name for job in jobs(grid().cells())] == [
         "prepare", "perceptual", "judge",
-        "pretrain@ar-8-0", "ar-none-0-8-0", "ar-ceb-0.01-8-0",
-        "pretrain@ar-4-0", "ar-none-0-4-0", "ar-ceb-0.01-4-0",
-        "pretrain@ar-8-1", "ar-none-0-8-1", "ar-ceb-0.01-8-1",
-        "pretrain@ar-4-1", "ar-none-0-4-1", "ar-ceb-0.01-4-1",
+        "pretrain@ar-8-0", "ar-none-0-0-8-0", "ar-ceb-0.01-1-8-0",
+        "pretrain@ar-4-0", "ar-none-0-0-4-0", "ar-ceb-0.01-1-4-0",
+        "pretrain@ar-8-1", "ar-none-0-0-8-1", "ar-ceb-0.01-1-8-1",
+        "pretrain@ar-4-1", "ar-none-0-0-4-1", "ar-ceb-0.01-1-4-1",
     ]  # fmt: skip
 
 
@@ -51,10 +51,10 @@ def measured(layout: Layout, stage: str, cell: Cell, seconds: float) -> None:
 
 
 def test_of_equal_budgets_what_took_longest_before_starts_first(tmp_path):
-    params = grid(family=["ar", "flow", "mask"], arm=["none-0"], tokens=[8], seed=[0, 1])
+    params = grid(family=["ar", "flow", "mask"], arm=["none-0-0"], tokens=[8], seed=[0, 1])
     layout = Layout(params, tmp_path)
     for family, train, generate in (("ar", 80.0, 10.0), ("flow", 90.0, 30.0), ("mask", 95.0, 5.0)):
-        cell = Cell(family, "none", 0.0, 8, 0)
+        cell = Cell(family, "none", 0.0, 0.0, 8, 0)
         measured(layout, "train", cell, train)
         measured(layout, "generate", cell, generate)
     times = Times(layout)
@@ -69,7 +69,7 @@ def test_of_equal_budgets_what_took_longest_before_starts_first(tmp_path):
 def test_time_left_counts_the_steps_since_a_stage_was_first_seen(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
-    watched = progress.Watched("ar-none-0-8-0", tmp_path / "job.json", started=90.0)
+    watched = progress.Watched("ar-none-0-0-8-0", tmp_path / "job.json", started=90.0)
     monkeypatch.setenv(progress.VARIABLE, str(watched.path))
     watched.look()
     assert watched.left_in_stage() is None
@@ -86,7 +86,7 @@ def test_time_left_counts_the_steps_since_a_stage_was_first_seen(tmp_path, monke
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(progress.table([watched], lambda one: 250.0, "1 of 9 jobs done, about 2 h 05 min left"))
     text = console.export_text()
-    assert re.search(r"ar-none-0-8-0 +understand +40 s +4 min", text)
+    assert re.search(r"ar-none-0-0-8-0 +understand +40 s +4 min", text)
     assert "1 of 9 jobs done, about 2 h 05 min left" in text
 
 
@@ -99,32 +99,32 @@ def test_durations_as_text(seconds, text):
 
 def test_a_cell_waits_for_judge_and_its_own_tokenizer():
     made = {job.name: job for job in jobs(grid(family=["ar", "mask"]).cells())}
-    assert made["mask-ceb-0.01-4-1"].after == ("judge", "pretrain@mask-4-1")
-    assert made["mask-ceb-0.01-4-1"].targets == [
-        f"{stage}@mask-ceb-0.01-4-1" for stage in ("train", "understand", "generate")
+    assert made["mask-ceb-0.01-1-4-1"].after == ("judge", "pretrain@mask-4-1")
+    assert made["mask-ceb-0.01-1-4-1"].targets == [
+        f"{stage}@mask-ceb-0.01-1-4-1" for stage in ("train", "understand", "generate")
     ]
     assert made["pretrain@mask-4-1"].after == ("perceptual",)
 
 
 def test_globs_choose_cells_and_what_they_need():
     params = grid(family=["ar", "mask"], tokens=[4, 8, 16])
-    chosen = select(params, ["ar-none-0-8-*", "ar-ceb-0.01-8-1"])
-    assert [cell.key for cell in chosen] == ["ar-none-0-8-0", "ar-none-0-8-1", "ar-ceb-0.01-8-1"]
+    chosen = select(params, ["ar-none-0-0-8-*", "ar-ceb-0.01-1-8-1"])
+    assert [cell.key for cell in chosen] == ["ar-none-0-0-8-0", "ar-none-0-0-8-1", "ar-ceb-0.01-1-8-1"]
     assert [job.name for job in jobs(chosen)] == [
         "prepare", "perceptual", "judge",
-        "pretrain@ar-8-0", "ar-none-0-8-0", "pretrain@ar-8-1", "ar-none-0-8-1", "ar-ceb-0.01-8-1",
+        "pretrain@ar-8-0", "ar-none-0-0-8-0", "pretrain@ar-8-1", "ar-none-0-0-8-1", "ar-ceb-0.01-1-8-1",
     ]  # fmt: skip
     assert select(params, []) == params.cells()
     # A glob spans the whole key: seed 1 alone, not 11.
-    assert [cell.seed for cell in select(grid(seed=[1, 11], tokens=[8], arm=["none-0"]), ["*-1"])] == [1]
+    assert [cell.seed for cell in select(grid(seed=[1, 11], tokens=[8], arm=["none-0-0"]), ["*-1"])] == [1]
 
 
 def test_a_glob_without_a_cell_names_the_nearest_keys():
     with pytest.raises(InfotokError) as raised:
-        select(grid(), ["ar-none-0-8-*", "ar-ceb-0.02-8-*"])
+        select(grid(), ["ar-none-0-0-8-*", "ar-ceb-0.02-1-8-*"])
     text = str(raised.value)
-    assert text.startswith("--only 'ar-ceb-0.02-8-*' matches no cell of the grid of params.yaml; nearest: ")
-    assert "ar-ceb-0.01-8-0" in text
+    assert text.startswith("--only 'ar-ceb-0.02-1-8-*' matches no cell of the grid of params.yaml; nearest: ")
+    assert "ar-ceb-0.01-1-8-0" in text
     assert len(re.findall(r"ar-[a-z]+-[0-9.]+-\d+-\d", text.split("nearest: ")[1])) == 3
 
 
@@ -151,11 +151,11 @@ def test_a_failed_tokenizer_takes_only_its_own_cells_with_it(dvc):
     params, said = grid(seed=[0], tokens=[4, 8]), []
     dvc.failing = "pretrain@ar-8-0"
     failed = sweep(Layout(params), params.cells(), 2, said.append)
-    assert sorted(failed) == ["ar-ceb-0.01-8-0", "ar-none-0-8-0", "pretrain@ar-8-0"]
+    assert sorted(failed) == ["ar-ceb-0.01-1-8-0", "ar-none-0-0-8-0", "pretrain@ar-8-0"]
     ran = [target for targets in dvc.commands for target in targets]
-    assert "train@ar-ceb-0.01-4-0" in ran
-    assert "train@ar-ceb-0.01-8-0" not in ran
-    assert "ar-none-0-8-0: not run, since pretrain@ar-8-0 failed" in said
+    assert "train@ar-ceb-0.01-1-4-0" in ran
+    assert "train@ar-ceb-0.01-1-8-0" not in ran
+    assert "ar-none-0-0-8-0: not run, since pretrain@ar-8-0 failed" in said
 
 
 @pytest.mark.parametrize(("missing", "closes"), [(1, False), (0, True)])
@@ -178,7 +178,7 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
     monkeypatch.setattr(subprocess, "run", close)
     finished = CliRunner().invoke(app, ["sweep", "--only", "ar-ceb-*", "--only", "*-8-0"])
     trained = [target for targets in dvc.commands for target in targets if target.startswith("train@")]
-    assert trained == ["train@ar-none-0-8-0", "train@ar-ceb-0.01-8-0", "train@ar-ceb-0.01-4-0"]
+    assert trained == ["train@ar-none-0-0-8-0", "train@ar-ceb-0.01-1-8-0", "train@ar-ceb-0.01-1-4-0"]
     assert closing == (["dvc.yaml"] if closes else [])
     assert finished.exit_code == (3 if closes else 0)
     line = "No report: it needs every cell of the grid, and 3 of 4 are done."
@@ -186,7 +186,7 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
 
 
 def test_other_machines_results_are_pulled_when_asked_for(dvc):
-    params = grid(seed=[0], tokens=[4], arm=["none-0"])
+    params = grid(seed=[0], tokens=[4], arm=["none-0-0"])
     for options in ([], ["--pull"]):
         assert sweep(Layout(params), params.cells(), 2, lambda line: None, options=options) == []
         assert dvc.pulled == bool(options)

@@ -48,7 +48,7 @@ def layout(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("INFOTOK_TRACKING", raising=False)
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw["grid"] = {"family": ["ar"], "arm": ["none-0", "ceb-0.01"], "tokens": [8], "seed": [0]}
+    raw["grid"] = {"family": ["ar"], "arm": ["none-0-0", "ceb-0.01-1"], "tokens": [8], "seed": [0]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
     layout = Layout(load_params(tmp_path / "params.yaml"), tmp_path)
     layout.data.mkdir(parents=True)
@@ -122,7 +122,7 @@ def test_one_run_per_cell_with_steps(layout):
             tracker.finish(result, {"samples": image})
 
     client, (run,) = runs(layout)
-    assert run.info.run_name == "ar-ceb-0.01-8-0"
+    assert run.info.run_name == "ar-ceb-0.01-1-8-0"
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(step, 1 / step) for step in range(1, 6)]
@@ -134,7 +134,7 @@ def test_one_run_per_cell_with_steps(layout):
     assert "generation/gfid" not in metrics
     params, tags = run.data.params, run.data.tags
     axes = [params[name] for name in ("family", "estimator", "beta", "tokens", "seed", "arm", "log10_beta")]
-    assert axes == ["ar", "ceb", "0.01", "8", "0", "ceb-0.01", "-2.0"]
+    assert axes == ["ar", "ceb", "0.01", "8", "0", "ceb-0.01-1", "-2.0"]
     assert params["train.steps"] == str(layout.params.train.steps)
     assert tags["stage"] == "generate"
     assert tags["warning"] == "train: codebook collapsed, 3 dead, more"
@@ -185,8 +185,8 @@ def test_rebuild_restores_a_deleted_store(layout, caplog, monkeypatch):
         finish_cell(layout, cell)
     assert rebuild(layout) == 7  # a shared tokenizer, and three stages of two cells
     before = shown(layout)
-    assert set(before) == {"ar-none-0-8-0", "ar-ceb-0.01-8-0"}
-    status, metrics, _, tags, steps, images = before["ar-ceb-0.01-8-0"]
+    assert set(before) == {"ar-none-0-0-8-0", "ar-ceb-0.01-1-8-0"}
+    status, metrics, _, tags, steps, images = before["ar-ceb-0.01-1-8-0"]
     assert status == "FINISHED"
     assert metrics["generation/geneval"] == 0.6
     assert tags["warning"] == "train: codebook collapsed"
@@ -231,7 +231,7 @@ def test_training_goes_on_without_a_store(layout, broken, caplog, monkeypatch):
         tracker.finish(write(layout, "train", cell))
     assert steps == 300
     assert len(caplog.records) == 1
-    assert "no longer mirrors train ar-none-0-8-0" in caplog.text
+    assert "no longer mirrors train ar-none-0-0-8-0" in caplog.text
     assert initialise(layout) is None
     with pytest.raises(InfotokError, match="cannot be used as MLflow's store"):
         rebuild(layout)
@@ -262,7 +262,7 @@ def test_a_store_that_breaks_in_mid_run_is_one_warning_and_filled_in_later(layou
             tracker.log(line["step"], {"train/loss": line["train/loss"]})
         tracker.finish(write(layout, "train", cell))
     (warning,) = caplog.records
-    assert "no longer mirrors train ar-none-0-8-0" in warning.message
+    assert "no longer mirrors train ar-none-0-0-8-0" in warning.message
     assert "Traceback" not in capfd.readouterr().err
     if fault == "locked":
         other.close()

@@ -97,7 +97,6 @@ class Train(Section):
     final_fraction: Fraction
     beta_warmup: Fraction
     target_bits: Weight
-    consistency: Weight
     prior: Literal["marginal", "autoregressive"]
     clip: Positive
     weight_decay: Weight

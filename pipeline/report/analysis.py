@@ -37,7 +37,7 @@ class Choice:
     estimator: str
     beta: float
     validation: float  # mean over seeds of the mean of the tasks' validation scores
-    baseline: float  # the same of none-0, NaN without a twin
+    baseline: float  # the same of none-0-0, NaN without a twin
     edge: bool  # beta is the smallest or largest tried, of two or more
     best: bool  # no other estimator of this family and budget validates higher
 

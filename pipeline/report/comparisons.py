@@ -48,7 +48,7 @@ def gains(analysis: Analysis):
     for metric, ax in zip(tasks, axes[0], strict=True):
         ax.set_title(METRICS[PAIRED[metric]].label, fontweight="bold")
     for ax in axes[-1]:
-        ax.set_xlabel("difference to none-0, better →")
+        ax.set_xlabel("difference to none-0-0, better →")
     dot = {"color": SOFT, "marker": "o", "markersize": 6, "linewidth": 1.6}
     handles = [
         Line2D([], [], label="interval excludes zero", **dot),
@@ -204,6 +204,6 @@ def _budget_line(
             continue
         look = {"color": color, "marker": "D", "markersize": 6.5, "markerfacecolor": "white", "linestyle": "none"}
         bars = ax.errorbar(k * 2**shift, mean, deviation or None, elinewidth=1.2, zorder=4, **look)
-        name = "none-0" if arm[0] == "none" else f"{arm[0]}, chosen β"
+        name = "none-0-0" if arm[0] == "none" else f"{arm[0]}, chosen β"
         handles[f"{name}, a training per budget"] = bars
     return handles

@@ -61,7 +61,7 @@ def findings(analysis: Analysis) -> list[str]:
         text += "".join(blind)
         if not math.isnan(choice.baseline) and choice.validation <= choice.baseline:
             scores = f"{choice.validation:.3f} against {choice.baseline:.3f}"
-            text += f" Validation itself does not prefer it to none-0 ({scores})."
+            text += f" Validation itself does not prefer it to none-0-0 ({scores})."
         if choice.edge:
             text += " This β lies at the edge of the grid, so the optimum may lie outside it."
         said.append(text)

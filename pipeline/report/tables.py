@@ -134,8 +134,8 @@ def table_of_budgets(frame: pd.DataFrame, family: str, title: str) -> Table:
 
 
 def headline(analysis: Analysis) -> Table:
-    """none-0 against the beta chosen on validation, per family, token budget and estimator."""
-    header = ["family", "K", "chosen arm", "metric", "none-0", "InfoTok", "difference", "relative"]
+    """none-0-0 against the beta chosen on validation, per family, token budget and estimator."""
+    header = ["family", "K", "chosen arm", "metric", "none-0-0", "InfoTok", "difference", "relative"]
     header += ["95 % interval", "excludes zero", "p, Holm"]
     rows, bold = [], set()
     for choice in analysis.choices:
@@ -268,7 +268,7 @@ def headline_table(summary: dict):
 
     title = f"Validated InfoTok arm against its β = 0 twin, {summary['seeds']} seed(s)"
     table = RichTable(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("", "none-0 → InfoTok", "change, 95 % interval", "p, Holm"):
+    for name in ("", "none-0-0 → InfoTok", "change, 95 % interval", "p, Holm"):
         table.add_column(name, no_wrap=True)
     families = {name: found for name, found in summary.items() if isinstance(found, dict) and "best" in found}
     for family, budgets in families.items():

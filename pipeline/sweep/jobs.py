@@ -80,7 +80,7 @@ class Job:
 
 
 def select(params: Params, globs: Sequence[str]) -> list[Cell]:
-    """The grid's cells whose key (`ar-ceb-0.01-8-0`) matches any of the globs; all of them without a glob.
+    """The grid's cells whose key (`ar-ceb-0.01-1-8-0`) matches any of the globs; all of them without a glob.
 
     Raises:
         InfotokError: a glob matches no cell.
