@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CODE = ["infotok", "pipeline", "stages", "profiles", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"]
-PROFILE, FILE = "profiles/smoke/params.yaml", "profiles/smoke/dvc.yaml"
+CODE = ["infotok", "pipeline", "stages", "studies", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"]
+PROFILE, FILE = "studies/smoke/params.yaml", "studies/smoke/dvc.yaml"
 CELLS = ["ar-none-0-0-4-0", "ar-ceb-0.01-1-4-0"]
 CELL = ["--params", PROFILE, "--family", "ar", "--arm", "ceb-0.01-1", "--tokens", "4", "--seed", "0"]
 

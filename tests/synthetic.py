@@ -146,7 +146,8 @@ def elastic_results(**grid):
 
 
 def of_full_profile(params):
-    return params.model_copy(update={"paths": params.paths.model_copy(update={"params": "profiles/full/params.yaml"})})
+    paths = params.paths.model_copy(update={"params": "studies/estimators/params.yaml"})
+    return params.model_copy(update={"paths": paths})
 
 
 def leave_data(layout, data="scenes", **update):

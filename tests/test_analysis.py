@@ -39,7 +39,7 @@ def test_a_rows_command_names_its_profile_and_matches_its_cells_alone():
     full = of_full_profile(params)
     text = cells_command(full, "ar", "ceb", 0.003, 8)
     assert text == (
-        "infotok sweep --params profiles/full/params.yaml --only 'ar-none-0-0-8-*' --only 'ar-ceb-0.003-1-8-*'"
+        "infotok sweep --params studies/estimators/params.yaml --only 'ar-none-0-0-8-*' --only 'ar-ceb-0.003-1-8-*'"
     )
     globs = shlex.split(text)[5::2]
     matched = [cell.key for cell in params.cells() if any(fnmatchcase(cell.key, glob) for glob in globs)]

@@ -68,7 +68,7 @@ def test_a_backbone_that_cannot_be_loaded_is_named(tmp_path):
 
 @pytest.fixture
 def layout(tmp_path):
-    return Layout(load_params(Path(__file__).parent.parent / "profiles/smoke/params.yaml"), root=tmp_path / "root")
+    return Layout(load_params(Path(__file__).parent.parent / "studies/smoke/params.yaml"), root=tmp_path / "root")
 
 
 @pytest.mark.parametrize("name", ["llama", "folder"])

@@ -21,7 +21,7 @@ COST = {"extra_%", "low_%", "high_%"}
 @pytest.fixture(scope="module")
 def params() -> Params:
     """The smoke profile with small batches."""
-    given = load_params(ROOT / "profiles/smoke/params.yaml")
+    given = load_params(ROOT / "studies/smoke/params.yaml")
     small = {name: {"batch": 8} for name in ("pretrain", "train")}
     return given.model_copy(update={n: getattr(given, n).model_copy(update=v) for n, v in small.items()})
 

@@ -153,8 +153,8 @@ def test_processes_that_run_already_start_no_others(monkeypatch):
 
 @pytest.mark.parametrize("stage", ["pretrain", "train"])
 def test_a_batch_that_processes_cannot_share_names_key_and_remedy(stage):
-    params = load_params(ROOT / "profiles" / "smoke" / "params.yaml")
+    params = load_params(ROOT / "studies" / "smoke" / "params.yaml")
     check_batch(stage, params, 4)
-    says = rf"profiles/smoke/params.yaml: '{stage}.batch' is \d+, which 5 processes cannot share .*multiple of 5"
+    says = rf"studies/smoke/params.yaml: '{stage}.batch' is \d+, which 5 processes cannot share .*multiple of 5"
     with pytest.raises(InfotokError, match=says):
         check_batch(stage, params, 5)

@@ -258,7 +258,7 @@ def test_a_sweep_sets_aside_what_a_kill_cut_off_of_dvcs_own_files_and_computes_n
     assert run(folder, "dvc", "status", FILE).returncode != 0
     swept = run(folder, "stages.cli", "sweep", "--params", PROFILE)
     assert swept.returncode == 0, swept.stdout + swept.stderr
-    assert "profiles/smoke/dvc.lock was cut off and is set aside as dvc.lock.damaged" in " ".join(swept.stdout.split())
+    assert "studies/smoke/dvc.lock was cut off and is set aside as dvc.lock.damaged" in " ".join(swept.stdout.split())
     assert ".dvc/tmp/rwlock was cut off and is set aside as rwlock.damaged" in " ".join(swept.stdout.split())
     same(folder, before)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished

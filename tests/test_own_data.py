@@ -56,15 +56,15 @@ def finished(request, tmp_path_factory):
     folder = copy_of_the_code(tmp_path_factory.mktemp(request.param))
     squares(folder / "data" / "mine", request.param != "questions", request.param != "captions")
     params = yaml.safe_load((ROOT / PROFILE).read_text())
-    params["paths"] |= {"input": "data/mine", "params": "profiles/mine/params.yaml"}
+    params["paths"] |= {"input": "data/mine", "params": "studies/mine/params.yaml"}
     params["paths"] |= {"results": "runs/mine", "reports": "reports/mine"}
     size = 64 if request.param == "both" else 32
     params["data"] = {"source": "jsonl", "seed": 0, "image_size": size, "vocabulary": 400}
     params["tokenizer"]["encoder"] = "convolution" if request.param == "both" else "patch"
     arms = ["none-0-0", "ceb-0.01-1"]
     params["grid"] = {"family": ["ar"], "arm": arms, "tokens": [4], "seed": [0]}
-    (folder / "profiles" / "mine").mkdir()
-    (folder / "profiles" / "mine" / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "studies" / "mine").mkdir()
+    (folder / "studies" / "mine" / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-c", ALL_STAGES, params["paths"]["params"], *arms]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -45,7 +45,7 @@ def test_a_bad_value_is_named_with_its_file_line_and_remedy(tmp_path, before, af
 
 
 @pytest.mark.parametrize(
-    "path", ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("profiles/*/params.yaml"))]
+    "path", ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("studies/*/params.yaml"))]
 )
 def test_the_repositorys_own_parameters_are_valid(path):
     assert load_params(ROOT / path).cells()

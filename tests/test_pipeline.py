@@ -166,10 +166,10 @@ for name in ("train", "understand", "generate"):
 
 @pytest.mark.parametrize(("family", "arm"), [("mask", "vib-0.01-1"), ("flow", "hsic-0.1-1")])
 def test_the_other_families_go_through_every_stage_at_every_budget(workspace, family, arm):
-    path = workspace / "profiles/elastic/params.yaml"
+    path = workspace / "studies/one-training-every-budget/params.yaml"
     path.parent.mkdir(exist_ok=True)
     raw = yaml.safe_load((workspace / PROFILE).read_text())
-    raw["paths"]["params"] = "profiles/elastic/params.yaml"
+    raw["paths"]["params"] = "studies/one-training-every-budget/params.yaml"
     raw["tokenizer"]["nested_dropout"], raw["train"]["consistency"] = 0.5, 0.1
     if family == "mask":
         raw["train"] |= {"target_bits": 9.0, "prior": "autoregressive"}

@@ -277,4 +277,4 @@ def test_command_names_the_profile():
     params, *_ = synthetic()
     assert command(params) == "dvc repro"
     full = of_full_profile(params)
-    assert command(full) == "dvc repro profiles/full/dvc.yaml"
+    assert command(full) == "dvc repro studies/estimators/dvc.yaml"

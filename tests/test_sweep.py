@@ -203,18 +203,18 @@ def test_a_wrong_glob_is_one_line_and_runs_nothing(dvc, monkeypatch):
 
 @pytest.mark.parametrize("command", ["sweep", "plan"])
 def test_a_copied_profile_that_dvc_would_not_run_is_told_what_to_do(dvc, command):
-    mine = Path("profiles") / "mine" / "params.yaml"
-    text = (ROOT / "profiles" / "smoke" / "params.yaml").read_text()
+    mine = Path("studies") / "mine" / "params.yaml"
+    text = (ROOT / "studies" / "smoke" / "params.yaml").read_text()
     write_text(mine, text)
     finished = CliRunner().invoke(app, [command, "--params", str(mine)])
     assert finished.exit_code == 2
-    wrong = "'paths.params' is profiles/smoke/params.yaml, which DVC would run instead; name this file there"
+    wrong = "'paths.params' is studies/smoke/params.yaml, which DVC would run instead; name this file there"
     assert finished.stderr.strip() == f"error: {mine}: {wrong}"
-    write_text(mine, text.replace("profiles/smoke/", "profiles/mine/"))
+    write_text(mine, text.replace("studies/smoke/", "studies/mine/"))
     finished = CliRunner().invoke(app, [command, "--params", str(mine)])
     assert finished.exit_code == 2
-    advice = "ln -sf ../../dvc.yaml profiles/mine/dvc.yaml"
-    assert finished.stderr.strip() == f"error: profiles/mine/dvc.yaml: is missing; make it with  {advice}"
+    advice = "ln -sf ../../dvc.yaml studies/mine/dvc.yaml"
+    assert finished.stderr.strip() == f"error: studies/mine/dvc.yaml: is missing; make it with  {advice}"
     Path(advice.split()[3]).symlink_to(advice.split()[2])
     check_profile(load_params(mine), mine)
     assert dvc.commands == []
@@ -250,8 +250,8 @@ def sweeping(tmp_path):
     `infotok sweep &` does."""
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake/dvc.py").write_text(FAKE)
-    text = (ROOT / "profiles/smoke/params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text.replace("profiles/smoke/params.yaml", "params.yaml"))
+    text = (ROOT / "studies/smoke/params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("studies/smoke/params.yaml", "params.yaml"))
     (tmp_path / "dvc.yaml").touch()
     started = []
 

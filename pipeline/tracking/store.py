@@ -56,7 +56,7 @@ def store_uri(layout: Layout) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a run the run of this stage and cell; `configuration` also tells profiles apart."""
+    """What makes a run the run of this stage and cell; `configuration` also tells studies apart."""
 
     kind: str
     key: str
