@@ -34,12 +34,12 @@ def measure(params: Params, quick: bool) -> Result:
     options = few_scenes(params, 4 * batch) if quick else params.data
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "data"
-        prepared, of_preparing = _alone(_prepare, options, Path(params.paths.input), folder)
+        prepared, of_preparing = _alone(_prepare, options, folder)
         loaded, of_loading = _alone(_load, params, folder, steps)
         files = Path(name) / "files"
         _write_files(files, 300 if quick else FILES)
-        own = Options(source="jsonl", seed=0, image_size=options.image_size, vocabulary=options.vocabulary)
-        read, of_reading = _alone(_prepare, own, files, Path(name) / "own")
+        own = Options(path=str(files), image_size=options.image_size, vocabulary=options.vocabulary)
+        read, of_reading = _alone(_prepare, own, Path(name) / "own")
     tables = {
         "Preparing": [
             {"source": options.source} | prepared,
@@ -84,9 +84,9 @@ def _write_files(folder: Path, count: int) -> None:
             lines.write(json.dumps(line) + "\n")
 
 
-def _prepare(options: DataOptions, place: Path, folder: Path) -> Row:
+def _prepare(options: DataOptions, folder: Path) -> Row:
     begin = now()
-    manifest = prepare(options, place, folder)
+    manifest = prepare(options, folder)
     seconds = now() - begin
     images = sum(split["images"] for split in manifest["splits"].values())
     mib = sum(file.stat().st_size for file in folder.iterdir()) / 2**20

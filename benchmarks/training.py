@@ -44,7 +44,7 @@ class Prepared:
 
 def prepared(params: Params, folder: Path, images: int) -> Prepared:
     """A small data set, made as stage `prepare` makes it."""
-    manifest = prepare(few_scenes(params, images), Path(params.paths.input), folder)
+    manifest = prepare(few_scenes(params, images), folder)
     codec = TextCodec.from_file(folder / "text.json")
     return Prepared(read_split(folder, "train"), codec, attribute_classes(manifest))
 

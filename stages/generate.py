@@ -67,7 +67,7 @@ def _draw(run: Stage, model, codec, judge, manifest: dict, test) -> tuple[dict[s
 
     config, precision, seed = run.params.generation, run.params.train.precision, run.cell.seed
     if manifest["judge"] == "objects":
-        most = {"per_tag": config.prompts, "most": run.params.data.objects, "seed": config.seed}
+        most = {"per_tag": config.prompts, "most": manifest["most_objects"], "seed": config.seed}
         task = GenEval(judge, manifest, **most)
     else:
         splits = {name: read_split(run.layout.data, name) for name in ("validation", "test")}

@@ -9,15 +9,13 @@ def prepare(run: Stage) -> None:
     from infotok.data.prepare import prepare as make
 
     config = run.params.data
-    manifest = make(config, run.layout.input, run.folder, run.params.least_images())
+    manifest = make(config, run.folder, run.layout.root)
     kept, duplicates = manifest["rejects"], manifest.get("duplicates", {})
     if kept["count"]:
         run.warn(f"{kept['count']} rejects are listed in {run.folder / 'rejects.jsonl'}")
     if across := duplicates.get("across"):
         run.warn(f"{across} images are copies of one in another split")
     metrics = {f"data/{name}": float(about["images"]) for name, about in manifest["splits"].items()}
-    for name, about in manifest["splits"].items():
-        metrics |= {f"data/{key}_{name}": about[key] for key in ("question_only", "majority") if key in about}
     run.finish(metrics | {"data/rejects": float(kept["count"])}, {"source": config.source, "seed": config.seed})
 
 

@@ -11,12 +11,15 @@ def pretrain(run: Stage) -> None:
     from infotok.data.arrow import read_split
     from infotok.evaluation.reconstruction import fidelity, reconstruct
     from infotok.tokenizer.passes import through
+    from infotok.training.batches import check_images
     from infotok.training.pretrain import PretrainConfig
     from infotok.training.pretrain import pretrain as train
     from infotok.training.runtime import start
     from pipeline.running.artifacts import load_perceptual, new_tokenizer, save_module
 
     device, config, seed = start(), run.params.pretrain, run.cell.seed
+    images = read_split(run.layout.data, "train").images
+    check_images(len(images), config.batch, "pretrain.batch")
     world = run.processes.join(device)
     tokenizer = new_tokenizer(run.params, run.cell)
     checkpoints = run.checkpoints()
@@ -25,7 +28,7 @@ def pretrain(run: Stage) -> None:
         history = train(
             tokenizer,
             load_perceptual(run.layout),
-            read_split(run.layout.data, "train").images,
+            images,
             PretrainConfig(**settings),
             seed=seed,
             device=device,

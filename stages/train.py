@@ -9,17 +9,19 @@ def train(run: Stage) -> None:
     from infotok.data.arrow import read_split
     from infotok.information.kernels import Kernels
     from infotok.tokenizer.passes import through
-    from infotok.training.batches import Batches
+    from infotok.training.batches import Batches, check_images
     from infotok.training.joint import JointConfig, train_jointly
     from infotok.training.runtime import start
     from pipeline.config.params import TEXTS
     from pipeline.running.artifacts import load_perceptual, new_model, save_model
 
     device, config, seed = start(), run.params.train, run.cell.seed
+    split = read_split(run.layout.data, "train")
+    check_images(len(split), config.batch, "train.batch")
     world = run.processes.join(device)
     model, codec = new_model(run.layout, run.cell)
     batches = Batches(
-        read_split(run.layout.data, "train"),
+        split,
         codec,
         batch=config.batch,
         **config.model_dump(include=TEXTS),

@@ -64,10 +64,15 @@ def understand(run: Stage) -> None:
 
 def _answer(run: Stage, model, codec, manifest: dict, splits: dict, sent: dict) -> tuple[dict[str, float], dict]:
     """Accuracies and their protocol."""
+    from infotok.data.answers import DESCRIPTIONS
+    from infotok.data.arrow import read_split
+    from infotok.evaluation.blind import Guess
     from infotok.evaluation.understanding import answer_all
     from infotok.tokenizer import smaller_budgets
 
-    settings = {"batch": run.params.understanding.batch, "precision": run.params.train.precision}
+    rule = manifest["config"]["answers"]
+    settings = {"batch": run.params.understanding.batch, "precision": run.params.train.precision, "rule": rule}
+    guess = Guess(read_split(run.layout.data, "train").questions, rule)
     metrics = {}
     for name, suffix in SCORED.items():
         if name not in splits:
@@ -79,8 +84,8 @@ def _answer(run: Stage, model, codec, manifest: dict, splits: dict, sent: dict) 
         low, high = answers.interval()
         metrics |= {f"understanding/accuracy{suffix}": answers.accuracy}
         metrics |= {f"understanding/accuracy{suffix}_low": low, f"understanding/accuracy{suffix}_high": high}
-        guesses = manifest["splits"][name]
-        metrics |= {f"understanding/{guess}{suffix}": guesses[guess] for guess in ("question_only", "majority")}
+        blind = guess.accuracies(splits[name].questions)
+        metrics |= {f"understanding/{floor}{suffix}": value for floor, value in blind.items()}
         if name == "test":
             metrics |= {f"understanding/family/{kind}": value for kind, value in answers.by_family().items()}
     if model.tokenizer.config.nested_dropout:
@@ -89,7 +94,7 @@ def _answer(run: Stage, model, codec, manifest: dict, splits: dict, sent: dict) 
             answers = answer_all(model, kept, splits["test"], codec, **settings)
             metrics[f"understanding/accuracy_at_{budget}"] = answers.accuracy
     protocol = {
-        "answers": "greedy, exact match after trimming and lowering case",
+        "answers": f"greedy; {DESCRIPTIONS[rule]}",
         "questions": f"{sum(map(len, splits['test'].questions))} test",
         "question_only": "most frequent training answer to the same text, else start, else family",
         "majority": "most frequent training answer of all",

@@ -71,7 +71,7 @@ def synthetic(seeds=(0, 1, 2), tokens=(8,), families=("ar",), data="scenes"):
     update = {"arm": list(ACCURACY), "seed": list(seeds), "tokens": list(tokens), "family": list(families)}
     params = params.model_copy(update={"grid": params.grid.model_copy(update=update)})
     if data != "scenes":
-        read = Options(source="jsonl", seed=0, image_size=params.data.image_size, vocabulary=512)
+        read = Options(path="data/mine", image_size=params.data.image_size)
         params = params.model_copy(update={"data": read})
     results = {}
     for cell in params.cells():

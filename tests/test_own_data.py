@@ -59,7 +59,7 @@ def finished(request, tmp_path_factory):
     params["paths"] |= {"input": "data/mine", "params": "studies/mine/params.yaml"}
     params["paths"] |= {"results": "runs/mine", "reports": "reports/mine"}
     size = 64 if request.param == "both" else 32
-    params["data"] = {"source": "jsonl", "seed": 0, "image_size": size, "vocabulary": 400}
+    params["data"] = {"source": "jsonl", "path": "data/mine", "image_size": size, "vocabulary": 400}
     params["tokenizer"]["encoder"] = "convolution" if request.param == "both" else "patch"
     arms = ["none-0-0", "ceb-0.01-1"]
     params["grid"] = {"family": ["ar"], "arm": arms, "tokens": [4], "seed": [0]}

@@ -65,6 +65,7 @@ def test_kernel_arms_need_four_images_a_step(tmp_path):
 
 OWN = """data:
   source: jsonl
+  path: data/mine
   seed: 0
   image_size: 32
   vocabulary: 400

@@ -110,10 +110,8 @@ def test_names_in_data_lead_nowhere(tmp_path):
     lines += [{"image": "../../../etc/hostname", "caption": "a"}, {"image": "/etc/hostname", "caption": "a"}]
     (data / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     kinds = {one.__module__.rpartition(".")[-1]: one for one in source_options()}
-    options = kinds["jsonl"](
-        source="jsonl", seed=0, image_size=16, vocabulary=300, validation=0.3, test=0.3, max_rejects=100
-    )
-    prepare(options, data, out)
+    options = kinds["jsonl"](path=str(data), image_size=16, vocabulary=300, validation=0.3, test=0.3, max_rejects=100)
+    prepare(options, out)
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     ours = {f"out/data/{name}" for name in ("manifest.json", "text.json", "rejects.jsonl")}
     ours |= {f"out/data/{name}.arrow" for name in ("train", "validation", "test")}

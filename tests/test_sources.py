@@ -15,6 +15,7 @@ from infotok.data.arrow import read_manifest, read_split
 from infotok.data.prepare import prepare
 from infotok.errors import InfotokError
 from infotok.evaluation.blind import Guess
+from infotok.training.batches import check_images
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("INFOTOK_SHARED_DATA", ROOT.parent / "shared" / "data"))
@@ -22,8 +23,12 @@ OPTIONS = {one.__module__.rpartition(".")[-1]: one for one in source_options()}
 
 
 def options(source, **changes):
-    common = {"source": source, "seed": 0, "image_size": 16, "vocabulary": 300}
-    return OPTIONS[source](**(common | changes))
+    return OPTIONS[source](**({"image_size": 16, "vocabulary": 300} | changes))
+
+
+def prepared(place, folder, source="jsonl", **changes):
+    """The manifest of what `prepare` makes of data at `place`."""
+    return prepare(options(source, path=str(place), **changes), folder)
 
 
 def color(index):
@@ -60,7 +65,7 @@ def rejects(folder):
 def test_lines_become_splits_that_hold_what_they_said(tmp_path):
     asked = {"question": lambda i: f"which is {i % 3}?", "answer": lambda i: str(i % 2)}
     write(tmp_path / "in", listed(tmp_path / "in", **asked))
-    manifest = prepare(options("jsonl"), tmp_path / "in", tmp_path / "out")
+    manifest = prepared(tmp_path / "in", tmp_path / "out")
     assert manifest == read_manifest(tmp_path / "out")
     assert manifest["tasks"] == ["understanding", "generation"]
     assert (manifest["judge"], manifest["rejects"]["count"]) == ("matching", 0)
@@ -76,13 +81,10 @@ def test_lines_become_splits_that_hold_what_they_said(tmp_path):
             assert (split.images[row] == np.array(color(index))).all()
             seen.append(index)
     assert sorted(seen) == list(range(60))
-    train = read_split(tmp_path / "out", "train")
-    wanted = Guess(train.questions).accuracies(read_split(tmp_path / "out", "test").questions)
-    assert {key: manifest["splits"]["test"][key] for key in wanted} == wanted
 
 
 def members(folder, place, **changes):
-    prepare(options("jsonl", **changes), place, folder)
+    prepared(place, folder, **changes)
     return {name: {said[0] for said in read_split(folder, name).captions} for name in ("train", "validation", "test")}
 
 
@@ -107,7 +109,7 @@ def test_splits_follow_content_not_order_name_or_format(tmp_path):
 
 def test_given_splits_stand_and_validation_comes_out_of_training(tmp_path):
     write(tmp_path / "in", listed(tmp_path / "in", 80, split=lambda i: "test" if i < 20 else "train"))
-    prepare(options("jsonl"), tmp_path / "in", tmp_path / "out")
+    prepared(tmp_path / "in", tmp_path / "out")
     test = read_split(tmp_path / "out", "test")
     assert {int(origin.partition(":")[2]) for origin in test.origins} == set(range(1, 21))
     assert len(read_split(tmp_path / "out", "validation")) + len(read_split(tmp_path / "out", "train")) == 60
@@ -118,7 +120,7 @@ def test_copies_of_an_image_are_counted_and_named(tmp_path):
     picture(tmp_path / "in" / "images" / "59.png", 5)  # of test
     picture(tmp_path / "in" / "images" / "58.png", 30)  # of train; either may be drawn into validation
     write(tmp_path / "in", lines)
-    found = prepare(options("jsonl"), tmp_path / "in", tmp_path / "out")["duplicates"]
+    found = prepared(tmp_path / "in", tmp_path / "out")["duplicates"]
     assert found == {"within": 1, "across": 1}
     noted = [line for line in rejects(tmp_path / "out") if line["kept"]]
     assert [(line["file"], line["line"]) for line in noted] == [("data.jsonl", 60)]
@@ -139,7 +141,7 @@ def test_conversations_of_llava_become_questions(tmp_path, array):
     write(tmp_path / "in", lines)
     if array:
         (tmp_path / "in" / "data.jsonl").write_text(" " + json.dumps(lines, indent=1))
-    prepare(options("jsonl"), tmp_path / "in", tmp_path / "out")
+    prepared(tmp_path / "in", tmp_path / "out")
     asked = read_split(tmp_path / "out", "test").questions[0]
     assert [(pair["question"], pair["answer"]) for pair in asked] == [("What is it?", "A dot."), ("Sure?", "Yes.")]
 
@@ -178,7 +180,7 @@ def test_bad_input_is_listed_with_file_line_and_reason(tmp_path, case):
     (folder / "images" / "bomb.png").write_bytes(BOMB)
     bad, what, reason = BAD[case]
     write(folder, [*lines[:7], bad, *lines[7:]])
-    manifest = prepare(options("jsonl", max_rejects=1), folder, tmp_path / "out")
+    manifest = prepared(folder, tmp_path / "out", max_rejects=1)
     found = rejects(tmp_path / "out")
     assert [line["line"] for line in found] == [8]
     assert (found[0]["file"], found[0]["what"], found[0]["kept"]) == ("data.jsonl", what, False)
@@ -187,7 +189,7 @@ def test_bad_input_is_listed_with_file_line_and_reason(tmp_path, case):
     kept = sum(about["images"] for about in manifest["splits"].values())
     assert kept == 60 + (what in ("caption", "answer"))
     with pytest.raises(InfotokError, match=r"data\.jsonl:8: .*data\.max_rejects \(0\)") as caught:
-        prepare(options("jsonl"), folder, tmp_path / "strict")
+        prepared(folder, tmp_path / "strict")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "strict").exists()
     assert (tmp_path / "strict.rejects.jsonl").read_text()
@@ -198,7 +200,7 @@ def test_an_image_of_which_nothing_is_said_is_rejected(tmp_path):
     lines[4].pop("caption")
     write(tmp_path / "in", lines)
     with pytest.raises(InfotokError, match=r"data\.jsonl:5: image has no caption and no question"):
-        prepare(options("jsonl"), tmp_path / "in", tmp_path / "out")
+        prepared(tmp_path / "in", tmp_path / "out")
 
 
 def test_a_test_answer_that_training_never_shows_is_kept_and_noted(tmp_path):
@@ -207,8 +209,9 @@ def test_a_test_answer_that_training_never_shows_is_kept_and_noted(tmp_path):
         split=lambda i: "test" if i < 20 else "train",
     )  # fmt: skip
     write(tmp_path / "in", lines)
-    manifest = prepare(options("jsonl"), tmp_path / "in", tmp_path / "out")
-    assert manifest["splits"]["test"]["question_only"] == 19 / 20
+    manifest = prepared(tmp_path / "in", tmp_path / "out")
+    train, test = (read_split(tmp_path / "out", name).questions for name in ("train", "test"))
+    assert Guess(train).accuracies(test) == {"question_only": 19 / 20, "majority": 19 / 20}
     assert [(line["line"], line["kept"]) for line in rejects(tmp_path / "out")] == [(4, True)]
     assert manifest["rejects"]["kept"] == {"question in test has an answer that training never shows": 1}
 
@@ -216,14 +219,14 @@ def test_a_test_answer_that_training_never_shows_is_kept_and_noted(tmp_path):
 def test_questions_alone_and_captions_alone_allow_their_task(tmp_path):
     captions = listed(tmp_path / "in")
     write(tmp_path / "in", captions)
-    only = prepare(options("jsonl"), tmp_path / "in", tmp_path / "captions")
+    only = prepared(tmp_path / "in", tmp_path / "captions")
     assert (only["tasks"], only["judge"]) == (["generation"], "matching")
     assert only["why_not"] == {"understanding": "the data have no questions"}
     for line in captions:
         line.pop("caption")
         line |= {"question": "why?", "answer": "so"}
     write(tmp_path / "in", captions)
-    only = prepare(options("jsonl"), tmp_path / "in", tmp_path / "questions")
+    only = prepared(tmp_path / "in", tmp_path / "questions")
     assert (only["tasks"], only["judge"]) == (["understanding"], None)
     assert only["why_not"] == {"generation": "the data have no captions"}
 
@@ -237,7 +240,7 @@ def test_class_folders_become_captions_and_questions(tmp_path, split):
                 picture(place / part / name / f"{index}.png", index)
                 index += 1
     picture(place / ("train" if split else "") / "lonely" / "one.png", 999)
-    manifest = prepare(options("imagefolder"), place, tmp_path / "out")
+    manifest = prepared(place, tmp_path / "out", "imagefolder")
     train = read_split(tmp_path / "out", "train")
     assert {text for said in train.captions for text in said} >= {"a picture of red panda", "a picture of cat"}
     for said, asked, origin in zip(train.captions, train.questions, train.origins, strict=True):
@@ -264,7 +267,7 @@ def test_a_saved_data_set_of_hugging_face_is_read_by_its_columns(tmp_path):
     bytes_inside = made.map(lambda row: row)  # writes the images' bytes
     datasets.DatasetDict({"train": bytes_inside}).save_to_disk(str(tmp_path / "saved"))
     columns = {"image": "picture", "caption": "text", "label": "kind"}
-    prepare(options("huggingface", columns=columns), tmp_path / "saved", tmp_path / "out")
+    prepared(tmp_path / "saved", tmp_path / "out", "huggingface", columns=columns)
     split = read_split(tmp_path / "out", "train")
     for row, origin in enumerate(split.origins):
         index = int(origin.removeprefix("train:"))
@@ -275,16 +278,16 @@ def test_a_saved_data_set_of_hugging_face_is_read_by_its_columns(tmp_path):
     wrong = {"image": "picture", "caption": "words"}
     says = r"no column 'words'; set data\.columns\.caption to one of picture, text, kind"
     with pytest.raises(InfotokError, match=says):
-        prepare(options("huggingface", columns=wrong), tmp_path / "saved", tmp_path / "wrong")
+        prepared(tmp_path / "saved", tmp_path / "wrong", "huggingface", columns=wrong)
     with pytest.raises(InfotokError, match="cannot be loaded by `datasets`"):
-        prepare(options("huggingface", columns=columns), tmp_path / "nowhere", tmp_path / "wrong")
+        prepared(tmp_path / "nowhere", tmp_path / "wrong", "huggingface", columns=columns)
 
 
 def test_prepared_files_open_in_hugging_faces_datasets(tmp_path):
     import datasets
 
     write(tmp_path / "in", listed(tmp_path / "in"))
-    prepare(options("jsonl"), tmp_path / "in", tmp_path / "out")
+    prepared(tmp_path / "in", tmp_path / "out")
     theirs = datasets.Dataset.from_file(str(tmp_path / "out" / "train.arrow"))
     ours = read_split(tmp_path / "out", "train")
     assert theirs["captions"][:] == list(ours.captions)
@@ -293,7 +296,7 @@ def test_prepared_files_open_in_hugging_faces_datasets(tmp_path):
 
 @pytest.mark.skipif(not (SHARED / "easy_vqa").is_dir(), reason=f"{SHARED / 'easy_vqa'} is not here")
 def test_easy_vqas_own_baselines_come_out(tmp_path):
-    manifest = prepare(options("easy_vqa"), SHARED / "easy_vqa", tmp_path / "out")
+    manifest = prepared(SHARED / "easy_vqa", tmp_path / "out", "easy_vqa")
     counts = {name: (about["images"], about["questions"]) for name, about in manifest["splits"].items()}
     assert counts["test"] == (1000, 9673)
     assert counts["train"][0] + counts["validation"][0] == 4000
@@ -324,28 +327,29 @@ intake.open_image = open_image
 from infotok.data.prepare import prepare
 from infotok.data.sources.jsonl import Options
 from pathlib import Path
-prepare(Options(source="jsonl", seed=0, image_size=16, vocabulary=300), Path(sys.argv[1]), Path(sys.argv[2]))
+prepare(Options(path=sys.argv[1], image_size=16, vocabulary=300), Path(sys.argv[2]))
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "in", tmp_path / "out"], cwd=ROOT, check=False)
     assert done.returncode == -9
     assert not (tmp_path / "out").exists()
-    prepare(options("jsonl"), tmp_path / "in", tmp_path / "out")
+    prepared(tmp_path / "in", tmp_path / "out")
     assert sum(len(read_split(tmp_path / "out", name)) for name in ("train", "validation", "test")) == 400
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
 def test_missing_files_and_too_few_images_are_one_clear_error(tmp_path):
-    with pytest.raises(InfotokError, match=r"data\.jsonl: is missing; paths\.input names the folder"):
-        prepare(options("jsonl"), tmp_path, tmp_path / "out")
+    with pytest.raises(InfotokError, match=r"data\.jsonl: is missing; data\.path names the folder"):
+        prepared(tmp_path, tmp_path / "out")
     with pytest.raises(InfotokError, match="no folder"):
-        prepare(options("imagefolder"), tmp_path / "none", tmp_path / "out")
+        prepared(tmp_path / "none", tmp_path / "out", "imagefolder")
     with pytest.raises(InfotokError, match=r"questions\.json: is missing"):
-        prepare(options("easy_vqa"), tmp_path, tmp_path / "out")
+        prepared(tmp_path, tmp_path / "out", "easy_vqa")
     write(tmp_path / "in", listed(tmp_path / "in", 40))
-    with pytest.raises(InfotokError, match="fewer than one batch of 48"):
-        prepare(options("jsonl"), tmp_path / "in", tmp_path / "out", 48)
+    with pytest.raises(InfotokError, match=r"^train\.batch: 40 training images are fewer than one batch of 48; lower"):
+        check_images(40, 48, "train.batch")
+    check_images(48, 48, "train.batch")
     with pytest.raises(InfotokError, match=r"no validation images; raise data\.validation"):
-        prepare(options("jsonl", validation=0.0), tmp_path / "in", tmp_path / "out")
+        prepared(tmp_path / "in", tmp_path / "out", validation=0.0)
 
 
 def test_rows_come_from_their_record_batches(tmp_path):

@@ -10,18 +10,24 @@ from infotok.options import BelowOne, Natural, Section
 
 
 class DataOptions(Section):
-    """A source's `Options` derive from this and narrow `source` to their own name."""
+    """A source's `Options` derive from this and narrow `source` to their own name.
+
+    answers: when an answer is the right one, for accuracies and floors: `exact`, `lmms_eval` or `vqa` of
+    `infotok.data.answers`."""
 
     source: str
-    seed: Natural
-    image_size: Annotated[int, Field(ge=16, multiple_of=8)]
-    vocabulary: Annotated[int, Field(ge=300)]  # of the text tokenizer
+    seed: Natural = 0
+    image_size: Annotated[int, Field(ge=16, multiple_of=8)] = 32
+    vocabulary: Annotated[int, Field(ge=300)] = 512  # of the text tokenizer
+    answers: Literal["exact", "lmms_eval", "vqa"] = "exact"
 
 
 class FileOptions(DataOptions):
-    """validation: share of the images, by content, where the data name no such split; the same of `test` where a source
-    leaves that open. max_rejects: how many bad images and texts are put up with. seed: another one, other shares."""
+    """path: what the source reads, a file or folder, relative to the repository's root. validation: share of the
+    images, by content, where the data name no such split; the same of `test` where a source leaves that open.
+    max_rejects: how many bad images and texts are put up with. seed: another one, other shares."""
 
+    path: Annotated[str, Field(min_length=1)]
     fit: Literal["crop", "pad", "stretch"] = "crop"
     background: str = "white"
     validation: BelowOne = 0.1

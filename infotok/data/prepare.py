@@ -10,23 +10,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from infotok.data.answers import accepted, normalized
 from infotok.data.arrow import Split, SplitWriter, read_split
 from infotok.data.options import DataOptions
 from infotok.data.rejects import Rejects
 from infotok.data.text import train_text_tokenizer
 from infotok.errors import InfotokError
-from infotok.evaluation.blind import Guess
 
 NEEDED = ("train", "validation", "test")
 MOST_REASONS = 20  # in the manifest, of which rejects.jsonl has all
 TASKS = {"understanding": "questions", "generation": "captions"}  # what a task needs of every split
 
 
-def prepare(options: DataOptions, place: Path, folder: Path, least: int = 1) -> dict:
+def prepare(options: DataOptions, folder: Path, root: Path = Path()) -> dict:
     """Prepare a data set into `folder`, which holds all of it or is not there.
 
     Args:
-        place: the file or folder that the source reads. least: images that the training split needs.
+        root: the folder that `options.path` starts from.
 
     Returns:
         the manifest, which stands in `manifest.json` too.
@@ -42,16 +42,13 @@ def prepare(options: DataOptions, place: Path, folder: Path, least: int = 1) -> 
     rejects = Rejects(folder.with_name(folder.name + ".rejects.jsonl"), getattr(options, "max_rejects", 0))
     found: dict = {}
     try:
-        splits = _write(source.prepare(options, place, rejects, found), partial)
-        _check(splits, least, options)
+        splits = _write(source.prepare(_from(root, options), rejects, found), partial)
+        _check(splits, options)
         read = {name: read_split(partial, name) for name in splits}
         tasks, why_not = _tasks(read)
-        guess = Guess(read["train"].questions)
         for name, split in read.items():
             splits[name] |= _counts(split)
-            if name != "train" and splits[name]["questions"] and guess.answers:
-                splits[name] |= guess.accuracies(split.questions)
-                _note_unseen(name, split, guess.answers, rejects)
+        _note_unseen(read, options.answers, rejects)
         text = train_text_tokenizer(_texts(read["train"]), options.vocabulary).to_str()
     except BaseException:
         rejects.close()
@@ -93,16 +90,17 @@ def _write(parts: Iterable[tuple[str, Split]], folder: Path) -> dict[str, dict]:
     return {name: {"images": writer.images, "sha256": writer.close()} for name, writer in writers.items()}
 
 
-def _check(splits: dict[str, dict], least: int, options: DataOptions) -> None:
+def _from(root: Path, options: DataOptions) -> DataOptions:
+    """The options for a process that works elsewhere; the manifest says what the params file says."""
+    path = getattr(options, "path", None)
+    return options if path is None else options.model_copy(update={"path": str(root / path)})
+
+
+def _check(splits: dict[str, dict], options: DataOptions) -> None:
     for name in NEEDED:
         if name not in splits:
             remedy = f"raise data.{name}, or " if hasattr(options, "max_rejects") and name != "train" else ""
             raise InfotokError(f"{options.source}: the data have no {name} images; {remedy}bring more images")
-    if splits["train"]["images"] < least:
-        raise InfotokError(
-            f"{options.source}: {splits['train']['images']} training images are fewer than one batch of {least}; "
-            "lower pretrain.batch and train.batch, or bring more images"
-        )
 
 
 def _counts(split: Split) -> dict[str, int]:
@@ -132,11 +130,15 @@ def _tasks(read: dict[str, Split]) -> tuple[list[str], dict[str, str]]:
     return tasks, why_not
 
 
-def _note_unseen(name: str, split: Split, answers: set[str], rejects: Rejects) -> None:
-    for where, asked in zip(split.origins, split.questions, strict=True):
-        for pair in asked:
-            if pair["answer"] not in answers:
-                rejects.note(where, "question", f"in {name} has an answer that training never shows")
+def _note_unseen(read: dict[str, Split], rule: str, rejects: Rejects) -> None:
+    """Questions that no model can have learned to answer; they stay, and count as wrong."""
+    train = itertools.chain.from_iterable(read["train"].questions)
+    shown = {normalized(pair["answer"], rule) for pair in train}
+    for name, split in read.items():
+        for where, questions in zip(split.origins, split.questions, strict=True) if name != "train" and shown else ():
+            for pair in questions:
+                if not any(normalized(answer, rule) in shown for answer in accepted(pair)):
+                    rejects.note(where, "question", f"in {name} has an answer that training never shows")
 
 
 def _texts(split: Split) -> Iterator[str]:

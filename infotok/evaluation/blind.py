@@ -6,18 +6,20 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 
+from infotok.data.answers import normalized, score
+
 
 class Guess:
     """The best answers without the image: the most frequent training answer to the same text, else to the same first
     three words, else to the same family, else overall, which is the majority."""
 
-    def __init__(self, train: Iterable[list[dict[str, str]]]):
-        """train: per image its questions."""
+    def __init__(self, train: Iterable[list[dict[str, str]]], rule: str = "exact"):
+        """train: per image its questions. rule: which answers are the same, of `infotok.data.answers`."""
+        self.rule = rule
         seen: dict = {}
         for pair in itertools.chain.from_iterable(train):
             for key in self._keys(pair):
-                seen.setdefault(key, Counter())[pair["answer"]] += 1
-        self.answers = set(seen[None]) if seen else set()
+                seen.setdefault(key, Counter())[normalized(pair["answer"], rule)] += 1
         self._guesses = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
 
     @staticmethod
@@ -25,11 +27,11 @@ class Guess:
         return [pair["question"], tuple(pair["question"].split()[:3]), ("family", pair["family"]), None]
 
     def accuracies(self, test: Iterable[list[dict[str, str]]]) -> dict[str, float]:
-        """Shares that are right: `question_only` and `majority`."""
-        number = right = majority = 0
+        """Scores of the answers, as the model's are scored: `question_only` and `majority`."""
+        number, right, majority = 0, 0.0, 0.0
         for pair in itertools.chain.from_iterable(test):
             number += 1
             guess = next(self._guesses[key] for key in self._keys(pair) if key in self._guesses)
-            right += guess == pair["answer"]
-            majority += self._guesses[None] == pair["answer"]
+            right += score(guess, pair, self.rule)
+            majority += score(self._guesses[None], pair, self.rule)
         return {"question_only": right / number, "majority": majority / number}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from infotok.data.answers import score
 from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
 from infotok.data.texts import pad
@@ -17,7 +18,7 @@ from infotok.training.runtime import autocast
 
 @dataclass
 class Answers:
-    """Exact matches of one split's questions. right: (n,) bool; families: (n,) names."""
+    """Scores of one split's questions. right: (n,) from 0 to 1; families: (n,) names."""
 
     right: np.ndarray
     families: np.ndarray
@@ -28,23 +29,30 @@ class Answers:
 
     def interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of the accuracy."""
-        return wilson_interval(int(self.right.sum()), len(self.right))
+        return wilson_interval(float(self.right.sum()), len(self.right))
 
     def by_family(self) -> dict[str, float]:
         return {name: float(self.right[self.families == name].mean()) for name in dict.fromkeys(sorted(self.families))}
 
 
 def answer_all(
-    model: UnifiedModel, vectors: torch.Tensor, split: Split, codec: TextCodec, *, batch: int, precision: str
+    model: UnifiedModel,
+    vectors: torch.Tensor,
+    split: Split,
+    codec: TextCodec,
+    *,
+    batch: int,
+    precision: str,
+    rule: str = "exact",
 ) -> Answers:
     """Ask a model every question of a split, about images given by their vectors (n, K, D).
 
-    A space and letter case at the ends do not count; anything else must match exactly.
+    rule: when an answer is right, of `infotok.data.answers`.
     """
     pairs = [(image, pair) for image, asked in enumerate(split.questions) for pair in asked]
     encoded = [codec.encode(pair["question"]) for _, pair in pairs]
     most = max(len(codec.encode(pair["answer"])) for _, pair in pairs) + 1
-    right = np.zeros(len(pairs), dtype=bool)
+    right = np.zeros(len(pairs))
     device = vectors.device
     longest_last = np.argsort([len(ids) for ids in encoded], kind="stable")  # batches of like length pad little
     for start in range(0, len(pairs), batch):
@@ -54,5 +62,5 @@ def answer_all(
         with autocast(device, precision):
             out = model.answer(vectors[images], ids.to(device), valid.to(device), most, codec.end)
         for row, answer in zip(rows, out.tolist(), strict=True):
-            right[row] = codec.decode(answer).lower() == pairs[row][1]["answer"].strip().lower()
+            right[row] = score(codec.decode(answer), pairs[row][1], rule)
     return Answers(right, np.array([pair["family"] for _, pair in pairs]))

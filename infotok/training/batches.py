@@ -12,8 +12,17 @@ from infotok.data.arrow import Split, texts_about
 from infotok.data.text import TextCodec
 from infotok.data.texts import Asked, TextBatch, encode_captions, pad
 from infotok.distributed import ALONE, World
+from infotok.errors import InfotokError
 
 DESCRIBE = "describe the image"
+
+
+def check_images(images: int, batch: int, key: str) -> None:
+    """Raises InfotokError where the training images do not fill a batch, whose size `key` of the params file sets."""
+    if images < batch:
+        raise InfotokError(
+            f"{key}: {images} training images are fewer than one batch of {batch}; lower {key}, or bring more images"
+        )
 
 
 def order(count: int, batch: int, seed: int, step: int) -> np.ndarray:

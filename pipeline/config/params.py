@@ -158,10 +158,6 @@ class Params(Section):
     generation: Generation
     report: Report
 
-    def least_images(self) -> int:
-        """Training images that one batch needs."""
-        return max(self.train.batch, self.pretrain.batch)
-
     def cells(self) -> list[Cell]:
         """All cells, in the order of DVC's matrix."""
         g = self.grid
@@ -298,7 +294,7 @@ def _check_meaning(params: Params, path: Path, lines: _Lines) -> None:
         fail(("backbone", "width"), "divided by backbone.heads must be even (rotary positions turn pairs)")
     if params.tokenizer.width % 4:
         fail(("tokenizer", "width"), "must be a multiple of 4 (attention heads)")
-    if params.data.source == "scenes" and params.least_images() > params.data.train:
+    if params.data.source == "scenes" and max(params.train.batch, params.pretrain.batch) > params.data.train:
         fail(("data", "train"), "has fewer images than one batch")
     if params.data.source != "scenes" and sum(params.data.shares(set()).values()) >= 1:
         fail(("data", "validation"), "and data.test leave no share of the images for training")

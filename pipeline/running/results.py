@@ -53,10 +53,6 @@ class Layout:
         return self.root / self.params.paths.reports
 
     @property
-    def input(self) -> Path:
-        return self.root / self.params.paths.input
-
-    @property
     def data(self) -> Path:
         return self.results / "data"
 

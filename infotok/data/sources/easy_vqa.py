@@ -24,24 +24,24 @@ PUBLISHED = ("train", "test")
 class Options(FileOptions):
     """Validation is a share of the published training images; the published test images stay the test split."""
 
-    source: Literal["easy_vqa"]
+    source: Literal["easy_vqa"] = "easy_vqa"
 
 
-def prepare(options: Options, place: Path, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
+def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
     """Parts of splits of all images that questions ask about."""
-    examples = (example for split in PUBLISHED for example in _examples(place, split))
+    examples = (example for split in PUBLISHED for example in _examples(Path(options.path), split))
     yield from intake(examples, options, set(PUBLISHED), rejects, found)
 
 
-def _examples(place: Path, split: str) -> Iterator[Example]:
-    path = place / split / "questions.json"
+def _examples(root: Path, split: str) -> Iterator[Example]:
+    path = root / split / "questions.json"
     try:
         triples = json.loads(path.read_text(encoding="utf-8"))
         about = defaultdict(list)
         for question, answer, image in triples:
             about[int(image)].append({"question": question, "answer": answer, "family": family(question, answer)})
     except FileNotFoundError:
-        raise InfotokError(f"{path}: is missing; paths.input names the folder of easy-VQA's train/ and test/") from None
+        raise InfotokError(f"{path}: is missing; data.path names the folder of easy-VQA's train/ and test/") from None
     except (ValueError, TypeError, OSError) as error:
         raise InfotokError(
             f"{path}: is not easy-VQA's list of [question, answer, image] ({error}); copy it again"

@@ -37,11 +37,12 @@ class Columns(Section):
 
 
 class Options(OpenOptions):
-    """name: on the hub; without one, `paths.input` is what `save_to_disk` wrote, or a folder that `load_dataset` reads
+    """name: on the hub; in its place, `path` is what `save_to_disk` wrote, or a folder that `load_dataset` reads
     (Parquet, CSV, images). configuration: of the hub's data sets that have several. label_caption, label_question: as
     of `imagefolder`."""
 
-    source: Literal["huggingface"]
+    source: Literal["huggingface"] = "huggingface"
+    path: str | None = None
     name: str | None = None
     configuration: str | None = None
     columns: Columns = Columns()
@@ -49,33 +50,38 @@ class Options(OpenOptions):
     label_question: str = "what is this?"
 
 
-def prepare(options: Options, place: Path, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
-    """Parts of splits of all rows that can be used."""
+def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
+    """Parts of splits of all rows that can be used.
+
+    Raises:
+        InfotokError: the data cannot be loaded, or lack a column that the options name.
+    """
+    if bool(options.name) == bool(options.path):
+        raise InfotokError("data.path: name either data.path, what `save_to_disk` wrote, or data.name, on the hub")
+    place = None if options.name else Path(options.path)
     loaded = _load(options, place)
     given = {split_name(name) for name in loaded} - {None}
     # A lone training split, which `load_dataset` names so whatever it is, leaves all splits to the content.
     yield from intake(_examples(options, place, loaded, rejects), options, given, rejects, found)
 
 
-def _load(options: Options, place: Path) -> DatasetDict:
+def _load(options: Options, place: Path | None) -> DatasetDict:
     import datasets
 
     what = options.name or str(place)
     try:
-        saved = any((place / name).exists() for name in ("dataset_dict.json", "state.json"))
-        if options.name is None and saved:
+        saved = ("dataset_dict.json", "state.json")
+        if place is not None and any((place / name).exists() for name in saved):
             loaded = datasets.load_from_disk(str(place))
         else:
             loaded = datasets.load_dataset(what, options.configuration)
     except Exception as error:  # of many kinds: the hub's, the network's, a file format's
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InfotokError(
-            f"{what}: cannot be loaded by `datasets` ({reason}); see data.name and paths.input"
-        ) from None
+        raise InfotokError(f"{what}: cannot be loaded by `datasets` ({reason}); see data.name and data.path") from None
     return datasets.DatasetDict({"train": loaded}) if isinstance(loaded, datasets.Dataset) else loaded
 
 
-def _examples(options: Options, place: Path, loaded: DatasetDict, rejects: Rejects) -> Iterator[Example]:
+def _examples(options: Options, place: Path | None, loaded: DatasetDict, rejects: Rejects) -> Iterator[Example]:
     import datasets
 
     columns = {ours: theirs for ours, theirs in options.columns.model_dump().items() if theirs}
@@ -100,7 +106,7 @@ def _examples(options: Options, place: Path, loaded: DatasetDict, rejects: Rejec
             where = f"{name}:{number}"
             entry = {ours: row[theirs] for ours, theirs in columns.items()}
             try:
-                image = _image(entry.pop("image"), None if options.name else place)
+                image = _image(entry.pop("image"), place)
             except Unreadable as error:
                 rejects.add(where, "image", str(error))
                 continue

@@ -21,15 +21,16 @@ class Options(OpenOptions):
     """caption: with `{class}` where the folder's name goes, its underscores as spaces. question: its answer is that
     name."""
 
-    source: Literal["imagefolder"]
+    source: Literal["imagefolder"] = "imagefolder"
     caption: str = "a picture of {class}"
     question: str = "what is this?"
 
 
-def prepare(options: Options, place: Path, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
+def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
     """Parts of splits of all images in class folders."""
+    place = Path(options.path)
     if not place.is_dir():
-        raise InfotokError(f"{place}: is no folder; paths.input names the folder of the class folders")
+        raise InfotokError(f"{place}: is no folder; data.path names the folder of the class folders")
     roots = {split_name(path.name): path for path in _folders(place)}
     roots.pop(None, None)
     files = [(split, path) for split, root in (roots or {None: place}).items() for path in _files(root, rejects)]

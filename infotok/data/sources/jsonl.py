@@ -27,19 +27,20 @@ METADATA = {"has_objects": False}
 
 
 class Options(OpenOptions):
-    """file: of the JSON lines, inside the folder that `paths.input` names."""
+    """file: of the JSON lines, inside the folder that `path` names."""
 
-    source: Literal["jsonl"]
+    source: Literal["jsonl"] = "jsonl"
     file: str = "data.jsonl"
 
 
-def prepare(options: Options, place: Path, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
+def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
     """Parts of splits of all lines that can be used."""
-    path = place / options.file
+    root = Path(options.path)
+    path = root / options.file
     if not path.is_file():
-        raise InfotokError(f"{path}: is missing; paths.input names the folder, data.file the JSON lines in it")
+        raise InfotokError(f"{path}: is missing; data.path names the folder, data.file the JSON lines in it")
     given = {split_name(entry.get("split")) for _, entry in _entries(path) if isinstance(entry, dict)} & set(SPLITS)
-    yield from intake(_examples(path, place, rejects), options, given, rejects, found)
+    yield from intake(_examples(path, root, rejects), options, given, rejects, found)
 
 
 def _entries(path: Path) -> Iterator[tuple[int, Any]]:

@@ -8,7 +8,6 @@ seed on any machine: NumPy's PCG64 uniforms and float64 arithmetic only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -53,14 +52,14 @@ class Options(DataOptions):
     """objects: at most, per scene. nuisance: strength of the background. train to novel: images. questions: per
     image."""
 
-    source: Literal["scenes"]
-    objects: Annotated[int, Field(ge=1, le=4)]
-    nuisance: Weight
-    train: Count
-    validation: Count
-    test: Count
-    novel: Count
-    questions: Count
+    source: Literal["scenes"] = "scenes"
+    objects: Annotated[int, Field(ge=1, le=4)] = 2
+    nuisance: Weight = 1.0
+    train: Count = 16000
+    validation: Count = 1000
+    test: Count = 1000
+    novel: Count = 1000
+    questions: Count = 6
 
 
 def _hsv(hue: np.ndarray, saturation: float, value: float) -> np.ndarray:
@@ -216,8 +215,9 @@ def make_split(name: str, count: int, config: dict) -> Split:
     )
 
 
-def prepare(options: Options, place: Path, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
+def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[str, Split]]:
     """Yield (split name, split); `judge` has every color-shape pair and is seen by the judge alone. Nothing is read."""
+    found["most_objects"] = options.objects
     config = options.model_dump()
     for name in SPLITS:
         yield name, make_split(name, config["train" if name == "judge" else name], config)
