@@ -8,8 +8,9 @@ JOBS ?= 2
 repro: $(VENV)/installed  ## the default grid, from data to tables
 	PATH="$(CURDIR)/$(BIN):$$PATH" infotok sweep --jobs $(JOBS)
 
-test: $(VENV)/installed  ## ruff and the test suite
+test: $(VENV)/installed  ## ruff, types and the test suite
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses $(JOBS) --dist loadgroup
 
 $(VENV)/installed: requirements.lock pyproject.toml

@@ -1,0 +1,55 @@
+"""What git holds: no large file, small reports."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from smoke import ROOT
+
+import infotok
+
+MOST_FILE, MOST_REPORTS = 500_000, 6_000_000  # bytes
+GIT = ["git", "-C", str(ROOT)]
+
+
+def held() -> dict[str, int]:
+    """Paths and sizes, in bytes, of all that is tracked or would be by `git add .`; links count as nothing."""
+    listed = [*GIT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")
+    paths = {name: ROOT / name for name in names if name}
+    return {name: path.stat().st_size for name, path in paths.items() if path.is_file() and not path.is_symlink()}
+
+
+def too_large(sizes: dict[str, int]) -> list[str]:
+    found = [f"{name} has {size} bytes, above {MOST_FILE}" for name, size in sizes.items() if size > MOST_FILE]
+    reports = sum(size for name, size in sizes.items() if name.startswith("reports/"))
+    return found + ([f"reports/ has {reports} bytes, above {MOST_REPORTS}"] if reports > MOST_REPORTS else [])
+
+
+def test_no_file_is_large():
+    assert too_large(held()) == []
+
+
+def test_large_files_are_found():
+    assert too_large({"a.png": 500_001, "b.png": 500_000}) == ["a.png has 500001 bytes, above 500000"]
+    many = {f"reports/x/{i}.png": 490_000 for i in range(13)}
+    assert too_large(many) == ["reports/ has 6370000 bytes, above 6000000"]
+
+
+@pytest.mark.parametrize("suffix", [".html", ".svg", ".tex"])
+def test_what_the_report_makes_anew_is_not_held(suffix):
+    assert [name for name in held() if name.startswith("reports/") and name.endswith(suffix)] == []
+
+
+def test_versions_are_one():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == infotok.__version__
+    assert f"## {citation['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_lock_pins_and_names_no_host():
+    lines = Path(ROOT / "requirements.lock").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+-]+", line)] == []
+    assert [line for line in lines if "+" in line] == []
