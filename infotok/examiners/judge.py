@@ -26,7 +26,7 @@ class Judge(nn.Module):
         self.read = nn.Sequential(nn.Conv2d(64 if downs > 1 else 48, 128, 4, 4), nn.ReLU())
         self.head = nn.Conv2d(128, sum(self.classes.values()), 1)
         self.num_features = 128  # read by torchmetrics
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, images: Tensor) -> Tensor:
         return self.read(self.trunk(images.contiguous(memory_format=torch.channels_last)))

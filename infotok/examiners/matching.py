@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class ImageTower(nn.Module):
         layers += _convolution(32, 64, 3, 2) + _convolution(64, 64, 3, 1)
         layers += _convolution(64, 96, 3, 2) + _convolution(96, self.num_features, 3, 2)
         self.layers = nn.Sequential(*layers)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, images: Tensor) -> Tensor:
         """(B, num_features) of images (B, 3, S, S) in [-1, 1]: the mean over places of the last map."""
@@ -75,8 +76,8 @@ class TextTower(nn.Module):
 class Towers(nn.Module):
     """An image network and a text network in one space, where an image and its text are to be close."""
 
-    def __init__(self, image: nn.Module, vocabulary: int):
-        """image: has `features(images) -> (B, num_features)`. vocabulary: of the codec that encodes the texts."""
+    def __init__(self, image: Any, vocabulary: int):
+        """image: a module with `features(images) -> (B, num_features)`. vocabulary: of the codec of the texts."""
         super().__init__()
         self.image, self.text = image, TextTower(vocabulary)
         self.of_image = nn.Linear(image.num_features, SHARED)

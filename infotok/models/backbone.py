@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TINY = "llama"
 
@@ -29,7 +32,9 @@ class BackboneConfig:
 class Backbone(nn.Module):
     """A causal LM fed with embeddings and an explicit attention pattern."""
 
-    def __init__(self, model: nn.Module):
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
         # Dropout would draw from the global random stream: a resumed run would not repeat an undisturbed one, nor a
@@ -64,7 +69,7 @@ class Backbone(nn.Module):
                 eos_token_id=1,
                 # Llama's 0.02 suits widths in the thousands; a narrow model learns much faster from unit activations.
                 initializer_range=config.width**-0.5,
-                attn_implementation="eager",
+                attn_implementation="eager",  # type: ignore[call-arg]
             )
             return cls(LlamaForCausalLM(sizes))
         try:

@@ -44,7 +44,7 @@ class ConvolutionEncoder(nn.Module):
         self.position = nn.Parameter(torch.randn(grid[0] * grid[1], width) * 0.02)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dimension))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         rows, columns = self.grid
@@ -71,7 +71,7 @@ class ConvolutionDecoder(nn.Module):
         for index in reversed(range(halvings(image_size, grid))):
             layers += [nn.SiLU(), nn.ConvTranspose2d(CHANNELS, CHANNELS if index else 3, 4, 2, 1)]
         self.layers = nn.Sequential(*layers)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, vectors: Tensor) -> Tensor:
         x = self.embed(vectors) + self.position
