@@ -1,0 +1,78 @@
+"""Codes that are bits: sums over bits are sums over all 2 ** D codes."""
+
+import pytest
+import torch
+from tiny import seeded
+from vector_quantize_pytorch import LFQ
+
+from infotok.information.bits import BitPrior, Bits, lookup_free
+from infotok.information.channel import Categorical
+from infotok.information.nearest import NearestCodes, nearest_codes
+from infotok.information.objective import code_cost
+
+B, K, D = 3, 4, 5
+CODES = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * D)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def listed(prior):
+    """log r of every code, from the bits'."""
+    on = torch.nn.functional.logsigmoid(prior.logits)[..., None, :]
+    off = torch.nn.functional.logsigmoid(-prior.logits)[..., None, :]
+    return Categorical(torch.where(CODES > 0, on, off).sum(-1))
+
+
+@pytest.mark.parametrize("rows", [1, K])
+@pytest.mark.parametrize("relaxation", [1.0, 3.0])
+def test_cost_and_gradients_are_those_of_the_listed_codes(rows, relaxation):
+    features = randn(B, K, D, seed=1).requires_grad_()
+    prior = Bits(randn(rows, D, seed=2).requires_grad_())
+    for weight in (0.0, 1.0):
+        q = lookup_free(features, 0.6, scale=0.5, relaxation=relaxation)
+        plain = NearestCodes(features, 0.5 * CODES, 0.6, relaxation).dense()
+        cost, wanted = code_cost(q, prior, weight), code_cost(plain, listed(prior), weight)
+        torch.testing.assert_close(cost, wanted, rtol=0, atol=1e-12)
+        tensors = [features, prior.logits]
+        for one, other in zip(torch.autograd.grad(cost, tensors), torch.autograd.grad(wanted, tensors), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_the_codes_are_the_nearest_ones_in_the_order_of_the_list():
+    features = randn(B, K, D, seed=1)
+    assert torch.equal(lookup_free(features, 1.0).codes(), nearest_codes(features, CODES))
+
+
+def test_the_entropy_is_lfq_s():
+    """`vector-quantize-pytorch`: its inverse temperature is 1 / (2 variance). It clamps logarithms at log 1e-5, which no
+    code of so few is below."""
+    features = torch.randn(1, 6, 4, generator=seeded(3))
+    lfq = LFQ(codebook_size=2**4, dim=4, entropy_loss_weight=1.0, diversity_gamma=0.0)
+    lfq.train()
+    _, breakdown = lfq(features, inv_temperature=1 / (2 * 1.6), return_loss_breakdown=True)
+    own = lookup_free(features, 1.6).entropy().mean()
+    torch.testing.assert_close(own, breakdown.per_sample_entropy, rtol=1e-5, atol=1e-5)
+
+
+def test_two_to_the_thirteen_codes():
+    """Listed all the same, by the chunked form."""
+    features = randn(2, 3, 13, seed=4)
+    codes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 13)
+    q, plain = lookup_free(features, 0.8), NearestCodes(features, codes, 0.8)
+    torch.testing.assert_close(q.entropy(), plain.entropy(), rtol=0, atol=1e-10)
+    assert torch.equal(q.codes(), nearest_codes(features, codes))
+
+
+def test_sharp_bits_have_finite_gradients():
+    features = torch.tensor([[[1e4, -1e4]]]).requires_grad_()
+    prior = BitPrior(2, tokens=1)
+    code_cost(lookup_free(features, 1e-3), prior(), 1.0).backward()
+    assert features.grad.isfinite().all()
+    assert prior.logits.grad.tolist() == [[-0.5, 0.5]]
+
+
+def test_neither_variance_nor_scale_is_zero():
+    with pytest.raises(ValueError, match="above 0"):
+        lookup_free(torch.zeros(1, 1, 2), 0.0)
