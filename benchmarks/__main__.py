@@ -26,6 +26,7 @@ class Name(StrEnum):
     overhead = "overhead"
     sweep = "sweep"
     rounding = "rounding"
+    chunked = "chunked"
 
 
 @clear_errors

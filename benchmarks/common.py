@@ -7,14 +7,19 @@ keeps it.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
+import re
+import resource
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +28,7 @@ from rich.table import Table
 
 from pipeline.files import write_text
 
+STATUS = Path("/proc/self/status")
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, str | int | float]
 
@@ -67,6 +73,29 @@ def extra_percent(seconds: list[float], baseline: list[float]) -> Row:
     half = 0.98 * len(ratios) ** 0.5
     ranks = np.clip([len(ratios) / 2 - half, len(ratios) / 2 + half], 0, len(ratios) - 1).astype(int)
     return {"extra_%": float(np.median(ratios)), "low_%": float(ratios[ranks[0]]), "high_%": float(ratios[ranks[1]])}
+
+
+def where_alone(work: Callable, *arguments: object) -> Any:
+    """What `work` returns in a new process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def peak_mib() -> float:
+    """Peak memory of this process: on a GPU what torch has allocated there, else what is resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    # getrusage alone would count the parent's, up to the start of this process.
+    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
+def forget_peak() -> None:
+    """From here on `peak_mib` counts anew from what is held now; where the system cannot, from the peak so far."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif STATUS.exists():
+        STATUS.with_name("clear_refs").write_text("5")
 
 
 def machine() -> dict:

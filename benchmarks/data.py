@@ -4,18 +4,14 @@ is read before and after."""
 from __future__ import annotations
 
 import json
-import multiprocessing
-import re
-import resource
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import Result, Row, now, spread
+from benchmarks.common import Result, Row, now, peak_mib, spread, where_alone
 from infotok.data.arrow import read_split
 from infotok.data.options import DataOptions
 from infotok.data.prepare import prepare
@@ -34,12 +30,12 @@ def measure(params: Params, quick: bool) -> Result:
     options = few_scenes(params, 4 * batch) if quick else params.data
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "data"
-        prepared, of_preparing = _alone(_prepare, options, folder)
-        loaded, of_loading = _alone(_load, params, folder, steps)
+        prepared, of_preparing = where_alone(_with_memory, _prepare, options, folder)
+        loaded, of_loading = where_alone(_with_memory, _load, params, folder, steps)
         files = Path(name) / "files"
         _write_files(files, 300 if quick else FILES)
         own = Options(path=str(files), image_size=options.image_size, vocabulary=options.vocabulary)
-        read, of_reading = _alone(_prepare, own, Path(name) / "own")
+        read, of_reading = where_alone(_with_memory, _prepare, own, Path(name) / "own")
     tables = {
         "Preparing": [
             {"source": options.source} | prepared,
@@ -122,21 +118,8 @@ def _load(params: Params, folder: Path, steps: int) -> list[Row]:
     return rows
 
 
-def _alone(work: Callable, *arguments: object) -> tuple:
-    """What `work` returns in a new process, and that process's memory."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_with_memory, work, *arguments).result()
-
-
 def _with_memory(work: Callable, *arguments: object) -> tuple:
-    before = _peak_mib()
+    """What `work` returns, and the memory of this process."""
+    before = peak_mib()
     made = work(*arguments)
-    return made, {"imports_MiB": before, "peak_MiB": _peak_mib()}
-
-
-def _peak_mib() -> float:
-    """Peak resident memory of this process. getrusage alone would count the parent's, up to the start of this one."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return made, {"imports_MiB": before, "peak_MiB": peak_mib()}

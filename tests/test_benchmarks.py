@@ -11,7 +11,7 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks are no installed package
 
-from benchmarks import common, data, generation, overhead, quantizer, regularizer, step, sweep  # noqa: E402
+from benchmarks import chunked, common, data, generation, overhead, quantizer, regularizer, step, sweep  # noqa: E402
 from pipeline.config.params import Params, load_params  # noqa: E402
 
 TIMING = {"median_ms", "q1_ms", "q3_ms", "n"}
@@ -108,6 +108,13 @@ def test_quantizer(params, tmp_path):
     assert {row["quantizer"] for row in rows} == {
         "ours, sampled", "ours, sampled, usage", "ours, deterministic", *quantizer.THEIRS,
     }  # fmt: skip
+
+
+def test_chunked(params, tmp_path):
+    costs, looked_up = kept(chunked.measure(params, quick=True), tmp_path)
+    assert TIMING | {"form", "sizes of", "B", "K", "C", "D", "peak_MiB", "of B*K*C floats"} == set(costs[0])
+    assert [row["form"] for row in costs] == 2 * list(chunked.COSTS)
+    assert [row["form"] for row in looked_up] == 2 * list(chunked.LOOK_UPS)
 
 
 def test_data(params, tmp_path):

@@ -1,0 +1,120 @@
+"""Peak memory and time of the information terms of large codebooks, forward and backward: the plain forms, which hold
+(B, K, C) logits, and the chunked ones. Each is done in a process of its own.
+
+The cost is what a training step asks of the public plug-in with `dib`: cost, the prior's own loss and the rate, under
+a prior that positions share. The look-up gives embeddings of the nearest codes, hard forward and soft backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.common import Result, Row, forget_peak, in_turns, peak_mib, spread, where_alone
+from infotok.information.bottleneck import posterior_logits
+from infotok.information.channel import Categorical
+from infotok.information.factored import SharedPrior
+from infotok.information.nearest import NearestCodes, look_up, nearest_codes
+from infotok.information.objective import code_cost
+from infotok.training.runtime import start, stream
+from pipeline.config.params import Params
+
+SIZES = {  # images, tokens, codes, dimensions
+    "Chameleon 512 x 512": (1, 1024, 8192, 256),
+    "Emu3 256 x 256": (1, 1024, 32768, 4),
+    "Emu3 512 x 512": (1, 4096, 32768, 4),
+}
+QUICK = {"tiny": (2, 64, 512, 4), "tiny, 4 times the codes": (2, 64, 2048, 4)}
+WIDTH = 256  # of an embedding
+NOISE = 0.1  # features are codes and this much noise
+ROUNDS = 2
+
+
+def measure(params: Params, quick: bool) -> Result:
+    sizes, rounds = (QUICK, 1) if quick else (SIZES, ROUNDS)
+    tables = {
+        title: [_row(form, name, size, rounds) for name, size in sizes.items() for form in forms]
+        for title, forms in (("Code length, rate and their gradients", COSTS), ("Straight-through look-up", LOOK_UPS))
+    }
+    return Result({"rounds": rounds, "look-up width": WIDTH, "noise": NOISE}, tables)
+
+
+def _row(form: str, name: str, size: tuple[int, int, int, int], rounds: int) -> Row:
+    images, tokens, codes, dimension = size
+    peak, seconds = where_alone(_measured, form, size, rounds)
+    logits = images * tokens * codes * 4 / 2**20
+    about = {"form": form, "sizes of": name, "B": images, "K": tokens, "C": codes, "D": dimension}
+    return about | {"peak_MiB": peak, "of B*K*C floats": peak / logits} | spread(seconds)
+
+
+def _measured(form: str, size: tuple[int, int, int, int], rounds: int) -> tuple[float, list[float]]:
+    """MiB at the peak beyond what was there before, and seconds."""
+    images, tokens, codes, dimension = size
+    device = start()
+    generator = stream(device, 0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    codebook = randn(codes, dimension).requires_grad_()
+    chosen = torch.randint(codes, (images, tokens), generator=generator, device=device)
+    features = (codebook.detach()[chosen] + NOISE * randn(images, tokens, dimension)).requires_grad_()
+    work = (COSTS | LOOK_UPS)[form](features, codebook)
+    forget_peak()
+    before = peak_mib()
+    seconds = in_turns({form: work}, rounds, warmup=0)[form]
+    return peak_mib() - before, seconds
+
+
+def _plain_cost(features: Tensor, codebook: Tensor) -> Callable[[], None]:
+    return _cost_of(lambda: Categorical(posterior_logits(features, codebook)), code_cost, features, codebook)
+
+
+def _chunked_cost(features: Tensor, codebook: Tensor) -> Callable[[], None]:
+    return _cost_of(lambda: NearestCodes(features, codebook, NOISE**2), NearestCodes.code_cost, features, codebook)
+
+
+def _cost_of(channel: Callable, cost: Callable, features: Tensor, codebook: Tensor) -> Callable[[], None]:
+    prior = SharedPrior(len(codebook)).to(codebook.device)
+
+    def work() -> None:
+        q, r = channel(), prior()
+        loss = 0.01 * cost(q, r.detach(), 0.0) + cost(q.detach(), r, 0.0)
+        with torch.no_grad():
+            cost(q, r, 1.0)
+        torch.autograd.grad(loss, [features, codebook, r.logits])
+
+    return work
+
+
+def _plain_look_up(features: Tensor, codebook: Tensor) -> Callable[[], None]:
+    table = _table(codebook)
+
+    def work() -> None:
+        q = posterior_logits(features, codebook).softmax(-1)
+        hot = F.one_hot(q.argmax(-1), len(codebook)).float()
+        rows = (hot + q - q.detach()) @ table
+        torch.autograd.grad(rows.sum(), [features, codebook, table])
+
+    return work
+
+
+def _chunked_look_up(features: Tensor, codebook: Tensor) -> Callable[[], None]:
+    table = _table(codebook)
+
+    def work() -> None:
+        rows = look_up(table, nearest_codes(features, codebook), features, codebook, NOISE**2)
+        torch.autograd.grad(rows.sum(), [features, codebook, table])
+
+    return work
+
+
+def _table(codebook: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, len(codebook) * WIDTH, device=codebook.device).view(-1, WIDTH).requires_grad_()
+
+
+COSTS = {"plain": _plain_cost, "chunked": _chunked_cost}
+LOOK_UPS = {"plain look-up": _plain_look_up, "chunked look-up": _chunked_look_up}
