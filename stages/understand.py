@@ -71,7 +71,8 @@ def _answer(run: Stage, model, codec, manifest: dict, splits: dict, sent: dict) 
     from infotok.tokenizer import smaller_budgets
 
     rule = manifest["config"]["answers"]
-    settings = {"batch": run.params.understanding.batch, "precision": run.params.train.precision, "rule": rule}
+    batch, longest = run.params.understanding.batch, run.params.understanding.longest_answer
+    settings = {"batch": batch, "longest": longest, "precision": run.params.train.precision, "rule": rule}
     guess = Guess(read_split(run.layout.data, "train").questions, rule)
     metrics = {}
     for name, suffix in SCORED.items():
@@ -81,12 +82,18 @@ def _answer(run: Stage, model, codec, manifest: dict, splits: dict, sent: dict) 
         if name == "validation":
             metrics["understanding/validation"] = answers.accuracy
             continue
+        if answers.beyond:
+            run.warn(
+                f"{answers.beyond} of {len(answers.right)} {name} questions have answers longer than {longest} tokens, "
+                "which count as wrong; raise understanding.longest_answer"
+            )
         low, high = answers.interval()
         metrics |= {f"understanding/accuracy{suffix}": answers.accuracy}
         metrics |= {f"understanding/accuracy{suffix}_low": low, f"understanding/accuracy{suffix}_high": high}
         blind = guess.accuracies(splits[name].questions)
         metrics |= {f"understanding/{floor}{suffix}": value for floor, value in blind.items()}
         if name == "test":
+            cut = answers.cut
             metrics |= {f"understanding/family/{kind}": value for kind, value in answers.by_family().items()}
     if model.tokenizer.config.nested_dropout:
         for budget in smaller_budgets(run.cell.tokens):
@@ -96,6 +103,7 @@ def _answer(run: Stage, model, codec, manifest: dict, splits: dict, sent: dict) 
     protocol = {
         "answers": f"greedy; {DESCRIPTIONS[rule]}",
         "questions": f"{sum(map(len, splits['test'].questions))} test",
+        "longest_answer": f"{longest} tokens, which cut {cut} of the model's answers to test questions",
         "question_only": "most frequent training answer to the same text, else start, else family",
         "majority": "most frequent training answer of all",
     }

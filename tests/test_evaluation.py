@@ -6,12 +6,14 @@ import torch
 from scipy.linalg import sqrtm
 from torch import nn
 
+from infotok.data.arrow import Split
 from infotok.data.pixels import to_bytes, to_unit
 from infotok.data.sources import scenes
 from infotok.evaluation.generation import frechet_distance, kernel_distance, standardized_features
 from infotok.evaluation.information import usable_bits
 from infotok.evaluation.prompted import Verdict, read_scenes
 from infotok.evaluation.reconstruction import fidelity, objects_kept
+from infotok.evaluation.understanding import answer_all
 from infotok.examiners.judge import Judge
 from infotok.examiners.perceptual import Perceptual
 from infotok.examiners.reading import accuracies, examine, objects_right
@@ -163,3 +165,57 @@ def test_bytes_and_unit_images_are_inverse():
     assert torch.equal(to_bytes(to_unit(images)), images)
     assert to_unit(images).min() == -1
     assert to_unit(images).max() == 1
+
+
+class Says:
+    """A codec of letters and a model that answers every question with the question."""
+
+    end, pad = 1, 0
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(chr(token) for token in ids if token > 1)
+
+    def answer(self, vectors, ids, valid, most, end):
+        out = torch.full((len(ids), most), end)
+        width = min(most, ids.shape[1])
+        out[:, :width] = ids.masked_fill(~valid, end)[:, :width]
+        return out
+
+
+def asked(*pairs):
+    questions = [[{"question": q, "answer": a, "family": f}] for q, a, f in pairs]
+    empty = [[] for _ in questions]
+    return Split(np.zeros((len(questions), 8, 8, 3), np.uint8), empty, questions, empty)
+
+
+def answered(split, longest=64, rule="exact"):
+    said = Says()
+    return answer_all(
+        said, torch.zeros(len(split), 1, 1), split, said, batch=2, precision="fp32", rule=rule, longest=longest
+    )
+
+
+def test_answers_are_compared_by_the_rule_that_the_data_name():
+    split = asked(("Red.", "red", "a"), ("the red", "Red", "a"), ("2", "two", "b"), ("blue", "red", "b"))
+    assert answered(split).right.tolist() == [0, 0, 0, 0]
+    assert answered(split, rule="lmms_eval").right.tolist() == [1, 0, 0, 0]
+    found = answered(split, rule="vqa")
+    assert found.right.tolist() == [1, 1, 1, 0]
+    assert found.by_family() == {"a": 1.0, "b": 0.5}
+
+
+@pytest.mark.parametrize("length", [1950, 65])
+def test_a_long_answer_is_cut_and_counted(length):
+    split = asked(("red", "red", "a"), ("x" * length, "x" * length, "a"), ("x" * 64, "x" * 64, "a"))
+    found = answered(split)
+    assert (found.right.tolist(), found.cut, found.beyond) == ([1, 0, 1], 1, 1)
+    found = answered(split, longest=2000)
+    assert (found.right.tolist(), found.cut, found.beyond) == ([1, 1, 1], 0, 0)
+
+
+def test_an_answer_that_never_ends_is_counted_where_the_right_one_is_short():
+    found = answered(asked(("reddish brown", "red", "a"), ("red", "red", "a")))
+    assert (found.right.tolist(), found.cut, found.beyond) == ([0, 1], 1, 0)

@@ -189,6 +189,44 @@ def test_a_damaged_exif_block_does_not_cost_the_image():
     assert np.array_equal(open_image(data, WHITE), image)
 
 
+LONG = bytes(2_000_000)  # above Pillow's limit of a text, a megabyte
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(b"zTXt", b"workflow\0\0" + zlib.compress(LONG))],
+        [(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(LONG))],
+        [(b"iCCP", b"profile\0\0" + zlib.compress(LONG))],
+        [(b"zTXt", b"part\0\0" + zlib.compress(bytes(1_000_000)))] * 70,  # 70 MB, above the limit of all
+        [(b"iCCP", b"profile\0\7no method of compression")],
+        [(b"gAMA", b"\0")],
+    ],
+    ids=["text", "international text", "profile", "many texts", "unknown profile", "short gamma"],
+)
+def test_what_stands_beside_the_pixels_of_a_png_does_not_cost_the_image(chunks, tmp_path):
+    good = png(2, 1, 8, 0, bytes([0, 7, 9]), (b"tRNS", struct.pack(">H", 7)), *chunks)
+    with pytest.raises((ValueError, OSError)):
+        Image.open(io.BytesIO(good)).load()
+    (tmp_path / "good.png").write_bytes(good)
+    for source in (good, tmp_path / "good.png"):
+        assert pixels(source, (1, 2, 3)) == [[[1, 2, 3], [9, 9, 9]]]
+    for cut in (-24, -30):  # but a file without all of its pixels stays unreadable
+        with pytest.raises(Unreadable, match=r"truncated|cannot be decoded|no image"):
+            open_image(good[:cut], WHITE)
+
+
+def test_a_png_with_a_long_text_is_still_turned_upright():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encode(Image.fromarray(draw(STORED[6])), "PNG", exif=exif)
+    text = zlib.compress(LONG)
+    chunk = struct.pack(">I", len(text) + 3) + b"zTXt" + b"a\0\0" + text
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+    long = data[:33] + chunk + data[33:]  # behind the header
+    assert np.array_equal(open_image(long, WHITE), draw("AB CD EF"))
+
+
 def test_a_pillow_image_is_left_as_it_was():
     image = Image.new("RGBA", (2, 2), (255, 0, 0, 128))
     result = open_image(image, WHITE)
@@ -253,7 +291,7 @@ def test_a_bomb_is_named_before_it_is_decoded(monkeypatch):
     for width, height, data in ((side, side, bomb), (10000, 10001, png(10000, 10001, 1, 0, b""))):
         with pytest.raises(Unreadable) as caught:
             open_image(data, WHITE)
-        assert str(caught.value) == f"has {width} x {height} pixels, more than 100 million"
+        assert str(caught.value) == f"has more than 100 million pixels: {width * height}"
         assert limit == Image.MAX_IMAGE_PIXELS
 
 

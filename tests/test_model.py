@@ -224,8 +224,33 @@ def test_an_answer_stays_at_its_end_mark():
     for row in free.tolist():
         kept = row[: row.index(end)] if end in row else row
         expected.append(kept + [end] * (6 - len(kept)))
-    assert said == expected
+    longest = max(map(len, said))
+    assert said == [row[:longest] for row in expected]
+    assert longest == 6 or all(row[longest - 1 :] == [end] * (7 - longest) for row in expected)
     assert said != free.tolist()
+
+
+@pytest.mark.parametrize("ends_after", [1, 3, None])
+def test_answering_stops_when_every_row_has_ended(ends_after, monkeypatch):
+    """One long right answer among the questions sets the limit for all; what is computed is what is said."""
+    tested, passes = model(), []
+    vectors = tested.tokenizer.embed(torch.randint(8, (2, 4), generator=seeded()))
+    ids = torch.randint(2, VOCABULARY, (2, 3), generator=seeded(1))
+
+    def logits(hidden):
+        passes.append(len(hidden))
+        said = torch.full((len(hidden),), 5)
+        if ends_after:
+            said[0] = END  # the first row ends at once, the second when it shall
+        if len(passes) == ends_after:
+            said[1] = END
+        return torch.nn.functional.one_hot(said, VOCABULARY).float()
+
+    monkeypatch.setattr(tested.backbone, "text_logits", logits)
+    said = tested.answer(vectors, ids, torch.ones_like(ids, dtype=torch.bool), 40, END)
+    assert len(passes) == said.shape[1] == (ends_after or 40)
+    if ends_after:
+        assert said[1].tolist() == [5] * (ends_after - 1) + [END]
 
 
 @torch.no_grad()

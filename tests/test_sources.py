@@ -155,12 +155,16 @@ BAD = {  # line -> (its number's what, words of the reason)
     "leaves": ({"image": "../secret.png", "caption": "a"}, "image", "leaves the folder"),
     "absolute": ({"image": "/etc/hostname", "caption": "a"}, "image", "leaves the folder"),
     "link": ({"image": "images/link.png", "caption": "a"}, "image", "leaves the folder"),
-    "no name": ({"caption": "a"}, "image", "no file name"),
+    "no name": ({"image": " ", "caption": "a"}, "image", "no file name"),
     "not UTF-8": (b'{"image": "images/1.png", "caption": "\xff"}', "line", "not UTF-8"),
     "not JSON": (b'{"image": "images/1.png", ', "line", "not JSON"),
     "deep": (b"[" * 100_000, "line", "nested too deep"),
     "no object": (b"[1]", "line", "no JSON object"),
-    "unknown split": ({"image": "images/1.png", "caption": "a", "split": "holdout"}, "line", "unknown split"),
+    "unknown split": (
+        {"image": "images/1.png", "caption": "a", "split": "holdout"},
+        "line",
+        "is of no known split: 'holdout'",
+    ),
     "empty caption": ({"image": "images/1.png", "captions": ["  ", "fine"]}, "caption", "is empty"),
     "no text": ({"image": "images/1.png", "captions": [3, "fine"]}, "caption", "is no text but int"),
     "long": ({"image": "images/1.png", "captions": ["x" * 2001, "fine"]}, "caption", "longer than 2000"),
@@ -348,7 +352,9 @@ def test_missing_files_and_too_few_images_are_one_clear_error(tmp_path):
     with pytest.raises(InfotokError, match=r"^train\.batch: 40 training images are fewer than one batch of 48; lower"):
         check_images(40, 48, "train.batch")
     check_images(48, 48, "train.batch")
-    with pytest.raises(InfotokError, match=r"no validation images; raise data\.validation"):
+    with pytest.raises(
+        InfotokError, match=r"in: the data have no validation images, of 40 .*; raise data\.val"
+    ):
         prepared(tmp_path / "in", tmp_path / "out", validation=0.0)
 
 

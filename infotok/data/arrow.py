@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from infotok.errors import InfotokError
 
-_QUESTION = pa.struct([("question", pa.string()), ("answer", pa.string()), ("family", pa.string())])
+_WORDS = [(name, pa.string()) for name in ("question", "answer", "family")]
+_QUESTION = pa.struct([*_WORDS, ("answers", pa.list_(pa.string()))])
 ROWS = 1024  # of a record batch
 RECENT = 1 << 16  # rows of a text column that stay in memory as Python objects
 
@@ -77,7 +78,8 @@ class Column(Sequence):
 class Split:
     """Images with everything said about them; row i of every field is image i.
 
-    images: (n, H, W, 3) uint8. captions: lists of strings. questions: lists of dicts with question, answer, family.
+    images: (n, H, W, 3) uint8. captions: lists of strings. questions: lists of dicts with question, answer, family, and
+    answers where several are right, one of several people as often as they gave it.
     objects: lists of dicts with shape, color, size, row, column (empty lists where unknown).
     factors: name -> (n, slots) int8 categories for probes, -1 where undefined. origins: where an image came from,
     `file` or `file:line`.
@@ -197,11 +199,15 @@ def read_split(folder: Path, name: str) -> Split:
     return Split(
         images=Images(parts),
         captions=Column(table["captions"]),
-        questions=Column(table["questions"]),
+        questions=Column(table["questions"], _without_nulls),
         objects=Column(table["objects"], json.loads),
         factors=factors,
         origins=Column(table["origin"]),
     )
+
+
+def _without_nulls(questions: list[dict]) -> list[dict]:
+    return [{key: value for key, value in pair.items() if value is not None} for pair in questions]
 
 
 def _checksum(folder: Path, name: str) -> str | None:

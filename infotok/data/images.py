@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import stat
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
 MOST_PIXELS = 100_000_000
 FITS = ("crop", "pad", "stretch")
+PNG = b"\x89PNG\r\n\x1a\n"
+NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")  # chunks of a PNG that say how it looks
 
 _PILLOW = threading.Lock()
 # Values of the EXIF tag Orientation, and what turns such an image upright.
@@ -55,7 +57,7 @@ def open_image(source: Path | bytes | Image.Image, background: tuple[int, int, i
     """
     with nullcontext(source) if isinstance(source, Image.Image) else _open_stream(source) as opened:
         with _pillow():
-            image = opened if isinstance(opened, Image.Image) else _identify(opened)
+            image = opened if isinstance(opened, Image.Image) else _decoded(opened)
         _check_size(image)
         with _pillow():
             image.load()
@@ -161,23 +163,40 @@ def _pillow() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _identify(stream: BinaryIO) -> Image.Image:
-    """Image.open less its check of the size, which keeps the size to itself.
-
-    What readers check of the pictures inside of a picture stays: that of icons decodes them right here.
-    """
-    Image.init()
-    beginning = stream.read(16)
-    for kind in Image.ID:
-        reader, accepts = Image.OPEN[kind]
+def _decoded(stream: BinaryIO) -> Image.Image:
+    """The picture in the bytes of a file. Pillow refuses a PNG for what stands beside its pixels, such as a long text
+    or color profile, which counts for nothing here: such a file is read without it."""
+    try:
+        image = Image.open(stream)
+        image.load()
+    except Image.DecompressionBombError:
+        raise
+    except Exception:
+        if (pixels := _pixels_of_png(stream)) is None:
+            raise
         try:
-            accepted = accepts is None or accepts(beginning)
-            if accepted and not isinstance(accepted, str):  # a text says why this installation cannot read it
-                stream.seek(0)
-                return reader(stream, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # how a reader says that the file is not of its kind
-            continue
-    raise UnidentifiedImageError
+            image = Image.open(pixels)
+            image.load()
+        except Exception:  # the pixels are damaged as well
+            image = None
+        if image is None:
+            raise
+    return image
+
+
+def _pixels_of_png(stream: BinaryIO) -> BinaryIO | None:
+    """A PNG file less all that does not change how it looks; None where it is none."""
+    stream.seek(0)
+    if (beginning := stream.read(len(PNG))) != PNG:
+        return None
+    kept = io.BytesIO(beginning)
+    kept.seek(len(PNG))
+    while len(header := stream.read(8)) == 8:
+        chunk = stream.read(int.from_bytes(header[:4]) + 4)
+        if header[4:] in NEEDED:
+            kept.write(header + chunk)
+    kept.seek(0)
+    return kept
 
 
 def _reason(error: Exception) -> str:
@@ -185,7 +204,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is no image that Pillow reads"
     if isinstance(error, Image.DecompressionBombError):
-        return f"has more than {MOST_PIXELS / 1e6:g} million pixels"
+        pixels = re.search(r"\((\d+) pixels\)", said)
+        return f"has more than {MOST_PIXELS / 1e6:g} million pixels" + (f": {pixels[1]}" if pixels else "")
     if isinstance(error, EOFError) or any(sign in said.lower() for sign in ("truncated", "not enough", "only got")):
         return "is truncated"
     if isinstance(error, MemoryError):

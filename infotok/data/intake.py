@@ -6,7 +6,10 @@ A source that reads files yields `Example`s; `intake` makes parts of splits of t
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infotok.data.arrow import ROWS, Split
+from infotok.data.files import is_unicode
 from infotok.data.images import Unreadable, content_digest, fit, open_image, parse_color
 from infotok.data.options import FileOptions
 from infotok.data.rejects import Rejects
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SPLITS = ("train", "validation", "test")
-ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
+SKIP = "skip"
+ALIASES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
+ALIASES |= {name: name for name in SPLITS}
+YEAR = re.compile(r"(.*\D)[-_]?(?:19|20)\d\d")  # train2014, as COCO names its splits
 LONGEST = 2000  # characters of a text; longer ones would fill memory in training
 
 
@@ -32,36 +39,46 @@ class Example:
     """One image as a source gives it, and what is said of it.
 
     image: a file, its bytes, or an image of Pillow. where: `file` or `file:line`, for what may be wrong with it.
-    captions: texts. questions: dicts with question, answer and perhaps family. split: `train`, `validation` (`val`,
-    `dev`), `test`, or None, by content. file: the image's, where `where` does not name it.
+    captions: texts. questions: dicts with question, answer or answers, and perhaps family. wrong: what the source could
+    not use of them, as (what, reason). split: `train`, `validation`, `test`, or None, by content. file: the image's,
+    where `where` does not name it.
     """
 
     image: Path | bytes | Image
     where: str
     captions: list[Any] = field(default_factory=list)
     questions: list[dict[str, Any]] = field(default_factory=list)
+    wrong: list[tuple[str, str]] = field(default_factory=list)
     split: str | None = None
     file: str = ""
 
 
-def split_name(given: Any) -> str | None:
-    """The split of a given name, None where there is none of it."""
-    name = ALIASES.get(given, given) if isinstance(given, str) else None
-    return name if name in SPLITS else None
+class SplitNames:
+    """Where the splits go that data name: by the option `splits`, else by what names mean to most (`val`, `Test`,
+    `train2014`)."""
 
+    def __init__(self, options: FileOptions):
+        self.mapped = options.splits
+        self.became: dict[str, str] = {}  # of every name that was found
 
-def inside(root: Path, name: Any) -> Path:
-    """The file of this name under a folder.
+    def __call__(self, given: Any) -> str | None:
+        """train, validation, test, skip, or None where the name is unknown."""
+        if not isinstance(given, str):
+            return None
+        name = given.strip().lower()
+        year = YEAR.fullmatch(name)
+        meant = ALIASES.get(name) or (ALIASES.get(year[1].rstrip("-_")) if year else None)
+        if found := self.mapped.get(given, self.mapped.get(name, meant)):
+            self.became[given] = found
+        return found
 
-    Raises:
-        Unreadable: it is no name of a file, or one that leads out of the folder, by `..` or by a link.
-    """
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise Unreadable("has no file name")
-    path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise Unreadable(f"leaves the folder: {name}")
-    return path
+    @staticmethod
+    def unknown(given: Any) -> str:
+        """The reason and the remedy."""
+        return (
+            f"is of no known split: '{given}'; say where it goes with data.splits: {{{given}: test}} "
+            f"(train, validation, test or {SKIP})"
+        )
 
 
 class Chooser:
@@ -102,25 +119,25 @@ def intake(
     seen: dict[bytes, tuple[str, str]] = {}
     found["duplicates"] = {"within": 0, "across": 0}
     for example in examples:
-        captions, questions = checked_texts(example, rejects)
+        where = example.where.encode(errors="backslashreplace").decode()  # a file's name may be no Unicode
+        captions, questions = checked_texts(example, where, rejects)
         try:
-            picture = open_image(example.image, color)
+            opened = open_image(example.image, color)
         except Unreadable as error:
-            file = f": {example.file}" if example.file else ""
-            rejects.add(example.where, "image", f"{error}{file}")
+            rejects.add(where, "image", f"{error}: {example.file}" if example.file else str(error))
             continue
         if not captions and not questions:
-            rejects.add(example.where, "image", "has no caption and no question")
+            rejects.add(where, "image", "has no caption and no question")
             continue
-        digest = content_digest(picture)
-        split = choose(digest, split_name(example.split))
-        first, where = seen.setdefault(digest, (split, example.where))
-        if where != example.where:
+        digest = content_digest(opened)
+        split = choose(digest, example.split)
+        first, earlier = seen.setdefault(digest, (split, where))
+        if earlier != where:
             found["duplicates"]["within" if first == split else "across"] += 1
             if first != split:
-                rejects.note(example.where, "image", f"in {split} is a copy of one in {first}")
-        pixels = fit(picture, options.image_size, options.fit, color)
-        parts[split].append((pixels, captions, questions, example.where))
+                rejects.note(where, "image", f"in {split} is a copy of one in {first}")
+        pixels = fit(opened, options.image_size, options.fit, color)
+        parts[split].append((pixels, captions, questions, where))
         if len(parts[split]) == ROWS:
             yield split, _part(parts.pop(split))
     for split in SPLITS:
@@ -128,25 +145,60 @@ def intake(
             yield split, _part(parts[split])
 
 
-def checked_texts(example: Example, rejects: Rejects) -> tuple[list[str], list[dict[str, str]]]:
-    """Captions and questions that can be used, spaces at their ends taken off; the others are rejected."""
+def checked_texts(example: Example, where: str, rejects: Rejects) -> tuple[list[str], list[dict[str, Any]]]:
+    """Captions and questions that can be used, spaces at their ends taken off and accents written in one way; the
+    others are rejected."""
     captions, questions = [], []
+    for what, reason in example.wrong:
+        rejects.add(where, what, reason)
     for caption in example.captions:
         if wrong := _wrong(caption):
-            rejects.add(example.where, "caption", wrong)
+            rejects.add(where, "caption", wrong)
         else:
-            captions.append(caption.strip())
+            captions.append(_clean(caption))
     for pair in example.questions:
-        question, answer = pair.get("question"), pair.get("answer")
-        if wrong := _wrong(question):
-            rejects.add(example.where, "question", wrong)
-        elif wrong := _wrong(answer):
-            rejects.add(example.where, "answer", wrong)
-        else:
+        if wrong := _wrong(pair.get("question")):
+            rejects.add(where, "question", wrong)
+            continue
+        answers = []
+        for answer in _answers(pair):
+            if wrong := _wrong(answer):
+                rejects.add(where, "answer", wrong)
+            else:
+                answers.append(_clean(answer))
+        if answers:
             family = pair.get("family")
-            family = family.strip() if isinstance(family, str) and family.strip() else "question"
-            questions.append({"question": question.strip(), "answer": answer.strip(), "family": family})
+            family = _clean(family) if not _wrong(family) else "question"
+            # Of several the most frequent is learned, of as frequent ones the first.
+            kept = {"question": _clean(pair["question"]), "answer": Counter(answers).most_common(1)[0][0]}
+            questions.append(kept | {"family": family} | ({"answers": answers} if len(answers) > 1 else {}))
     return captions, questions
+
+
+def _answers(pair: dict[str, Any]) -> list[Any]:
+    """The answers to a question as texts, where they can be; one that is missing, where there are none."""
+    one, several = (
+        [_as_text(value.get("answer") if isinstance(value, dict) else value) for value in _listed(pair.get(key))]
+        for key in ("answer", "answers")
+    )
+    return [answer for answer in one if answer not in several] + several or [None]
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _as_text(value: Any) -> Any:
+    """Numbers and truth in words; what is neither, as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.15g}" if math.isfinite(value) else None
+    return str(value) if isinstance(value, int) else value
+
+
+def _clean(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def _wrong(text: Any) -> str:
@@ -156,6 +208,8 @@ def _wrong(text: Any) -> str:
         return f"is no text but {type(text).__name__}"
     if not text.strip():
         return "is empty"
+    if not is_unicode(text):
+        return "holds half of a surrogate pair, which no file can hold"
     return "" if len(text) <= LONGEST else f"is longer than {LONGEST} characters"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -23,15 +24,27 @@ class DataOptions(Section):
 
 
 class FileOptions(DataOptions):
-    """path: what the source reads, a file or folder, relative to the repository's root. validation: share of the
-    images, by content, where the data name no such split; the same of `test` where a source leaves that open.
-    max_rejects: how many bad images and texts are put up with. seed: another one, other shares."""
+    """What sources that read files share.
+
+    path: what the source reads, a file or folder, relative to the repository's root. fit: `pad` keeps all of an image
+    that is not square, beside `background`, `crop` its middle; `stretch` makes it square. background: behind what is
+    transparent too. validation: share of the images, by content, where the data name no such split; the same of `test`
+    where a source leaves that open; another seed, other shares. max_rejects: how many bad images and texts are put up
+    with. splits: where a split of the data goes whose name is none of ours, such as {test_hard: test}. outside: folders
+    outside of `path` that links and names in it may lead to.
+    """
 
     path: Annotated[str, Field(min_length=1)]
-    fit: Literal["crop", "pad", "stretch"] = "crop"
+    fit: Literal["pad", "crop", "stretch"] = "pad"
     background: str = "white"
     validation: BelowOne = 0.1
     max_rejects: Natural = 0
+    splits: dict[str, Literal["train", "validation", "test", "skip"]] = Field(default_factory=dict)
+    outside: list[str] = Field(default_factory=list)
+
+    def folders(self) -> tuple[Path, ...]:
+        """Of `outside`."""
+        return tuple(Path(folder) for folder in self.outside)
 
     def shares(self, given: set[str]) -> dict[str, float]:
         """Shares of the splits that the data do not name."""

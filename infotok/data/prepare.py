@@ -43,7 +43,7 @@ def prepare(options: DataOptions, folder: Path, root: Path = Path()) -> dict:
     found: dict = {}
     try:
         splits = _write(source.prepare(_from(root, options), rejects, found), partial)
-        _check(splits, options)
+        _check(splits, options, rejects, found)
         read = {name: read_split(partial, name) for name in splits}
         tasks, why_not = _tasks(read)
         for name, split in read.items():
@@ -92,15 +92,26 @@ def _write(parts: Iterable[tuple[str, Split]], folder: Path) -> dict[str, dict]:
 
 def _from(root: Path, options: DataOptions) -> DataOptions:
     """The options for a process that works elsewhere; the manifest says what the params file says."""
-    path = getattr(options, "path", None)
-    return options if path is None else options.model_copy(update={"path": str(root / path)})
+    update = {"path": str(root / options.path)} if getattr(options, "path", None) is not None else {}
+    update |= {"outside": [str(root / folder) for folder in getattr(options, "outside", [])]}
+    return options.model_copy(update=update)
 
 
-def _check(splits: dict[str, dict], options: DataOptions) -> None:
-    for name in NEEDED:
-        if name not in splits:
-            remedy = f"raise data.{name}, or " if hasattr(options, "max_rejects") and name != "train" else ""
-            raise InfotokError(f"{options.source}: the data have no {name} images; {remedy}bring more images")
+def _check(splits: dict[str, dict], options: DataOptions, rejects: Rejects, found: dict) -> None:
+    """Raises InfotokError, with what was left out and why, where a split that is needed has no images."""
+    lacking = next((name for name in NEEDED if name not in splits), None)
+    if lacking is None:
+        return
+    if splits:
+        kept = sum(about["images"] for about in splits.values())
+        remedy = f"raise data.{lacking}, or " if lacking != "train" and hasattr(options, lacking) else ""
+        problem = f"the data have no {lacking} images, of {kept} that can be used; {remedy}bring more images"
+    else:
+        problem = "no image can be used"
+    if named := found.get("given_splits"):
+        problem += f"; their splits became {', '.join(f'{name}: {split}' for name, split in named.items())}"
+    problem += "".join(f"; {count} entries were skipped, {why}" for why, count in found.get("skipped", {}).items())
+    raise InfotokError(f"{getattr(options, 'path', None) or options.source}: {problem}{rejects.told()}")
 
 
 def _counts(split: Split) -> dict[str, int]:

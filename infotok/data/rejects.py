@@ -42,11 +42,17 @@ class Rejects:
             self._first.append(f"{where}: {what} {reason}")
         if self.count > self.most:
             self._file.flush()
-            more = "" if self.count <= SHOWN else f" and {self.count - SHOWN} more"
             raise InfotokError(
-                f"{'; '.join(self._first)}{more} ({self.path} lists them): repair or remove them, "
-                f"or put up with more than data.max_rejects ({self.most})"
+                f"{self._named()}: repair or remove them, or put up with more than data.max_rejects ({self.most})"
             )
+
+    def told(self) -> str:
+        """What was left out, to end another message with; nothing where nothing was."""
+        return f"; left out: {self._named()}" if self.count else ""
+
+    def _named(self) -> str:
+        more = "" if self.count <= SHOWN else f" and {self.count - SHOWN} more"
+        return f"{'; '.join(self._first)}{more} ({self.path} lists them)"
 
     def note(self, where: str, what: str, reason: str) -> None:
         """One thing that is kept but worth a look."""

@@ -29,10 +29,12 @@ def train_text_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 class TextCodec:
-    """Encodes texts as padded id arrays; every distinct text is tokenized once."""
+    """Encodes texts as ids; every distinct text is tokenized once. No text can write the marks `pad` and `end`: those
+    letters are a text like any other."""
 
     def __init__(self, tokenizer: Tokenizer, pad: int, end: int):
         self.tokenizer, self.pad, self.end = tokenizer, pad, end
+        tokenizer.encode_special_tokens = True  # as texts, that is; the file of a tokenizer does not keep this
         self._known: dict[str, list[int]] = {}
 
     @classmethod
@@ -64,8 +66,17 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         if text not in self._known:
-            self._known[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
+            self._known[text] = self._encoded(text)
         return self._known[text]
+
+    def _encoded(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        for mark in (self.pad, self.end):
+            word = self.tokenizer.id_to_token(mark) or ""
+            if len(word) > 1 and mark in ids and word in text:  # a vocabulary in which it is a word too, such as T5's
+                before, _, after = text.partition(word)
+                return [*self._encoded(before + word[:1]), *self._encoded(word[1:] + after)]
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text up to the first end token."""

@@ -90,7 +90,7 @@ class UnifiedModel(nn.Module):
             most: answer tokens at most. end: id that ends an answer.
 
         Returns:
-            (B, most) ids; after an end mark everything is the end mark.
+            (B, n) ids; after an end mark everything is the end mark. n is `most`, or less where all answers ended.
         """
         from transformers import DynamicCache
 
@@ -107,6 +107,8 @@ class UnifiedModel(nn.Module):
         ids = self.backbone.text_logits(hidden.gather(1, last)[:, 0]).argmax(-1)
         out, ended = [ids], ids == end
         for step in range(1, most):
+            if ended.all():
+                break
             seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
             place = (start + count + step - 1)[:, None]
             hidden = self.backbone(self.backbone.embed_text(ids)[:, None], seen[:, None], place, cache)

@@ -121,6 +121,7 @@ class Kernels(Section):
 
 class Understanding(Section):
     batch: Count
+    longest_answer: Count = 64
     probe_images: Count
     probe_steps: Count
 

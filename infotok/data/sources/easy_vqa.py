@@ -47,7 +47,8 @@ def _examples(root: Path, split: str) -> Iterator[Example]:
             f"{path}: is not easy-VQA's list of [question, answer, image] ({error}); copy it again"
         ) from None
     for image, questions in sorted(about.items()):
-        yield Example(path.parent / "images" / f"{image}.png", f"{split}/images/{image}.png", [], questions, split)
+        name = f"images/{image}.png"
+        yield Example(path.parent / name, f"{split}/{name}", [], questions, split=split)
 
 
 def family(question: str, answer: str) -> str:

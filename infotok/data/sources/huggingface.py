@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from infotok.data.arrow import Split
+from infotok.data.entries import KEYS, texts
+from infotok.data.files import WORDS, image_of, picture
 from infotok.data.images import Unreadable
-from infotok.data.intake import Example, inside, intake, split_name
+from infotok.data.intake import SKIP, Example, SplitNames, intake
 from infotok.data.options import OpenOptions
 from infotok.data.rejects import Rejects
-from infotok.data.sources.jsonl import texts
 from infotok.errors import InfotokError
 from infotok.options import Section
 
@@ -23,16 +24,20 @@ METADATA = {"has_objects": False}
 
 
 class Columns(Section):
-    """Which column holds what; all but the image may be left out. As in `infotok.data.sources.jsonl`; label: a class,
-    that becomes caption and question."""
+    """Which column holds what, as `infotok.data.entries` reads it; label: a class, that becomes caption and question.
+    Where no column of texts is named, those count that bear the names of these; `image` may be `images` too, of one
+    image each."""
 
-    image: str = "image"
+    image: str | None = None
     caption: str | None = None
     captions: str | None = None
     question: str | None = None
     answer: str | None = None
+    answers: str | None = None
     questions: str | None = None
     conversations: str | None = None
+    messages: str | None = None
+    texts: str | None = None
     label: str | None = None
 
 
@@ -54,68 +59,106 @@ def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[s
     """Parts of splits of all rows that can be used.
 
     Raises:
-        InfotokError: the data cannot be loaded, or lack a column that the options name.
+        InfotokError: the data cannot be loaded, lack a column that the options name, or have a split of unknown name.
     """
     if bool(options.name) == bool(options.path):
         raise InfotokError("data.path: name either data.path, what `save_to_disk` wrote, or data.name, on the hub")
-    place = None if options.name else Path(options.path)
-    loaded = _load(options, place)
-    given = {split_name(name) for name in loaded} - {None}
+    loaded, names = _load(options), SplitNames(options)
+    for name in loaded:
+        if names(name) is None:
+            raise InfotokError(f"{_what(options)}: a split {names.unknown(name)}")
+    found |= {"given_splits": names.became, "skipped": {}}
+    for name in [name for name, split in names.became.items() if split == SKIP]:
+        found["skipped"][f"of a split that is skipped: {name}"] = len(loaded.pop(name))
     # A lone training split, which `load_dataset` names so whatever it is, leaves all splits to the content.
-    yield from intake(_examples(options, place, loaded, rejects), options, given, rejects, found)
+    given = set(names.became.values()) - {SKIP}
+    yield from intake(_examples(options, loaded, names, rejects, found["skipped"]), options, given, rejects, found)
 
 
-def _load(options: Options, place: Path | None) -> DatasetDict:
+def _what(options: Options) -> str:
+    return options.name or options.path
+
+
+def _load(options: Options) -> DatasetDict:
     import datasets
 
-    what = options.name or str(place)
+    saved = [Path(options.path) / name for name in ("dataset_dict.json", "state.json")] if options.path else []
     try:
-        saved = ("dataset_dict.json", "state.json")
-        if place is not None and any((place / name).exists() for name in saved):
-            loaded = datasets.load_from_disk(str(place))
+        if any(file.exists() for file in saved):
+            loaded = datasets.load_from_disk(options.path)
         else:
-            loaded = datasets.load_dataset(what, options.configuration)
+            loaded = datasets.load_dataset(_what(options), options.configuration)
     except Exception as error:  # of many kinds: the hub's, the network's, a file format's
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InfotokError(f"{what}: cannot be loaded by `datasets` ({reason}); see data.name and data.path") from None
+        key = "data.name" if options.name else "data.path"
+        raise InfotokError(f"{_what(options)}: cannot be loaded by `datasets` ({reason}); see {key}") from None
     return datasets.DatasetDict({"train": loaded}) if isinstance(loaded, datasets.Dataset) else loaded
 
 
-def _examples(options: Options, place: Path | None, loaded: DatasetDict, rejects: Rejects) -> Iterator[Example]:
-    import datasets
-
+def _columns(options: Options, name: str, there: list[str]) -> dict[str, str]:
+    """Our name of every column that is read -> theirs."""
     columns = {ours: theirs for ours, theirs in options.columns.model_dump().items() if theirs}
-    for name, rows in loaded.items():
-        for ours, theirs in columns.items():
-            if theirs not in rows.column_names:
-                raise InfotokError(
-                    f"{options.name or place}: '{name}' has no column '{theirs}'; set data.columns.{ours} to one of "
-                    f"{', '.join(rows.column_names)}"
-                )
-        if len(columns) == 1:
+    for ours, theirs in columns.items():
+        if theirs not in there:
             raise InfotokError(
-                f"{options.name or place}: no column of captions or questions is named; set data.columns.caption, "
-                f"captions, question and answer, questions, conversations or label to one of "
-                f"{', '.join(rows.column_names)}"
+                f"{_what(options)}: '{name}' has no column '{theirs}'; set data.columns.{ours} to one of "
+                f"{', '.join(there)}"
             )
-        if isinstance(rows.features[columns["image"]], datasets.Image):
-            rows = rows.cast_column(columns["image"], datasets.Image(decode=False))  # a broken image stops nothing
+    image = columns.get("image") or next((word for word in WORDS if word in there), None)
+    if image is None:
+        raise InfotokError(
+            f"{_what(options)}: '{name}' has no column 'image'; set data.columns.image to one of {', '.join(there)}"
+        )
+    if set(columns) <= {"image"}:
+        columns |= {key: key for key in KEYS if key in there}
+    if set(columns) <= {"image"}:
+        raise InfotokError(
+            f"{_what(options)}: no column of captions or questions is named; set data.columns.caption, "
+            f"captions, question and answer, questions, conversations or label to one of {', '.join(there)}"
+        )
+    return columns | {"image": image}
+
+
+def _examples(
+    options: Options, loaded: DatasetDict, names: SplitNames, rejects: Rejects, skipped: dict
+) -> Iterator[Example]:
+    root, outside = Path(options.path) if options.path else None, options.folders()
+    for name, rows in loaded.items():
+        columns = _columns(options, name, rows.column_names)
+        rows = _undecoded(rows, columns["image"])
         _note_lone_classes(rows, columns.get("label"), name, rejects)
         classes = rows.features.get(columns.get("label"))
         for number, row in enumerate(rows):
             where = f"{name}:{number}"
             entry = {ours: row[theirs] for ours, theirs in columns.items()}
             try:
-                image = _image(entry.pop("image"), place)
+                value = image_of(entry)
+                if value is None:
+                    skipped["no image"] = skipped.get("no image", 0) + 1
+                    continue
+                image = picture(value, root, outside)
             except Unreadable as error:
                 rejects.add(where, "image", str(error))
                 continue
-            captions, questions = texts(entry)
+            captions, questions, wrong = texts(entry)
             if "label" in entry:
                 label = _label(entry["label"], classes)
                 captions.append(label and options.label_caption.replace("{class}", label))
                 questions.append({"question": options.label_question, "answer": label, "family": "class"})
-            yield Example(image, where, captions, questions, split_name(name))
+            yield Example(image, where, captions, questions, wrong, names(name))
+
+
+def _undecoded(rows: Dataset, column: str) -> Dataset:
+    """The rows with the files of their images as they are, so that a broken one stops nothing."""
+    import datasets
+
+    kind = rows.features[column]
+    if isinstance(kind, datasets.Image):
+        return rows.cast_column(column, datasets.Image(decode=False))
+    inner = getattr(kind, "feature", kind[0] if isinstance(kind, list) and kind else None)
+    if isinstance(inner, datasets.Image):
+        return rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    return rows
 
 
 def _note_lone_classes(rows: Dataset, label: str | None, name: str, rejects: Rejects) -> None:
@@ -123,18 +166,6 @@ def _note_lone_classes(rows: Dataset, label: str | None, name: str, rejects: Rej
         counts = Counter(rows.with_format("arrow")[label].to_pylist()) if len(rows) else Counter()
         for value in sorted(str(value) for value, count in counts.items() if count == 1):
             rejects.note(name, "class", f"{value} has one image")
-
-
-def _image(value: Any, root: Path | None) -> Path | bytes | Any:
-    """What `open_image` takes of a column's value: a file's bytes or its path, which may not leave the folder `root`;
-    None: the files are where `datasets` put them."""
-    if isinstance(value, dict):
-        if value.get("bytes") is not None:
-            return value["bytes"]
-        value = value.get("path")
-    if root is None and isinstance(value, str) and value:
-        return Path(value)
-    return inside(root or Path(), value) if isinstance(value, (str, type(None))) else value
 
 
 def _label(value: Any, feature: Any) -> str | None:
