@@ -8,58 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brought import color, listed, picture, prepared, rejects, write
 from PIL import Image
 
-from infotok.data import source_options
 from infotok.data.arrow import read_manifest, read_split
-from infotok.data.prepare import prepare
 from infotok.errors import InfotokError
 from infotok.evaluation.blind import Guess
 from infotok.training.batches import check_images
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("INFOTOK_SHARED_DATA", ROOT.parent / "shared" / "data"))
-OPTIONS = {one.__module__.rpartition(".")[-1]: one for one in source_options()}
-
-
-def options(source, **changes):
-    return OPTIONS[source](**({"image_size": 16, "vocabulary": 300} | changes))
-
-
-def prepared(place, folder, source="jsonl", **changes):
-    """The manifest of what `prepare` makes of data at `place`."""
-    return prepare(options(source, path=str(place), **changes), folder)
-
-
-def color(index):
-    """A color of its own for every index."""
-    return (index * 37 % 256, index * 91 % 256, index % 256)
-
-
-def picture(path, index=0, size=(16, 16)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color(index)).save(path)
-    return path
-
-
-def listed(folder, count=60, **more):
-    """A folder of `count` plain images and a line for each."""
-    lines = []
-    for index in range(count):
-        picture(folder / "images" / f"{index}.png", index)
-        line = {"image": f"images/{index}.png", "caption": f"picture {index}"}
-        lines.append(line | {key: value(index) for key, value in more.items()})
-    return lines
-
-
-def write(folder, lines, name="data.jsonl"):
-    folder.mkdir(parents=True, exist_ok=True)
-    text = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
-    (folder / name).write_bytes(b"\n".join(text) + b"\n")
-
-
-def rejects(folder):
-    return [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
 
 
 def test_lines_become_splits_that_hold_what_they_said(tmp_path):
@@ -328,7 +286,6 @@ def open_image(*args):
         os.kill(os.getpid(), 9)
     return images.open_image(*args)
 intake.open_image = open_image
-from infotok.data.prepare import prepare
 from infotok.data.sources.jsonl import Options
 from pathlib import Path
 prepare(Options(path=sys.argv[1], image_size=16, vocabulary=300), Path(sys.argv[2]))
@@ -352,9 +309,7 @@ def test_missing_files_and_too_few_images_are_one_clear_error(tmp_path):
     with pytest.raises(InfotokError, match=r"^train\.batch: 40 training images are fewer than one batch of 48; lower"):
         check_images(40, 48, "train.batch")
     check_images(48, 48, "train.batch")
-    with pytest.raises(
-        InfotokError, match=r"in: the data have no validation images, of 40 .*; raise data\.val"
-    ):
+    with pytest.raises(InfotokError, match=r"in: the data have no validation images, of 40 .*; raise data\.val"):
         prepared(tmp_path / "in", tmp_path / "out", validation=0.0)
 
 

@@ -39,16 +39,23 @@ def inside(root: Path, name: Any, outside: tuple[Path, ...] = ()) -> Path:
     Raises:
         Unreadable: it is no name of a file, or one that leads out of the folder, by `..` or by a link.
     """
-    if not isinstance(name, str) or not name.strip() or "\0" in name or not is_unicode(name):
+    if not isinstance(name, str) or not name.strip() or "\0" in name or not _is_a_name(name):
         raise Unreadable("has no file name")
     path = _on_disk(root, name)
     real, allowed = path.resolve(), [root, *outside]
     if any(real.is_relative_to(folder.resolve()) for folder in allowed):
         return path
-    shown = name if is_unicode(name) else repr(name)
     if Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
-        raise Unreadable(f"leaves the folder by a link that data.outside does not allow: {shown} leads to {real}")
-    raise Unreadable(f"leaves the folder: {shown}")
+        raise Unreadable(f"leaves the folder by a link that data.outside does not allow: {name} leads to {real}")
+    raise Unreadable(f"leaves the folder: {name}")
+
+
+def _is_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _on_disk(root: Path, name: str) -> Path:
@@ -57,6 +64,11 @@ def _on_disk(root: Path, name: str) -> Path:
             if os.path.lexists(root / form):
                 return root / form
     return root / name.replace("\\", "/")
+
+
+def shown(text: str) -> str:
+    """A text that can be written, of one that perhaps cannot: a file's name may be no Unicode."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def is_unicode(text: str) -> bool:
@@ -173,9 +185,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     try:
         with open_text(path) as file:
-            if file.read(64).lstrip().startswith("["):
-                yield from enumerate(read_json(path), 1)
-                return
+            first = next((line.lstrip() for line in file if line.strip()), "")
+        if first.startswith("["):
+            yield from enumerate(read_json(path), 1)
+            return
         with open_text(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():

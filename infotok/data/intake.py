@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infotok.data.arrow import ROWS, Split
-from infotok.data.files import is_unicode
+from infotok.data.files import is_unicode, shown
 from infotok.data.images import Unreadable, content_digest, fit, open_image, parse_color
 from infotok.data.options import FileOptions
 from infotok.data.rejects import Rejects
@@ -119,7 +119,7 @@ def intake(
     seen: dict[bytes, tuple[str, str]] = {}
     found["duplicates"] = {"within": 0, "across": 0}
     for example in examples:
-        where = example.where.encode(errors="backslashreplace").decode()  # a file's name may be no Unicode
+        where = shown(example.where)
         captions, questions = checked_texts(example, where, rejects)
         try:
             opened = open_image(example.image, color)

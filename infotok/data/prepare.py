@@ -110,7 +110,7 @@ def _check(splits: dict[str, dict], options: DataOptions, rejects: Rejects, foun
         problem = "no image can be used"
     if named := found.get("given_splits"):
         problem += f"; their splits became {', '.join(f'{name}: {split}' for name, split in named.items())}"
-    problem += "".join(f"; {count} entries were skipped, {why}" for why, count in found.get("skipped", {}).items())
+    problem += "".join(f"; {count} were skipped, having {why}" for why, count in found.get("skipped", {}).items())
     raise InfotokError(f"{getattr(options, 'path', None) or options.source}: {problem}{rejects.told()}")
 
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from infotok.data.files import shown
 from infotok.errors import InfotokError
 
 SHOWN = 3  # rejects that the error names
@@ -35,6 +36,7 @@ class Rejects:
         Raises:
             InfotokError: it is one more than are put up with.
         """
+        where, reason = shown(where), shown(reason)
         self.count += 1
         self.reasons[f"{what} {reason.partition(':')[0]}"] += 1
         self._write(where, what, reason, kept=False)
@@ -56,6 +58,7 @@ class Rejects:
 
     def note(self, where: str, what: str, reason: str) -> None:
         """One thing that is kept but worth a look."""
+        where, reason = shown(where), shown(reason)
         self.notes[f"{what} {reason}"] += 1
         self._write(where, what, reason, kept=True)
 

@@ -69,7 +69,7 @@ def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[s
             raise InfotokError(f"{_what(options)}: a split {names.unknown(name)}")
     found |= {"given_splits": names.became, "skipped": {}}
     for name in [name for name, split in names.became.items() if split == SKIP]:
-        found["skipped"][f"of a split that is skipped: {name}"] = len(loaded.pop(name))
+        found["skipped"][f"a split that is skipped: {name}"] = len(loaded.pop(name))
     # A lone training split, which `load_dataset` names so whatever it is, leaves all splits to the content.
     given = set(names.became.values()) - {SKIP}
     yield from intake(_examples(options, loaded, names, rejects, found["skipped"]), options, given, rejects, found)

@@ -43,7 +43,7 @@ def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[s
     for name, folder in roots.items() or [(None, root)]:
         split = names(name)
         if split == SKIP:
-            found["skipped"][f"of a split that is skipped: {name}"] = sum(map(Path.is_file, folder.rglob("*")))
+            found["skipped"][f"a split that is skipped: {name}"] = sum(map(Path.is_file, folder.rglob("*")))
         else:
             files += [(split, path) for path in _files(root, folder, rejects)]
     if not files:

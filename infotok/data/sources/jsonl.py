@@ -60,7 +60,7 @@ def _examples(path: Path, options: Options, names: SplitNames, rejects: Rejects,
         try:
             value = image_of(entry)
             if value is None or split == SKIP:
-                reason = "no image" if value is None else f"of a split that is skipped: {given}"
+                reason = "no image" if value is None else f"a split that is skipped: {given}"
                 skipped[reason] = skipped.get(reason, 0) + 1
                 continue
             image = picture(value, root, outside)
