@@ -286,6 +286,7 @@ def open_image(*args):
         os.kill(os.getpid(), 9)
     return images.open_image(*args)
 intake.open_image = open_image
+from infotok.data.prepare import prepare
 from infotok.data.sources.jsonl import Options
 from pathlib import Path
 prepare(Options(path=sys.argv[1], image_size=16, vocabulary=300), Path(sys.argv[2]))
