@@ -105,7 +105,6 @@ def sweep(
     pull: Annotated[bool, typer.Option("--pull", help="Take from DVC's remote what other machines have made.")] = False,
 ) -> None:
     """Run the grid's cells side by side over DVC, then the report; goes on past a failed cell."""
-    import json
     import subprocess
     import sys
     from contextlib import nullcontext
@@ -114,7 +113,8 @@ def sweep(
     from rich.live import Live
 
     from pipeline.config.params import load_params
-    from pipeline.report.tables import headline_table
+    from pipeline.report.analysis import read_analysis
+    from pipeline.report.summary import headline_table
     from pipeline.running.results import Layout
     from pipeline.sweep.jobs import cell_states, check_profile, dvc_file, environment, select
     from pipeline.sweep.jobs import sweep as run
@@ -142,8 +142,8 @@ def sweep(
     finished = subprocess.run(command, env=environment(), check=False)
     if finished.returncode:
         raise typer.Exit(finished.returncode)
-    console.print(headline_table(json.loads((layout.reports / "summary.json").read_text())))
-    console.print(f"Tables and figures: {layout.reports}/index.html, {layout.reports}/ablation.md")
+    console.print(headline_table(read_analysis(layout, layout.params)))
+    console.print(f"Tables and figures: {layout.reports}/page/index.html, {layout.reports}/ablation.md")
     console.print("Compare the runs in MLflow: infotok ui")
 
 

@@ -6,14 +6,12 @@ from stages.common import ParamsOption, clear_errors, single
 @clear_errors
 def report(params: ParamsOption = "params.yaml") -> None:
     """Compile all cells of the grid into tables, figures and a page; refuse results of another configuration."""
-    import json
-
     from rich.console import Console
 
     from pipeline.config.params import load_params
     from pipeline.files import remove_leftovers
-    from pipeline.report.page import write_report
-    from pipeline.report.tables import headline_table
+    from pipeline.report.summary import headline_table
+    from pipeline.report.write import write_report
     from pipeline.running.results import Layout, read_result
 
     loaded = load_params(params)
@@ -26,10 +24,10 @@ def report(params: ParamsOption = "params.yaml") -> None:
     read_result(layout.data, loaded, "prepare", None)  # of this configuration, as the report says what the data are
     judge = read_result(layout.judge, loaded, "judge", None)
     remove_leftovers(layout.reports)
-    write_report(results, judge, layout, loaded)
+    analysis = write_report(results, judge, layout, loaded)
     console = Console()
     if console.is_terminal:
-        console.print(headline_table(json.loads((layout.reports / "summary.json").read_text())))
+        console.print(headline_table(analysis))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ from fnmatch import fnmatchcase
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic import ACCURACY, analysed, changed, elastic_results, of_full_profile, synthetic
+from synthetic import ACCURACY, FOUR, analysed, changed, elastic_results, of_full_profile, synthetic
 
-from pipeline.report.analysis import cells_command, excludes_zero
+from pipeline.report.analysis import cells_command, luck_of_choice
+from pipeline.report.frame import excludes_zero
 from pipeline.report.metrics import ordered, shown
-from pipeline.report.page import findings
-from pipeline.report.tables import headline, summary
+from pipeline.report.summary import summary
+from pipeline.report.tables import headline
+from pipeline.report.texts import findings
 
 
 def test_paired_differences_are_the_hand_worked_ones():
@@ -37,7 +39,7 @@ def test_paired_differences_are_the_hand_worked_ones():
 def test_a_rows_command_names_its_profile_and_matches_its_cells_alone():
     params, *_ = synthetic(families=("ar", "mask"), tokens=(4, 8))
     full = of_full_profile(params)
-    text = cells_command(full, "ar", "ceb", 0.003, 8)
+    text = cells_command(full, "ar", "ceb", 0.003, 1.0, 8)
     assert text == (
         "infotok sweep --params studies/estimators/params.yaml --only 'ar-none-0-0-8-*' --only 'ar-ceb-0.003-1-8-*'"
     )
@@ -67,7 +69,31 @@ def test_p_values_and_holms_adjustment_are_the_hand_worked_ones():
     assert "the 8 tests of accuracy and GenEval" in headline(analysed(families=("ar", "mask"))).note
 
 
-def test_arms_without_a_twin_are_skipped():
+def test_consistency_alone_is_a_candidate_and_the_baseline_is_none():
+    found = analysed(arms=FOUR)
+    # Of ceb the arm with both terms validates highest (.70 against .61); consistency alone (.64) stands beside it.
+    assert [(choice.arm, choice.tried, choice.best) for choice in found.choices] == [
+        ("none-0-1", 1, False), ("ceb-0.01-1", 2, True)
+    ]  # fmt: skip
+    assert {row[2:4] for row in map(tuple, headline(found).rows)} == {
+        ("none-0-1", "consistency alone"), ("ceb-0.01-1", "both")
+    }  # fmt: skip
+    rows = found.paired.set_index(["estimator", "beta", "gamma", "metric"])
+    assert rows.loc[("none", 0.0, 1.0, "accuracy")].difference == pytest.approx(0.02)
+    assert rows.loc[("ceb", 0.01, 0.0, "accuracy")].difference == pytest.approx(0.01)
+    # Claims are two tasks of two chosen arms, compression alone is none.
+    assert rows.p_holm.notna().sum() == 4
+    assert math.isnan(rows.loc[("ceb", 0.01, 0.0, "accuracy")].p_holm)
+    params, results, judge = synthetic(arms=FOUR)
+    for cell, stages in results.items():
+        if cell.arm == "none-0-1":
+            stages["understand"]["metrics"]["understanding/validation"] = 0.99
+    found = changed(params, results, judge)
+    assert found.best("ar").arm == summary(found)["ar"]["arm"] == "none-0-1"
+    assert "validation chooses none-0-1 (consistency alone)" in findings(found)[0]
+
+
+def test_arms_without_a_baseline_are_skipped():
     params, results, judge = synthetic(tokens=(4, 8))
     results = {cell: r for cell, r in results.items() if cell.arm != "none-0-0" or cell.tokens == 8}
     found = changed(params, results, judge)
@@ -89,18 +115,25 @@ def test_validation_chooses_and_not_test():
     assert chosen["ceb"].arm == "ceb-0.01-1"  # ceb-0.03-1 is far better on test
     assert chosen["ceb"].validation == pytest.approx(0.70)
     assert (chosen["ceb"].best, chosen["vib"].best) == (True, False)
-    assert (chosen["ceb"].edge, chosen["vib"].edge) == (False, False)
+    assert (chosen["ceb"].edges, chosen["vib"].edges) == ("", "")
     assert found.best("ar").arm == "ceb-0.01-1"
-    assert summary(found)["ar"]["best"]["arm"] == "ceb-0.01-1"
+    assert summary(found)["ar"]["arm"] == "ceb-0.01-1"
 
 
-def test_what_choosing_on_validation_leaves_of_chance_is_as_the_note_says():
-    # Paired differences of three betas without effect over five seeds, the worst case: both splits see the same luck.
-    differences = np.random.default_rng(0).normal(0, 1, (20000, 3, 5))
+def test_what_choosing_on_validation_leaves_of_chance_is_said_of_this_reports_arms_and_seeds():
+    assert luck_of_choice(1, 5) == pytest.approx(0.025, abs=0.004)
+    # Another simulation: three arms without effect over five seeds, one training's luck in both splits.
+    differences = np.random.default_rng(1).normal(0, 1, (20000, 3, 5))
     chosen = differences[np.arange(20000), differences.mean(-1).argmax(1)]
     upward = (stats.ttest_1samp(chosen, 0, axis=1).pvalue < 0.05) & (chosen.mean(1) > 0)
-    assert 0.06 < upward.mean() < 0.07
-    assert "up to 7 % of cases instead of 2.5 %" in headline(analysed()).note
+    assert luck_of_choice(3, 5) == pytest.approx(upward.mean(), abs=0.006)
+    share = f"{100 * luck_of_choice(3, 3):.0f} %"
+    wanted = f"of 3 arms without effect the chosen one excludes zero upward in up to {share} of cases instead of 2.5 %"
+    assert wanted in headline(analysed()).note
+    assert "(simulated, 3 seeds)" in headline(analysed()).note
+    # Nothing to say of one arm an estimator, nor of intervals that one seed does not give.
+    for quiet in (analysed(arms=["none-0-0", "none-0-1", "ceb-0.01-1"]), analysed(seeds=(0,))):
+        assert "simulated" not in headline(quiet).note
 
 
 def test_an_optimum_at_the_edge_of_the_grid_is_said():
@@ -109,8 +142,8 @@ def test_an_optimum_at_the_edge_of_the_grid_is_said():
         if cell.arm == "ceb-0.03-1":
             stages["understand"]["metrics"]["understanding/validation"] = 0.99
     found = changed(params, results, judge)
-    assert found.best("ar").edge
-    assert "lies at the edge of the grid" in findings(found)[0]
+    assert found.best("ar").edges == "β"
+    assert "Its β lies at the edge of the grid" in findings(found)[0]
     assert "edge" not in findings(analysed())[0]
 
 

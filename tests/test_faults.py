@@ -128,7 +128,7 @@ def forget(folder: Path, outputs: list[str]) -> None:
 def test_every_stage_killed_at_a_random_moment_then_a_damaged_checkpoint_and_a_clock_set_back(copied):
     folder, before = copied
     rng = random.Random(SEED)
-    for module in ("pipeline.running.artifacts", "pipeline.report.page", "infotok.data.prepare"):  # once for all forks
+    for module in ("pipeline.running.artifacts", "pipeline.report.write", "infotok.data.prepare"):  # once for all forks
         import_module(module)
     # The last first, so that every stage finds what it needs.
     for stage, output in reversed(OUTPUTS.items()):

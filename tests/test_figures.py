@@ -11,9 +11,11 @@ from synthetic import FIGURES, analysed, changed, elastic_results, leave_images,
 
 from pipeline.report.analysis import analyse
 from pipeline.report.comparisons import budget_curve, gains
-from pipeline.report.figures import draw_figures, information_plane, score_over_beta
-from pipeline.report.galleries import gallery_cells, samples, training
+from pipeline.report.curves import training
+from pipeline.report.figures import information_plane, score_over_beta
+from pipeline.report.galleries import gallery_cells, samples
 from pipeline.report.style import SOFT
+from pipeline.report.write import save_figures
 from pipeline.running.results import Layout
 
 
@@ -116,12 +118,14 @@ def test_a_grid_of_three_families_and_four_estimators_fits_a_page(tmp_path, monk
     found = analyse(results, judge, Layout(params, tmp_path), params)
     sizes = []
 
-    def measured(figure, file, **_):
+    original = Figure.savefig
+
+    def measured(figure, file, **options):
         sizes.append(tuple(figure.get_size_inches()))
-        file.touch()
+        original(figure, file, **options | {"dpi": 10})
 
     monkeypatch.setattr(Figure, "savefig", measured)
-    assert draw_figures(found) == FIGURES[:6]
+    assert save_figures(found) == FIGURES[:6]
     assert all(width <= 12.5 and height <= 13 for width, height in sizes), sizes
 
 
@@ -140,7 +144,7 @@ def test_accuracy_without_the_image_is_drawn_where_it_lies_near():
     assert [floors(ax) for ax in figure.axes] == [[0.55], [0.55], [], []]
     assert figure.axes[0].get_ylim()[0] < 0.55
     labels = [[text.get_text() for text in ax.texts] for ax in figure.axes]
-    assert labels == [["K=8"], ["K=8", "question only"], ["K=8"], ["K=8"]]
+    assert labels == [["K=8, γ=1"], ["K=8, γ=1", "question only"], ["K=8, γ=1"], ["K=8, γ=1"]]
     for stages in results.values():
         stages["understand"]["metrics"]["understanding/majority"] = 0.56
     figure = score_over_beta(changed(params, results, judge))

@@ -198,7 +198,7 @@ def test_the_other_families_go_through_every_stage_at_every_budget(workspace, fa
 
 
 def test_results_of_another_configuration_are_refused(workspace):
-    path, page = workspace / PROFILE, workspace / "reports/smoke/index.html"
+    path, page = workspace / PROFILE, workspace / "reports/smoke/page/index.html"
     text, before = path.read_text(), sha256(page)
     try:
         path.write_text(text.replace("caption_dropout: 0.1", "caption_dropout: 0.2"))

@@ -12,9 +12,11 @@ from rich.console import Console
 from synthetic import DATA, Resources, analysed, changed, elastic_results, leave_data, leave_images, synthetic
 
 from pipeline.report.analysis import analyse
-from pipeline.report.page import captions, findings, write_report
 from pipeline.report.protocol import protocol
-from pipeline.report.tables import headline, headline_table, tables
+from pipeline.report.summary import headline_table
+from pipeline.report.tables import headline, tables
+from pipeline.report.texts import captions, findings
+from pipeline.report.write import write_report
 from pipeline.running.results import Layout
 from pipeline.tracking.view import saved_view
 
@@ -51,16 +53,16 @@ def read(request, tmp_path_factory):
 def test_data_of_any_kind_make_a_whole_report_that_says_which_tasks_they_allow(read):
     data, found, reports = read
     sentence, metrics = SAID[data]
-    said, text = (reports / "ablation.md").read_text(), (reports / "index.html").read_text()
+    said, text = (reports / "ablation.md").read_text(), (reports / "page/index.html").read_text()
     assert sentence in said
     parser = Resources()
     parser.feed(text)
     parser.close()
     assert parser.open == []
     assert sentence in "".join(parser.texts)
-    assert list(dict.fromkeys(row[3] for row in headline(found).rows)) == metrics
+    assert list(dict.fromkeys(row[4] for row in headline(found).rows)) == metrics
     assert len(parser.loads) == 5  # no factors, no elastic training
-    for whole in (said, text, (reports / "ablation.tex").read_text()):
+    for whole in (said, text, (reports / "page/ablation.tex").read_text()):
         assert all(word not in whole for word in ("GenEval", "novel", "structure against nuisance"))
         assert ("retrieval" in whole) == (data != "questions")
         assert ("accuracy" in whole.lower()) == (data != "captions")
@@ -69,9 +71,9 @@ def test_data_of_any_kind_make_a_whole_report_that_says_which_tasks_they_allow(r
     for finding in findings(found):
         assert len(re.findall(r"Accuracy|Retrieval", finding)) == len(found.tasks)
     content = json.loads((reports / "summary.json").read_text())
-    assert ("retrieval" in content["ar"]["best"]) == (data != "questions")
+    assert ("retrieval" in content["ar"]) == (data != "questions")
     console = Console(width=100, file=io.StringIO())
-    console.print(headline_table(content))
+    console.print(headline_table(found))
     assert all(name in console.file.getvalue() for name in metrics)
 
 
@@ -96,7 +98,7 @@ def test_the_protocol_tells_what_was_read_left_out_and_found_twice(read):
     assert rows["rejects"] == "3: caption is empty (2); image is <b>cut</b> | off (1)"
     assert rows["kept, but worth a look"] == "4: question in test has an answer that training never shows (4)"
     assert rows["images that are copies"] == "5 of one in the same split, 2 of one in another split"
-    assert "image is &lt;b&gt;cut&lt;/b&gt; | off" in (reports / "index.html").read_text()
+    assert "image is &lt;b&gt;cut&lt;/b&gt; | off" in (reports / "page/index.html").read_text()
     judged = {key: value for key, value in rows.items() if key.startswith("judge, ")}
     assert judged == (
         {}
@@ -114,11 +116,11 @@ def test_accuracy_stands_beside_what_it_is_without_the_image_and_retrieval_besid
     blind = "Accuracy without the image: question only 0.400, majority 0.250."
     judged = "Retrieval of real test images: 0.900, the judge's ceiling; by chance: 0.030."
     notes = {table.title: table.note for table in [headline(found), *tables(found)]}
-    whole = notes["Headline: validated InfoTok arm against its β = 0 twin"]
+    whole = notes["Headline: validated arms against none-0-0"]
     assert (blind in whole, judged in whole) == (data != "captions", data != "questions")
-    assert notes.get("flow: understanding over β and token budget", blind) == blind
-    assert notes.get("flow: generation over β and token budget", judged) == judged
-    assert ("β is chosen per family, token budget and estimator by accuracy on the validation split;" in whole) == (
+    assert notes.get("flow: understanding by arm and token budget", blind) == blind
+    assert notes.get("flow: generation by arm and token budget", judged) == judged
+    assert ("Per family, token budget and estimator, accuracy on the validation split chooses β and γ" in whole) == (
         data == "questions"
     )
     # Of two families and two chosen arms.
@@ -171,7 +173,7 @@ def test_many_question_families_are_left_to_the_csv():
         stages["understand"]["metrics"]["understanding/family/one more"] = 0.5
     found = changed(params, results, judge)
     table = {table.title: table for table in tables(found)}["ar: question families"]
-    assert table.header == ["K", "estimator", "β", "question only", "majority"]
+    assert table.header == ["K", "arm", "adds", "question only", "majority"]
     assert "each of the 13 families stands in ablation.csv" in table.note
     assert len(found.frame.filter(like="family/").columns) == 13
 
@@ -181,8 +183,8 @@ def test_budgets_of_one_training_are_of_the_tasks_there_are():
         made = {table.title: table for table in tables(changed(*elastic_results(data=data)))}
         table = made["ar: one training, every budget"]
         assert {row[0] for row in table.rows} == metrics
-        rows = {tuple(row[:4]): row[4:] for row in table.rows}
-        assert [text[:5] for text in rows[("retrieval", "8", "ceb", "0.01")]] == ["0.360", "0.460", "0.560", "0.610"]
+        rows = {tuple(row[:3]): row[4:] for row in table.rows}
+        assert [text[:5] for text in rows[("retrieval", "8", "ceb-0.01-1")]] == ["0.360", "0.460", "0.560", "0.610"]
 
 
 def test_accuracy_that_needs_no_image_is_a_finding():

@@ -1,7 +1,15 @@
-"""The numbers of the report: one frame over all cells, paired differences, arms chosen on validation.
+"""The comparisons of the report: paired differences, the arms that validation chooses, what may be claimed of them.
 
-Validation chooses, test reports: nothing here picks an arm by a test score. Every difference is paired over
-seeds with the beta = 0 twin, which shares tokenizer, initial weights, data order and sampling noise.
+Every difference is paired over seeds with the baseline `none-0-0`, which shares tokenizer, initial weights, data order
+and sampling noise with every other arm.
+
+Validation chooses, test reports: nothing here picks an arm by a test score. Per family and token budget, validation
+chooses one arm of every estimator, over beta and gamma together, because both are weights that a user would tune.
+Consistency alone (no estimator, gamma above 0) is a candidate like any estimator, for two reasons: it is the cheaper
+rival that an estimator must beat, and where it validates best of all, a report that could not choose it would credit
+compression with a gain that consistency brings. The baseline is no candidate: it is what all are compared with, and
+where validation prefers it to a chosen arm the findings say so. What each term contributes to a chosen arm is not to
+be read from its difference to the baseline; `pipeline.report.factorial` takes that apart.
 """
 
 from __future__ import annotations
@@ -9,46 +17,65 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from infotok.data.arrow import read_manifest
 from infotok.evaluation.statistics import holm, paired_interval, paired_p_value
-from pipeline.config.cells import Cell
+from pipeline.config.cells import Cell, arm_name
 from pipeline.config.params import Params
-from pipeline.report.metrics import CLAIMS, PAIRED, TASKS, VALIDATION, Task, elastic, ordered, short
+from pipeline.report.factorial import factorial
+from pipeline.report.frame import (
+    ARM,
+    BASELINE,
+    Arm,
+    Results,
+    arms_of,
+    excludes_zero,
+    frame_of,
+    of_arm,
+    present,
+    read_frame,
+)
+from pipeline.report.metrics import CLAIMS, PAIRED, TASKS, VALIDATION, Task, elastic, short
 from pipeline.running.results import Layout
 
-Results = dict[Cell, dict[str, dict]]
-
-AXES = ["family", "estimator", "beta", "tokens", "seed"]
-ARM = ["family", "estimator", "beta", "tokens"]
 COLUMNS = ["metric", "baseline", "infotok", "difference", "ci_low", "ci_high", "seeds"]
 JUDGED = ["excludes_zero", "p_value", "chosen", "p_holm", "command"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The beta that validation chose for one family, token budget and estimator."""
+    """The arm that validation chose for one family, token budget and estimator (`none`: consistency alone)."""
 
     family: str
     tokens: int
     estimator: str
     beta: float
+    gamma: float
     validation: float  # mean over seeds of the mean of the tasks' validation scores
-    baseline: float  # the same of none-0-0, NaN without a twin
-    edge: bool  # beta is the smallest or largest tried, of two or more
+    baseline: float  # the same of none-0-0, NaN where that was not run
+    tried: int  # arms of this estimator that have a validation score
+    edges: str  # the weights, of "β" and "γ", that are the smallest or largest of two or more tried
     best: bool  # no other estimator of this family and budget validates higher
 
     @property
+    def terms(self) -> Arm:
+        return self.estimator, self.beta, self.gamma
+
+    @property
     def arm(self) -> str:
-        return Cell(self.family, self.estimator, self.beta, self.tokens, 0).arm
+        return arm_name(*self.terms)
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that tables, figures and the page show. `manifest`: of the data, empty where it is not there."""
+    """Everything that tables, figures and the page show.
+
+    results, judge and manifest (of the data) are empty where the files are gone and only the frame is left.
+    """
 
     params: Params
     layout: Layout
@@ -57,6 +84,7 @@ class Analysis:
     manifest: dict
     frame: pd.DataFrame
     paired: pd.DataFrame
+    factorial: pd.DataFrame
     choices: list[Choice]
 
     @property
@@ -79,88 +107,79 @@ class Analysis:
         best = self.best(family)
         return best.tokens if best else int(max(self.frame.tokens[self.frame.family == family]))
 
+    def chosen(self, family: str, tokens: int) -> list[Choice]:
+        """The arms that validation chose for a family and token budget."""
+        return [choice for choice in self.choices if (choice.family, choice.tokens) == (family, tokens)]
+
     def comparison(self, choice: Choice, metric: str) -> dict | None:
         """The row of paired.csv of a chosen arm."""
-        p = self.paired
-        rows = p[
-            (p.family == choice.family)
-            & (p.estimator == choice.estimator)
-            & (p.beta == choice.beta)
-            & (p.tokens == choice.tokens)
-            & (p.metric == metric)
-        ]
+        rows = of_arm(self.paired, choice.terms)
+        rows = rows[(rows.family == choice.family) & (rows.tokens == choice.tokens) & (rows.metric == metric)]
         return rows.iloc[0].to_dict() if len(rows) else None
 
 
 def analyse(results: Results, judge: dict, layout: Layout, params: Params) -> Analysis:
-    """Frame, paired differences and validated choices of all cells."""
-    frame = frame_of(results)
+    """The analysis of all cells' results."""
+    manifest = read_manifest(layout.data) if (layout.data / "manifest.json").is_file() else {}
+    return from_frame(frame_of(results), layout, params, results, judge, manifest)
+
+
+def read_analysis(layout: Layout, params: Params, judge: dict | None = None) -> Analysis:
+    """The analysis of a report that was written before, from its ablation.csv alone; the results may be gone.
+
+    judge: what `metrics.json` of the judge held, for its ceilings.
+
+    Raises:
+        InfotokError: ablation.csv is missing or damaged.
+    """
+    return from_frame(read_frame(layout.reports / "ablation.csv"), layout, params, judge=judge)
+
+
+def from_frame(
+    frame: pd.DataFrame,
+    layout: Layout,
+    params: Params,
+    results: Results | None = None,
+    judge: dict | None = None,
+    manifest: dict | None = None,
+) -> Analysis:
+    """The analysis of a frame, which all numbers come from; the other arguments are what is said beside them."""
     choices = choose(frame)
     paired = judged(paired_differences(frame), choices, params)
-    manifest = read_manifest(layout.data) if (layout.data / "manifest.json").is_file() else {}
-    return Analysis(params, layout, results, judge, manifest, frame, paired, choices)
-
-
-def present(frame: pd.DataFrame, name: str) -> bool:
-    """Whether any cell has this metric."""
-    return name in frame and bool(frame[name].notna().any())
-
-
-def frame_of(results: Results) -> pd.DataFrame:
-    """One row per cell: the axes, then metrics in a fixed order.
-
-    Rows go by family, estimator (baseline first), beta, tokens, seed.
-    """
-    families = list(dict.fromkeys(cell.family for cell in results))
-    estimators = ["none", *dict.fromkeys(cell.estimator for cell in results)]
-
-    def order(cell: Cell):
-        return (
-            families.index(cell.family),
-            estimators.index(cell.estimator),
-            cell.beta,
-            cell.tokens,
-            cell.seed,
-        )
-
-    rows = []
-    for cell in sorted(results, key=order):
-        metrics = {}
-        for stage in ("train", "understand", "generate"):
-            metrics |= results[cell].get(stage, {}).get("metrics", {})
-        axes = {axis: getattr(cell, axis) for axis in AXES}
-        rows.append(axes | {name: math.nan if value is None else float(value) for name, value in metrics.items()})
-    found = ordered({name for row in rows for name in row} - set(AXES))
-    return pd.DataFrame(rows, columns=[*AXES, *found])
+    effects = factorial(frame, {_key(choice) for choice in choices})
+    return Analysis(params, layout, results or {}, judge or {}, manifest or {}, frame, paired, effects, choices)
 
 
 def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """Arm minus its beta = 0 twin over the seeds that both have, with Student's t: 95 % intervals and p-values."""
+    """Every arm minus the baseline over the seeds that both have, with Student's t: 95 % intervals and p-values."""
     compared = PAIRED | {short(name): name for task in TASKS for name in elastic(frame, task.score).values()}
     rows = []
-    for (family, estimator, beta, tokens), arm in frame[frame.estimator != "none"].groupby(ARM, sort=False):
-        twins = frame[(frame.family == family) & (frame.estimator == "none") & (frame.tokens == tokens)]
-        twins, arm = twins.set_index("seed"), arm.set_index("seed")
+    for key, arm in frame.groupby(ARM, sort=False):
+        family, *terms, tokens = key
+        if tuple(terms) == BASELINE:
+            continue
+        baseline = of_arm(frame, BASELINE)
+        baseline = baseline[(baseline.family == family) & (baseline.tokens == tokens)].set_index("seed")
+        arm = arm.set_index("seed")
         for metric, name in compared.items():
             if name not in frame:
                 continue
-            pairs = pd.DataFrame({"baseline": twins[name], "infotok": arm[name]}).dropna()
+            pairs = pd.DataFrame({"baseline": baseline[name], "infotok": arm[name]}).dropna()
             if pairs.empty:
                 continue
             sides = list(pairs.baseline), list(pairs.infotok)
             means = [pairs.baseline.mean(), pairs.infotok.mean()]
-            row = [family, estimator, beta, tokens, metric, *means, *paired_interval(*sides), len(pairs)]
-            rows.append([*row, paired_p_value(*sides)])
+            rows.append([*key, metric, *means, *paired_interval(*sides), len(pairs), paired_p_value(*sides)])
     return pd.DataFrame(rows, columns=[*ARM, *COLUMNS, "p_value"])
 
 
 def judged(paired: pd.DataFrame, choices: list[Choice], params: Params) -> pd.DataFrame:
     """Paired differences with what may be claimed of them, and the command that remakes a row's cells.
 
-    Beta is not a claim each: validation chooses one per family, token budget and estimator. Holm's adjustment counts
+    Not every arm is a claim: validation chooses one per family, token budget and estimator. Holm's adjustment counts
     the `CLAIMS` of those chosen arms over the whole report, and only they have a `p_holm`.
     """
-    chosen = {(choice.family, choice.estimator, choice.beta, choice.tokens) for choice in choices}
+    chosen = {_key(choice) for choice in choices}
     rows = paired.to_dict("records")
     for row in rows:
         arm = tuple(row[axis] for axis in ARM)
@@ -172,9 +191,9 @@ def judged(paired: pd.DataFrame, choices: list[Choice], params: Params) -> pd.Da
     return pd.DataFrame(rows, columns=[*ARM, *COLUMNS, *JUDGED])
 
 
-def cells_command(params: Params, family: str, estimator: str, beta: float, tokens: int) -> str:
-    """The command that remakes an arm and its beta = 0 twin at one token budget, all seeds."""
-    path, arm = params.paths.params, Cell(family, estimator, beta, tokens, 0)
+def cells_command(params: Params, family: str, estimator: str, beta: float, gamma: float, tokens: int) -> str:
+    """The command that remakes an arm and its baseline at one token budget, all seeds."""
+    path, arm = params.paths.params, Cell(family, estimator, beta, gamma, tokens, 0)
     words = ["infotok", "sweep", *(["--params", path] if Path(path) != Path("params.yaml") else [])]
     for cell in (arm.baseline(), arm):
         words += ["--only", f"{family}-{cell.arm}-{tokens}-*"]
@@ -182,29 +201,58 @@ def cells_command(params: Params, family: str, estimator: str, beta: float, toke
 
 
 def choose(frame: pd.DataFrame) -> list[Choice]:
-    """Per family, token budget and estimator, the beta that validates highest (of equals the smallest)."""
+    """Per family, token budget and estimator, the arm that validates highest (of equals the least beta, then gamma)."""
     choices = []
     for (family, tokens), group in frame.groupby(["family", "tokens"], sort=False):
         columns = [name for name in VALIDATION if present(group, name)]
         if not columns:
             continue
-        score = group[columns].mean(axis=1, skipna=False)
-        score = score.groupby([group.estimator, group.beta], sort=False).agg(lambda s: s.mean(skipna=False))
-        baseline = float(score.get(("none", 0.0), math.nan))
-        arms = {}
-        for estimator in [name for name in group.estimator.unique() if name != "none"]:
-            betas = score[estimator].dropna()
-            if len(betas):
-                arms[estimator] = (float(betas.idxmax()), float(betas.max()), score[estimator].index)
-        top = max((value for _, value, _ in arms.values()), default=math.nan)
-        for estimator, (beta, value, tried) in arms.items():
-            edge = len(tried) > 1 and beta in (min(tried), max(tried))
-            choices.append(Choice(family, tokens, estimator, beta, value, baseline, edge, value == top))
+        scores = {arm: _validation(of_arm(group, arm)[columns]) for arm in arms_of(group)}
+        baseline, found = scores.pop(BASELINE, math.nan), {}
+        for estimator in dict.fromkeys(arm[0] for arm in scores):
+            mine = {arm: score for arm, score in scores.items() if arm[0] == estimator}
+            known = {arm: score for arm, score in mine.items() if not math.isnan(score)}
+            if known:
+                found[max(known, key=known.get)] = (len(known), _edges(list(mine), max(known, key=known.get)))
+        top = max((scores[arm] for arm in found), default=math.nan)
+        for arm, (tried, edges) in found.items():
+            choices.append(Choice(family, tokens, *arm, scores[arm], baseline, tried, edges, scores[arm] == top))
     return choices
 
 
-def excludes_zero(row: dict) -> str:
-    """Whether an interval leaves zero out, in words."""
-    if math.isnan(row["ci_low"]):
-        return "no interval"
-    return "yes" if row["ci_low"] > 0 or row["ci_high"] < 0 else "no"
+@cache
+def luck_of_choice(arms: int, seeds: int) -> float:
+    """How often the best of so many arms without effect excludes zero upward at 95 %, at worst; 2.5 % for one arm.
+
+    Validation cannot tell the luck of a training from an effect: both splits see it. Simulated, with paired differences
+    that are independent normal numbers which validation and test see alike. Real arms share their baseline, and each
+    split has noise of its own, both of which make it less.
+    """
+    import numpy as np
+    from scipy import stats
+
+    trials = 20000
+    differences = np.random.default_rng(0).normal(0, 1, (trials, arms, seeds))
+    best = differences[np.arange(trials), differences.mean(-1).argmax(1)]
+    return float(((stats.ttest_1samp(best, 0, axis=1).pvalue < 0.05) & (best.mean(1) > 0)).mean())
+
+
+def _validation(scores: pd.DataFrame) -> float:
+    """The mean over seeds of the mean over tasks, NaN if any is missing."""
+    return float(scores.mean(axis=1, skipna=False).mean(skipna=False))
+
+
+def _edges(tried: list[Arm], chosen: Arm) -> str:
+    """The weights of an arm that lie at the edge of those tried beside it; 0 is no edge, since none lies beyond it."""
+    _, beta, gamma = chosen
+    weights = {
+        "β": (beta, {b for _, b, g in tried if g == gamma and b > 0}),
+        "γ": (gamma, {g for _, b, g in tried if b == beta and g > 0}),
+    }
+    found = [name for name, (w, all_of) in weights.items() if len(all_of) > 1 and w in (min(all_of), max(all_of))]
+    return " and ".join(found)
+
+
+def _key(choice: Choice) -> tuple:
+    """A choice as `ARM` orders it."""
+    return choice.family, *choice.terms, choice.tokens

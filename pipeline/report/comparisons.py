@@ -1,4 +1,4 @@
-"""Charts of the report's two comparisons: chosen arms against their twins, and one training against one per budget."""
+"""Figures of two comparisons: chosen arms against the baseline, and one training against one per token budget."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import math
 
 import pandas as pd
 
-from pipeline.report.analysis import Analysis, Choice, present
+from pipeline.config.cells import arm_name
+from pipeline.report.analysis import Analysis, Choice
+from pipeline.report.frame import BASELINE, Arm, of_arm, present
 from pipeline.report.metrics import HEADLINE, METRICS, PAIRED, TASKS, Task, elastic
-from pipeline.report.style import INK, SOFT, arm_colors, arm_name, estimator_hues, mean_of, panels, tint
+from pipeline.report.style import INK, SOFT, arm_colors, estimator_hues, legend_name, mean_of, panels, tint
 from pipeline.report.tables import signed
 
 LINE = 0.215  # inches of height of a row of `gains`
-SHADE = "#f4f5f7"  # where an arm is worse than its twin
+SHADE = "#f4f5f7"  # where an arm is worse than the baseline
 
 
 def gains(analysis: Analysis):
-    """Forest plot: difference of every chosen arm to its twin, with 95 % intervals, per family and token budget."""
+    """Forest plot: difference of every chosen arm to the baseline, with 95 % intervals, per family and token budget."""
     from matplotlib.lines import Line2D
 
     rows = {choice: _differences(analysis, choice) for choice in analysis.choices}
@@ -119,7 +121,7 @@ def _forest(ax, rows: dict[Choice, dict | None], lines: list[Choice | int], hues
 
 def _name_lines(ax, lines: list[Choice | int]) -> None:
     """Names of budgets and arms left of a family's first panel; the arm that validates best of its budget in bold."""
-    names = [f"K = {line}" if isinstance(line, int) else line.arm for line in lines]
+    names = [f"K = {line}" if isinstance(line, int) else legend_name(line.terms) for line in lines]
     ax.set_yticks(range(len(lines)), names)
     for label, line in zip(ax.get_yticklabels(), lines, strict=True):
         if isinstance(line, int):
@@ -144,8 +146,8 @@ def budget_curve(analysis: Analysis):
     for (family, mine, tokens), line in zip(rows, axes, strict=True):
         for (task, names), ax in zip(tasks.items(), line, strict=True):
             names = {k: name for k, name in names.items() if k < tokens and present(mine, name)} | {tokens: task.score}
-            for place, line_of_arms in enumerate(_arms_by_budget(analysis, family, tokens)):
-                handles |= _budget_line(ax, mine, names, line_of_arms, task, colors, (place - 0.5) * 0.05)
+            for index, line_of_arms in enumerate(_arms_by_budget(analysis, family, tokens)):
+                handles |= _budget_line(ax, mine, names, line_of_arms, task, colors, (index - 0.5) * 0.05)
             ax.set_xscale("log", base=2)
             budgets = sorted({*names, *(int(k) for k in mine.tokens.unique() if k <= tokens)})
             ax.set_xticks(budgets, [str(k) for k in budgets])
@@ -161,12 +163,13 @@ def budget_curve(analysis: Analysis):
     return figure
 
 
-def _arms_by_budget(analysis: Analysis, family: str, tokens: int) -> list[dict[int, tuple[str, float]]]:
-    """The baseline, then the best validated arm of `tokens`: at each budget the beta that validation chose there."""
+def _arms_by_budget(analysis: Analysis, family: str, tokens: int) -> list[dict[int, Arm]]:
+    """The baseline, then the best validated arm of `tokens`: at each budget the weights that validation chose there."""
     mine = [choice for choice in analysis.choices if choice.family == family]
-    lines = [dict.fromkeys(sorted(analysis.frame.tokens[analysis.frame.family == family].unique()), ("none", 0.0))]
+    budgets = sorted(analysis.frame.tokens[analysis.frame.family == family].unique())
+    lines = [dict.fromkeys(budgets, BASELINE)]
     for best in [choice for choice in mine if choice.tokens == tokens and choice.best][:1]:
-        lines.append({c.tokens: (c.estimator, c.beta) for c in mine if c.estimator == best.estimator})
+        lines.append({c.tokens: c.terms for c in mine if c.estimator == best.estimator})
     return lines
 
 
@@ -174,9 +177,9 @@ def _budget_line(
     ax,
     frame: pd.DataFrame,
     names: dict[int, str],
-    arms: dict[int, tuple[str, float]],
+    arms: dict[int, Arm],
     task: Task,
-    colors: dict[tuple[str, float], str],
+    colors: dict[Arm, str],
     shift: float,
 ) -> dict[str, object]:
     """One elastic training as a line with its spread, and a marker per budget that was trained for itself.
@@ -187,8 +190,8 @@ def _budget_line(
     color = colors[arms[tokens]]
 
     def scores(k: int, name: str) -> pd.Series:
-        estimator, beta = arms[k]
-        return frame.loc[(frame.estimator == estimator) & (frame.beta == beta) & (frame.tokens == k), name].dropna()
+        rows = of_arm(frame, arms[k])
+        return rows.loc[rows.tokens == k, name].dropna()
 
     points = [(k, *mean_of(scores(tokens, name))) for k, name in names.items()]
     points = [point for point in points if not math.isnan(point[1])]
@@ -204,6 +207,6 @@ def _budget_line(
             continue
         look = {"color": color, "marker": "D", "markersize": 6.5, "markerfacecolor": "white", "linestyle": "none"}
         bars = ax.errorbar(k * 2**shift, mean, deviation or None, elinewidth=1.2, zorder=4, **look)
-        name = "none-0-0" if arm[0] == "none" else f"{arm[0]}, chosen β"
+        name = arm_name(*arm) if arm == BASELINE else f"{arm[0]}, weights chosen by validation"
         handles[f"{name}, a training per budget"] = bars
     return handles

@@ -1,72 +1,42 @@
-"""The report's charts, each as PNG and SVG whose bytes depend on the results alone."""
+"""The figures that need the frame alone: scores over beta, planes of two measures, usable bits by factor."""
 
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import pandas as pd
 
-from pipeline.files import whole
-from pipeline.report.analysis import Analysis, present
-from pipeline.report.comparisons import budget_curve, gains
-from pipeline.report.galleries import samples, training
+from pipeline.config.cells import NONE, decimal
+from pipeline.report.analysis import Analysis
+from pipeline.report.frame import BASELINE, TERMS, of_arm, present
 from pipeline.report.metrics import BETA_UNITS, METRICS, NUISANCE, STRUCTURE, Task
 from pipeline.report.style import (
-    DPI,
     INK,
     MARKERS,
     SOFT,
-    STYLE,
     arm_colors,
-    arm_name,
+    face,
+    legend_name,
     mean_of,
     panels,
     shown_arms,
     spread,
     token_colors,
 )
-from pipeline.report.tables import beta_text
 
 FEW_ARMS = 8  # up to which a plane shows every seed beside the means
-# Formats, and what would make equal figures differ in bytes.
-KINDS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 NEAR = 0.4  # of a panel's height: how far outside it a floor still widens it
 
 
-def draw_figures(analysis: Analysis) -> list[str]:
-    """Draw every figure that the results allow into `figures/`; returns their names."""
-    from matplotlib import rc_context
-
-    folder = analysis.layout.reports / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    charts = (gains, score_over_beta, budget_curve, information_plane, structure_nuisance, factors, samples, training)
-    drawn = []
-    for draw in charts:
-        name = draw.__name__
-        for kind in KINDS:
-            (folder / f"{name}.{kind}").unlink(missing_ok=True)
-        with rc_context(STYLE), warnings.catch_warnings():
-            # Captions of any script: what the font lacks is drawn as a box.
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            if (figure := draw(analysis)) is None:
-                continue
-            for kind, metadata in KINDS.items():
-                with whole(folder / f"{name}.{kind}") as file:
-                    figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
-        drawn.append(name)
-    return drawn
-
-
 def score_over_beta(analysis: Analysis):
-    """Every task's score against beta, one line per token budget, beta = 0 at a broken-axis point."""
+    """Every task's score against beta, one line per token budget and gamma, beta = 0 at a broken-axis point."""
     from matplotlib.patheffects import withStroke
 
     frame = analysis.frame
     families = dict(list(frame.groupby("family", sort=False)))
     rows = [(family, t) for family, mine in families.items() for t in analysis.tasks if present(mine, t.score)]
-    estimators = [name for name in frame.estimator.unique() if name != "none"]
+    estimators = [name for name in frame.estimator.unique() if name != NONE]
     if not rows or not estimators:
         return None
     # A wide grid of panels takes smaller ones, so that it fits a page.
@@ -91,8 +61,8 @@ def score_over_beta(analysis: Analysis):
     # Labels need the limits that all panels of a row agreed on.
     for ax, labels in ends.items():
         low, high = ax.get_ylim()
-        places = spread([y for _, y, _, _ in labels], 0.085 * (high - low))
-        for (x, _, text, color), y in zip(labels, places, strict=True):
+        heights = spread([y for _, y, _, _ in labels], 0.085 * (high - low))
+        for (x, _, text, color), y in zip(labels, heights, strict=True):
             label = ax.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", va="center")
             label.set(color=color, fontweight="bold", annotation_clip=False, path_effects=halo)
     for ax, values in floors.items():
@@ -116,50 +86,53 @@ def _floors(line: list, frame: pd.DataFrame, task: Task) -> dict[str, float]:
 
 
 def _beta_panel(ax, frame: pd.DataFrame, estimator: str, name: str, colors: dict[int, str]) -> list[tuple]:
-    """One estimator's curves, the baseline at a stand-in place left of the smallest beta.
+    """One estimator's curves; the arms without it stand at a stand-in point left of the smallest beta.
 
     Returns the lines' ends as (x, y, label, color).
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    betas = sorted(frame.beta[frame.estimator == estimator].unique())
+    mine = frame[frame.estimator == estimator]
+    betas, gammas = sorted(mine.beta.unique()), sorted(mine.gamma.unique())
     ends = []
     if not betas:
         return ends
     zero = betas[0] / 3.2
-    for place, (tokens, color) in enumerate(colors.items()):
-        shift = 1.035 ** (place - (len(colors) - 1) / 2)  # keeps bars of two budgets apart
-        group = frame[frame.tokens == tokens]
-        base = group.loc[group.estimator == "none", name]
-        mean, deviation = mean_of(base)
+    # The baseline's gamma is 0; consistency alone belongs to the curve of its own gamma.
+    curves = [(tokens, gamma) for tokens in colors for gamma in sorted({0.0, *gammas})]
+    for index, (tokens, gamma) in enumerate(curves):
+        shift = 1.03 ** (index - (len(curves) - 1) / 2)  # keeps bars of two curves apart
+        group, color = frame[frame.tokens == tokens], colors[tokens]
+        look = {"color": color, "marker": "o", "markersize": 5.5, "markerfacecolor": face(gamma, color)}
+
+        def dots(x: list[float], columns: list[pd.Series], color: str = color) -> None:
+            for where, values in zip(x, columns, strict=True):
+                ax.scatter([where] * len(values), values, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
+
+        without = of_arm(group, (NONE, 0.0, gamma))[name]
+        mean, deviation = mean_of(without)
         if not math.isnan(mean):
-            ax.axhline(mean, color=color, linewidth=1, linestyle=(0, (4, 3)), alpha=0.65, zorder=1)
-            ax.errorbar(
-                zero * shift,
-                mean,
-                deviation or None,
-                color=color,
-                marker="o",
-                markerfacecolor="white",
-                zorder=3,
-            )
-            ax.scatter([zero * shift] * len(base), base, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
-        points = [(beta, group.loc[(group.estimator == estimator) & (group.beta == beta), name]) for beta in betas]
-        points = [(beta, values) for beta, values in points if values.notna().any()]
+            if not gamma:
+                ax.axhline(mean, color=color, linewidth=1, linestyle=(0, (4, 3)), alpha=0.65, zorder=1)
+            ax.errorbar(zero * shift, mean, deviation or None, **look, zorder=3)
+            dots([zero * shift], [without])
+        points = [(beta * shift, of_arm(group, (estimator, beta, gamma))[name]) for beta in betas]
+        points = [(x, values) for x, values in points if values.notna().any()]
         if not points:
             continue
-        x = [beta * shift for beta, _ in points]
-        means, deviations = zip(*(mean_of(values) for _, values in points), strict=True)
-        bars = deviations if any(deviations) else None
-        ax.errorbar(x, means, bars, color=color, marker="o", markersize=5.5, linewidth=2, elinewidth=1.2, zorder=3)
-        for (_, values), where in zip(points, x, strict=True):
-            ax.scatter([where] * len(values), values, s=12, color=color, alpha=0.35, linewidths=0, zorder=2)
-        ends.append((x[-1], means[-1], f"K={tokens}", color))
+        x, columns = (list(part) for part in zip(*points, strict=True))
+        means, deviations = zip(*map(mean_of, columns), strict=True)
+        width = {"linewidth": 2 if gamma else 1.2, "elinewidth": 1.2}
+        ax.errorbar(x, means, deviations if any(deviations) else None, **look, **width, zorder=3)
+        dots(x, columns)
+        label = f"K={tokens}" + f", γ={decimal(gamma)}" * any(gammas)
+        ends.append((x[-1], means[-1], label, color))
     ax.set_xscale("log")
-    ax.set_xlim(zero / 1.5, betas[-1] * 1.5 * (betas[-1] / zero) ** 0.22)
+    room = 0.36 if any(gammas) else 0.22  # for the labels of the lines' ends
+    ax.set_xlim(zero / 1.5, betas[-1] * 1.5 * (betas[-1] / zero) ** room)
     ax.xaxis.set_major_locator(FixedLocator([zero, *betas]))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks([zero, *betas], ["0", *map(beta_text, betas)])
+    ax.set_xticks([zero, *betas], ["0", *map(decimal, betas)])
     ax.grid(axis="x", visible=False)
     # Two strokes and a white gap say that the axis is broken between 0 and the smallest beta.
     low, high = np.log(ax.get_xlim())
@@ -203,7 +176,7 @@ def structure_nuisance(analysis: Analysis):
 
 
 def _planes(frame: pd.DataFrame, rows: list):
-    """Scatter panels of arms: hue and depth by arm, marker by budget, a line along rising beta."""
+    """Scatter panels of arms: hue, depth and face by arm, marker by budget, a line along rising beta."""
     from matplotlib.lines import Line2D
 
     if not rows:
@@ -226,9 +199,12 @@ def _planes(frame: pd.DataFrame, rows: list):
             for tokens in budgets:
                 _arm_paths(ax, mine[mine.tokens == tokens], x, y, colors, marker[tokens], seeds)
             ax.margins(0.09)
-    present_arms = [arm for arm in colors if len(frame[(frame.estimator == arm[0]) & (frame.beta == arm[1])])]
     dot = {"linestyle": "none", "marker": "o", "markersize": 7}
-    handles = [Line2D([], [], color=colors[arm], label=arm_name(*arm), **dot) for arm in present_arms]
+    handles = [
+        Line2D([], [], color=color, markerfacecolor=face(arm[2], color), label=legend_name(arm), **dot)
+        for arm, color in colors.items()
+        if len(of_arm(frame, arm))
+    ]
     handles += [
         Line2D([], [], color=SOFT, label=f"K={tokens}", **{**dot, "marker": marker[tokens]}) for tokens in budgets
     ]
@@ -237,24 +213,28 @@ def _planes(frame: pd.DataFrame, rows: list):
 
 
 def _arm_paths(ax, frame: pd.DataFrame, x: str, y: str, colors: dict, marker: str, seeds: bool) -> None:
-    """One token budget: seeds faint, means on top, each estimator joined from the baseline on."""
+    """One token budget: seeds faint, means on top, arms of one estimator and gamma joined along rising beta."""
     if not (present(frame, x) and present(frame, y)):
         return
     points = frame.dropna(subset=[x, y])
-    means = points.groupby(["estimator", "beta"], sort=False)[[x, y]].mean()
-    for estimator in dict.fromkeys(frame.estimator):
-        if estimator == "none":
-            continue
-        path = means.loc[[arm for arm in means.index if arm[0] in ("none", estimator)]].sort_index(level="beta")
+    means = points.groupby(TERMS, sort=False)[[x, y]].mean()
+    arms = list(means.index)
+    for estimator, gamma in dict.fromkeys((arm[0], arm[2]) for arm in arms if arm != BASELINE):
+        # A line begins at the arm without compression, at the baseline where that was not run.
+        path = sorted(arm for arm in arms if (arm[0], arm[2]) == (estimator, gamma))
+        start = (NONE, 0.0, gamma)
+        path = [start if start in arms and estimator != NONE else BASELINE, *path]
+        path = means.loc[[arm for arm in path if arm in arms]]
         hue = colors[max(arm for arm in colors if arm[0] == estimator)]
         ax.plot(path[x], path[y], color=hue, linewidth=1.2, alpha=0.45, zorder=1)
-    for arm, group in points.groupby(["estimator", "beta"], sort=False):
-        look = {"marker": marker, "color": colors[arm]}
+    for arm, group in points.groupby(TERMS, sort=False):
+        look, color = {"marker": marker}, colors[arm]
         if seeds and len(group) > 1:
-            ax.scatter(group[x], group[y], s=13, alpha=0.4, linewidths=0, zorder=2, **look)
+            ax.scatter(group[x], group[y], s=13, alpha=0.4, linewidths=0, zorder=2, color=color, **look)
         # The baseline stands on top: weak arms lie close to it.
-        top = {"edgecolors": "white", "linewidths": 1, "zorder": 4 if arm[0] == "none" else 3}
-        ax.scatter(*means.loc[arm], s=72 if seeds else 52, **look, **top)
+        look |= {"facecolors": face(arm[2], color), "edgecolors": "white" if arm[2] else color}
+        look |= {"linewidths": 1 if arm[2] else 1.8, "zorder": 4 if arm == BASELINE else 3}
+        ax.scatter(*means.loc[arm], s=(72 if seeds else 52) * (1 if arm[2] else 0.8), **look)
 
 
 def factors(analysis: Analysis):
@@ -278,16 +258,16 @@ def factors(analysis: Analysis):
         group = frame[(frame.family == family) & (frame.tokens == tokens)]
         width, start, ticks = 0.8 / len(arms), 0.0, {}
         for title, names in ((title, names) for title, names in groups.items() if names):
-            for index, (estimator, beta) in enumerate(arms):
-                mine = group[(group.estimator == estimator) & (group.beta == beta)]
+            for index, arm in enumerate(arms):
+                mine = of_arm(group, arm)
                 if mine.empty:
                     continue
                 x = [start + i + width * (index - (len(arms) - 1) / 2) for i in range(len(names))]
                 means, deviations = zip(*(mean_of(mine[prefix + name]) for name in names), strict=True)
                 whiskers = {"yerr": deviations, "error_kw": {"elinewidth": 1, "ecolor": INK}}
                 whiskers = whiskers if any(deviations) else {}
-                bars = ax.bar(x, means, width * 0.94, color=colors[(estimator, beta)], **whiskers)
-                seen.setdefault((estimator, beta), bars)
+                look = {"facecolor": face(arm[2], colors[arm]), "edgecolor": colors[arm], "linewidth": 1.1}
+                seen.setdefault(arm, ax.bar(x, means, width * 0.84, **look, **whiskers))
             ax.text(start - 0.45, 1.0, title, transform=ax.get_xaxis_transform(), va="bottom", color=SOFT)
             ticks |= {start + i: name for i, name in enumerate(names)}
             start += len(names) + 0.6
@@ -298,5 +278,5 @@ def factors(analysis: Analysis):
         several = f"{family}, " if frame.family.nunique() > 1 else ""
         ax.set_title(f"{several}K={tokens}", fontweight="bold", loc="right")
     arms = [arm for arm in colors if arm in seen]
-    figure.legend([seen[arm] for arm in arms], [arm_name(*arm) for arm in arms], loc="outside right upper")
+    figure.legend([seen[arm] for arm in arms], [legend_name(arm) for arm in arms], loc="outside right upper")
     return figure

@@ -1,4 +1,4 @@
-"""Figures from what training and generation leave on disk: sample galleries and training curves."""
+"""The gallery: images that the baseline and the best validated arm make of the same prompts."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from pipeline.config.cells import Cell
 from pipeline.report.analysis import Analysis
-from pipeline.report.style import DPI, arm_colors, arm_name, empty_figure, panels, shown_arms
+from pipeline.report.style import DPI, empty_figure
 
 RIGHT, WRONG = "#009E73", "#D55E00"
 ROWS, COLUMNS = 12, 6  # at most, of prompts and images per prompt; half the prompts where several families are shown
 TILE, GAP, LABELS = 96, 14, 400  # printed pixels: about a tile's side, between tiles, for row labels
 HEAD = 70  # printed pixels above a block, for its title
-CURVES = {
-    "train/loss": "total loss",
-    "train/understanding": "understanding loss",
-    "train/generation": "generation loss",
-    "train/reconstruction": "reconstruction loss",
-    "train/rate_bits": "rate, bits per image",
-}
 
 
 def gallery_cells(analysis: Analysis) -> list[tuple[Cell, Cell]]:
@@ -33,7 +25,7 @@ def gallery_cells(analysis: Analysis) -> list[tuple[Cell, Cell]]:
         if (best := analysis.best(family)) is None:
             continue
         for seed in sorted(analysis.frame.seed.unique()):
-            arm = Cell(family, best.estimator, best.beta, best.tokens, int(seed))
+            arm = Cell(family, *best.terms, best.tokens, int(seed))
             if arm in analysis.results and arm.baseline() in analysis.results:
                 pairs.append((arm.baseline(), arm))
                 break
@@ -158,75 +150,3 @@ def _same_prompts(baseline: dict, treated: dict, limit: int) -> tuple[list[str],
         tiles.append(made["tiles"][rows][:, :COLUMNS])
         correct.append([made["correct"][row][:COLUMNS] for row in rows])
     return shared, tiles, correct
-
-
-def _history(path: Path) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return pd.DataFrame(lines) if lines and "step" in lines[0] else None
-
-
-def training(analysis: Analysis):
-    """Training curves of the baseline and the validated arm of each estimator, at the best arm's budget."""
-    rows = []
-    for family in analysis.frame.family.unique():
-        tokens = analysis.budget(family)
-        curves = {}
-        for arm in shown_arms(analysis, family, tokens):
-            cells = [c for c in analysis.results if (c.family, c.estimator, c.beta, c.tokens) == (family, *arm, tokens)]
-            found = [_history(analysis.layout.stage("train", cell) / "history.jsonl") for cell in cells]
-            if found := [history for history in found if history is not None]:
-                curves[arm] = pd.concat(found).groupby("step").mean(numeric_only=True)
-        if curves:
-            rows.append((family, tokens, curves))
-    keys = [key for key in CURVES if any(key in h and h[key].notna().any() for *_, c in rows for h in c.values())]
-    if not keys:
-        return None
-    if len(rows) > 1:  # a row per family
-        columns, lines, size = len(keys), 1, (2.3, 2.0)
-    else:
-        columns = (len(keys) + 1) // 2 if len(keys) > 3 else len(keys)
-        lines, size = -(-len(keys) // columns), (10.4 / columns, 2.5)
-    height = 0.3 + size[1] * lines * len(rows)
-    figure, axes = panels(lines * len(rows), columns, size[0] * columns, height, sharex=True)
-    colors, handles = arm_colors(analysis.frame), {}
-    for index, (family, tokens, curves) in enumerate(rows):
-        block = axes[lines * index : lines * (index + 1)].ravel()
-        for ax in block[len(keys) :]:
-            ax.set_axis_off()
-        for key, ax in zip(keys, block, strict=False):
-            if len(rows) == 1:
-                ax.set_title(f"{CURVES[key]} (K={tokens})", loc="left")
-            elif not index:
-                ax.set_title(CURVES[key].replace(", ", "\n"), loc="left")
-            for arm, history in curves.items():
-                if key in history and len(line := history[key].dropna()):
-                    smooth = line.rolling(max(1, len(line) // 40), center=True, min_periods=1).mean()
-                    handles[arm] = ax.plot(smooth.index, smooth, color=colors[arm], linewidth=1.6)[0]
-            known = [history[key].dropna() for history in curves.values() if key in history]
-            if not sum(map(len, known)):  # a family need not have every part of the loss
-                ax.set_axis_off()
-                continue
-            _clip_start(ax, np.concatenate(known))
-            if len(rows) == 1 or index == len(rows) - 1:
-                ax.tick_params(labelbottom=True)
-                ax.set_xlabel("step")
-        if len(rows) > 1:
-            block[0].set_ylabel(f"{family}, K={tokens}", fontweight="bold")
-    arms = [arm for arm in colors if arm in handles]
-    handles, names = [handles[arm] for arm in arms], [arm_name(*arm) for arm in arms]
-    if len(keys) < lines * columns:  # a panel is free
-        axes[lines - 1, -1].legend(handles, names, loc="upper left")
-    elif len(rows) > 1:
-        figure.legend(handles, names, loc="outside lower center", ncols=min(9, len(names)))
-    else:
-        figure.legend(handles, names, loc="outside right upper")
-    return figure
-
-
-def _clip_start(ax, values: np.ndarray) -> None:
-    """Let the first, far higher steps leave the panel, so that the differences at the end can be seen."""
-    low, high = np.nanmin(values), np.nanquantile(values, 0.97)
-    if np.isfinite([low, high]).all() and high > low:
-        ax.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))

@@ -171,6 +171,9 @@ PAIRED = {
     )
 }
 
+# Metrics that the factorial table takes apart, by the same names.
+FACTORIAL = [*HEADLINE, "rate_bits", "structure_bits", "nuisance_bits"]
+
 # Scores of an elastic training (nested dropout over tokens) from its first k tokens alone.
 _SCORES = [task.score for task in TASKS]
 _AT = re.compile(rf"({'|'.join(_SCORES)})_at_(\d+)")

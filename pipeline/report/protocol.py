@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.report import tables
-from pipeline.report.analysis import ARM, Analysis, present
-from pipeline.report.tables import Table
+from pipeline.config.cells import arm_name
+from pipeline.report.analysis import Analysis
+from pipeline.report.frame import ARM, present
+from pipeline.report.tables import MISSING, Table
 
 # Of the section `data`, what every source has or the manifest says better.
 KNOWN = ("source", "seed", "image_size", "vocabulary", "max_rejects", "objects", "questions")
@@ -28,8 +29,8 @@ def tasks_sentence(analysis: Analysis) -> str:
     """The data set, the tasks it allows, and why one is left out."""
     tasks = [f"{task.name} ({task.label}: {task.right})" for task in analysis.tasks]
     left = [f"{name}, because {reason}" for name, reason in analysis.manifest.get("why_not", {}).items()]
-    said = f"Data: {analysis.params.data.source}. Tasks: {' and '.join(tasks) or 'none'}."
-    return said + f" Left out: {'; '.join(left)}." * bool(left)
+    sentence = f"Data: {analysis.params.data.source}. Tasks: {' and '.join(tasks) or 'none'}."
+    return sentence + f" Left out: {'; '.join(left)}." * bool(left)
 
 
 def protocol(analysis: Analysis) -> list[tuple[str, str]]:
@@ -47,8 +48,8 @@ def protocol(analysis: Analysis) -> list[tuple[str, str]]:
     ]
     for name, value in judge.get("metrics", {}).items():
         rows.append((JUDGE.get(name, name.replace("/", ", ")), f"{value:.4g}"))
-    said = _shared([judge.get("protocol", {})])
-    rows += [(key if key == "judge" else f"judge: {key}", value) for key, value in said]
+    shared = _shared([judge.get("protocol", {})])
+    rows += [(key if key == "judge" else f"judge: {key}", value) for key, value in shared]
     for family, group in frame.groupby("family", sort=False):
         for name, (label, meaning) in FLOORS.items():
             if present(group, name):
@@ -73,7 +74,7 @@ def _data(analysis: Analysis) -> list[tuple[str, str]]:
     settings = [f"{name.replace(', ', ' ').replace('_', ' ')} {text}" for name, text in _flat(own).items()]
     rows = [
         ("data", ", ".join([data.source, f"{data.image_size}×{data.image_size} pixels", *settings])),
-        ("images", ", ".join(f"{number} {name}" for name, number in splits.items()) or tables.MISSING),
+        ("images", ", ".join(f"{number} {name}" for name, number in splits.items()) or MISSING),
     ]
     if rejects := manifest.get("rejects"):
         rows.append(("rejects", _counted(rejects["count"], rejects.get("reasons", {}))))
@@ -117,14 +118,13 @@ def settings(analysis: Analysis) -> Table | None:
         [
             family,
             str(tokens),
-            estimator,
-            tables.beta_text(beta),
+            arm_name(*arm),
             *(_list(group[name].dropna()) for name in names),
         ]
-        for (family, estimator, beta, tokens), group in analysis.frame.groupby(ARM, sort=False)
+        for (family, *arm, tokens), group in analysis.frame.groupby(ARM, sort=False)
     ]
-    header = ["family", "K", "estimator", "β", *(name.split("/")[1] for name in names)]
-    return Table("Temperature and guidance chosen on validation, per seed", header, rows, 4)
+    header = ["family", "K", "arm", *(name.split("/")[1] for name in names)]
+    return Table("Temperature and guidance chosen on validation, per seed", header, rows, 3)
 
 
 def warnings(analysis: Analysis) -> list[str]:
@@ -140,7 +140,7 @@ def warnings(analysis: Analysis) -> list[str]:
 
 
 def _list(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values) or tables.MISSING
+    return ", ".join(f"{value:g}" for value in values) or MISSING
 
 
 def _flat(value, prefix: str = "") -> dict[str, str]:
