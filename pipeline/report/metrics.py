@@ -124,7 +124,7 @@ TASKS = [
     Task(
         "understanding",
         "understanding/accuracy",
-        "the answer is exact",
+        "the answer is right",
         floors=("understanding/question_only", "understanding/majority"),
     ),
     Task(

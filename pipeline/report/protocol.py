@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from infotok.data.answers import DESCRIPTIONS
 from pipeline.config.cells import arm_name
 from pipeline.report.analysis import Analysis
 from pipeline.report.frame import ARM, present
@@ -27,7 +28,8 @@ REASONS = 6  # for rejects, at most, that are named
 
 def tasks_sentence(analysis: Analysis) -> str:
     """The data set, the tasks it allows, and why one is left out."""
-    tasks = [f"{task.name} ({task.label}: {task.right})" for task in analysis.tasks]
+    right = {"understanding": f"the answer is right, by {DESCRIPTIONS[analysis.params.data.answers]}"}
+    tasks = [f"{task.name} ({task.label}: {right.get(task.name, task.right)})" for task in analysis.tasks]
     left = [f"{name}, because {reason}" for name, reason in analysis.manifest.get("why_not", {}).items()]
     sentence = f"Data: {analysis.params.data.source}. Tasks: {' and '.join(tasks) or 'none'}."
     return sentence + f" Left out: {'; '.join(left)}." * bool(left)
@@ -71,7 +73,7 @@ def _data(analysis: Analysis) -> list[tuple[str, str]]:
     splits = {name: about["images"] for name, about in manifest.get("splits", {}).items() if name != "judge"}
     splits = splits or {name: n for name in SPLITS if isinstance(n := options.get(name), int)}
     own = {name: value for name, value in options.items() if name not in (*KNOWN, *SPLITS)}
-    settings = [f"{name.replace(', ', ' ').replace('_', ' ')} {text}" for name, text in _flat(own).items()]
+    settings = [f"{name.replace(', ', ' ').replace('_', ' ')} {text}" for name, text in _flat(own).items() if text]
     rows = [
         ("data", ", ".join([data.source, f"{data.image_size}×{data.image_size} pixels", *settings])),
         ("images", ", ".join(f"{number} {name}" for name, number in splits.items()) or MISSING),
