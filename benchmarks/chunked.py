@@ -19,7 +19,8 @@ from infotok.information.channel import Categorical
 from infotok.information.factored import SharedPrior
 from infotok.information.nearest import NearestCodes, look_up, nearest_codes
 from infotok.information.objective import code_cost
-from infotok.training.runtime import start, stream
+from infotok.random import stream
+from infotok.training.runtime import start
 from pipeline.config.params import Params
 
 SIZES = {  # images, tokens, codes, dimensions

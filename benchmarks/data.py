@@ -19,7 +19,8 @@ from infotok.data.sources.jsonl import Options
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
 from infotok.training.batches import Batches
-from pipeline.config.params import TEXTS, Params
+from infotok.training.joint import JointConfig
+from pipeline.config.params import Params
 
 OPEN = "open the split"
 FILES, SIDE = 200_000, 64  # images of one's own data, and their pixels a side
@@ -100,7 +101,7 @@ def _load(params: Params, folder: Path, steps: int) -> list[Row]:
 
     split = clocked("open", lambda: read_split(folder, "train"))
     codec = TextCodec.from_file(folder / "text.json")
-    batches = Batches(split, codec, batch=train.batch, seed=0, **train.model_dump(include=TEXTS))
+    batches = Batches(split, codec, JointConfig(**train.model_dump()), seed=0)
     for step in range(steps):
         clocked("images", lambda step=step: batches.images(step))
         clocked("texts", lambda step=step: batches.texts(step))

@@ -21,7 +21,8 @@ from infotok.models.decoding import truncated
 from infotok.models.family import Sampling
 from infotok.models.packing import Part, pack
 from infotok.models.unified import UnifiedModel
-from infotok.training.runtime import autocast, start, stream
+from infotok.random import stream
+from infotok.training.runtime import autocast, start
 from pipeline.config.params import Params
 
 BATCH = 512  # as evaluation draws

@@ -17,9 +17,10 @@ from vector_quantize_pytorch import VectorQuantize
 
 from benchmarks.common import Result, Row, extra_percent, in_turns, spread
 from benchmarks.training import SEED
+from infotok.random import stream
 from infotok.tokenizer.base import TokenizerConfig
 from infotok.tokenizer.discrete import DiscreteTokenizer
-from infotok.training.runtime import start, stream
+from infotok.training.runtime import start
 from pipeline.config.params import Params
 
 OURS = "ours, sampled"

@@ -6,18 +6,18 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.common import Result, Row, extra_percent, in_turns, spread
 from benchmarks.training import Prepared, Trainer, prepared
-from infotok.information.kernels import Kernels
-from infotok.training.joint import JointConfig
-from infotok.training.runtime import start, stream
+from infotok.random import stream
+from infotok.training.runtime import start
 from pipeline.config.params import Params
 
 BASELINE = "none"
-BETA = 0.01  # its value does not change the time
+BETA, GAMMA = 0.01, 1.0  # their values do not change the time
 ESTIMATORS = {"vib": "unbiased", "dib": "unbiased", "ceb": "unbiased", "hsic": "unbiased", "hsic, rff": "rff"}
 SKIPPED = 1  # steps at the start of a turn, in which memory is allocated
 TARGETS = {"vib": 5, "hsic": 10}  # percent of a step
@@ -33,30 +33,30 @@ def measure(params: Params, quick: bool) -> Result:
             tables[f"A training step of {family}, batch {batch}"] = _steps(params, family, data, batch, *repeats)
     batches = (16, 32) if quick else (64, 256, 1024, 4096)
     tables["HSIC and its permuted baseline"] = _hsic(params, batches, quick)
-    settings = {"family": family, "tokens": max(params.grid.tokens), "gamma": params.train.consistency}
+    settings = {"family": family, "tokens": max(params.grid.tokens), "gamma": GAMMA}
     settings |= {"batch: rounds, steps in a turn": sizes, "targets_%": TARGETS, "kernels": params.kernels.model_dump()}
     return Result(settings, tables)
 
 
-def _arms(trainer: Trainer) -> dict[str, tuple[str, str, JointConfig]]:
-    """Estimator, consistency and configuration of what is compared; the baseline twice, which shows the noise."""
-    gamma = trainer.params.train.consistency or 1.0
-    arms = {name: (name, "", trainer.config("none", 0.0, 0.0)) for name in (BASELINE, "none, again")}
+def _arms(params: Params) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """Estimator, consistency and arm of what is compared; the baseline twice, which shows the noise."""
+    arms = {name: (name, "", {}) for name in (BASELINE, "none, again")}
     for name, kernels in ESTIMATORS.items():
-        for consistency in (0.0, gamma):
-            config = trainer.config(name.split(",")[0], BETA, consistency, kernels)
-            arms[f"{name} {consistency}"] = (name, "yes" if consistency else "no", config)
+        of_hsic = params.kernels.model_copy(update={"estimator": kernels})
+        for gamma in (0.0, GAMMA):
+            arm = {"estimator": name.split(",")[0], "beta": BETA, "gamma": gamma, "kernels": of_hsic}
+            arms[f"{name} {gamma}"] = (name, "yes" if gamma else "no", arm)
     return arms
 
 
 def _steps(params: Params, family: str, data: Prepared, batch: int, rounds: int, steps: int) -> list[Row]:
     """Arms take turns of a few steps, all on the same batches, and are compared step by step."""
     trainer = Trainer.create(params, family, data, batch)
-    arms, seconds = _arms(trainer), defaultdict(list)
+    arms, seconds = _arms(params), defaultdict(list)
     trainer.run(arms[BASELINE][2], 2)
     for _ in range(rounds):
-        for arm, (_, _, config) in arms.items():
-            seconds[arm] += trainer.run(config, SKIPPED + steps)[SKIPPED:]
+        for arm, (_, _, terms) in arms.items():
+            seconds[arm] += trainer.run(terms, SKIPPED + steps)[SKIPPED:]
     return [
         {"estimator": name, "consistency": consistency}
         | spread(seconds[arm])
@@ -77,7 +77,7 @@ def _hsic(params: Params, batches: tuple[int, ...], quick: bool) -> list[Row]:
 
         def forward_and_backward(estimator: str, images=images, vectors=vectors) -> None:
             vectors.grad = None
-            kernels = Kernels(**params.kernels.model_dump() | {"estimator": estimator})
+            kernels = params.kernels.model_copy(update={"estimator": estimator})
             both = kernels.pair(images, vectors, generator)
             both.dependence().backward()
             both.permuted(generator)

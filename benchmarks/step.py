@@ -18,12 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Result, Row, in_turns, now, spread
 from benchmarks.training import FAMILIES, Trainer, prepared
+from infotok.information.bottleneck import InformationBottleneck
 from infotok.models import unified
 from infotok.training import joint
 from infotok.training.runtime import has_bf16, start
+from pipeline.config.cells import arm_name
 from pipeline.config.params import Params
 
-ARM = ("vib", 0.01)
+ARM = {"estimator": "vib", "beta": 0.01, "gamma": 1.0}
 SKIPPED = 2  # steps at the start of a round, in which memory is allocated
 PARTS = (
     "data", "encoder", "quantizer", "backbone", "heads and losses", "decoder", "distortion", "priors and rates",
@@ -75,8 +77,8 @@ class PartClock:
             (tokenizer, "decode", "decoder"),
             (joint, "perceptual_distortion", "distortion"),
             (model.priors, "forward", "priors and rates"),
-            (joint, "code_cost", "priors and rates"),
-            (joint._Trained, "information", "regularizer"),
+            (InformationBottleneck, "_learn", "priors and rates"),
+            (InformationBottleneck, "forward", "regularizer"),
             (torch.Tensor, "backward", "backward"),
             (torch.nn.utils, "clip_grad_norm_", "clip and optimizer"),
             (torch.optim.Optimizer, "zero_grad", "clip and optimizer"),
@@ -107,8 +109,8 @@ def measure(params: Params, quick: bool) -> Result:
         rates = {"images_per_s": batch / median, "MFLOP_per_image": flops[family] / batch / 1e6}
         shares = {"GFLOP/s": gflops, "of_peak_%": 100 * gflops / peak}
         summary.append({"family": family} | spread(seconds) | rates | shares)
-    settings = {"batch": batch, "tokens": max(params.grid.tokens), "arm": "-".join(map(str, ARM))}
-    settings |= {"consistency": params.train.consistency, "precision": used, "rounds": rounds, "steps": steps}
+    settings = {"batch": batch, "tokens": max(params.grid.tokens), "arm": arm_name(**ARM)}
+    settings |= {"precision": used, "rounds": rounds, "steps": steps}
     settings |= {"tokenizer": params.tokenizer.model_dump(), "backbone": params.backbone.model_dump()}
     return Result(
         settings,
@@ -129,8 +131,7 @@ def _times(
         for family, trainer in trainers.items():
             clock = PartClock()
             with clock.of(trainer):
-                config = trainer.config(*ARM, consistency=trainer.params.train.consistency)
-                seconds = trainer.run(config, steps, begin=clock.next_step)[SKIPPED:]
+                seconds = trainer.run(ARM, steps, begin=clock.next_step)[SKIPPED:]
             found = clock.steps[SKIPPED:-1]
             for step, total in zip(found, seconds, strict=True):
                 step["rest"] = total - sum(step.values())
@@ -151,7 +152,7 @@ def _row(part: str, parts: dict[str, list[dict[str, float]]]) -> Row:
 def _flops(trainer: Trainer, steps: int) -> float:
     """Mean FLOPs of a step; it runs the steps once, so that everything is warm."""
     with FlopCounterMode(display=False) as counter:
-        trainer.run(trainer.config(*ARM, consistency=trainer.params.train.consistency), steps)
+        trainer.run(ARM, steps)
     return counter.get_total_flops() / (steps + 1)
 
 

@@ -6,8 +6,9 @@ Weights are untrained and data few: neither changes how long a step takes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -18,15 +19,14 @@ from benchmarks.data import few_scenes
 from infotok.data.arrow import Split, read_split
 from infotok.data.prepare import prepare
 from infotok.data.text import TextCodec
-from infotok.examiners.perceptual import Perceptual
-from infotok.information.kernels import Kernels
+from infotok.examiners.perceptual import Distortion, Perceptual
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.unified import UnifiedModel
 from infotok.training.batches import Batches
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.runtime import start
 from pipeline.config.cells import Cell
-from pipeline.config.params import TEXTS, Params
+from pipeline.config.params import Params
 from pipeline.running.artifacts import attribute_classes, new_tokenizer
 
 FAMILIES = ("ar", "mask", "flow")
@@ -56,40 +56,30 @@ def new_model(params: Params, family: str, tokens: int, codec: TextCodec) -> Uni
     return UnifiedModel(family, tokenizer, backbone).to(start())
 
 
-def new_batches(params: Params, data: Prepared, batch: int) -> Batches:
-    """Batches as stage `train` makes them."""
-    return Batches(data.split, data.codec, batch=batch, seed=SEED, **params.train.model_dump(include=TEXTS))
-
-
 @dataclass
 class Trainer:
     """One model with what its joint training needs."""
 
-    params: Params
+    config: JointConfig
+    distortion: Distortion
     model: UnifiedModel
     perceptual: Perceptual
     batches: Batches
 
     @classmethod
     def create(cls, params: Params, family: str, data: Prepared, batch: int) -> Trainer:
-        """A trainer at the largest token budget of the grid."""
+        """A trainer at the largest token budget of the grid, with batches as stage `train` makes them."""
+        config = JointConfig(**params.train.model_dump() | {"batch": batch})
+        distortion = Distortion(**params.reconstruction.model_dump())
         model = new_model(params, family, max(params.grid.tokens), data.codec)
-        return cls(params, model, Perceptual(data.classes), new_batches(params, data, batch))
+        batches = Batches(data.split, data.codec, config, seed=SEED)
+        return cls(config, distortion, model, Perceptual(data.classes), batches)
 
-    def config(self, estimator: str, beta: float, consistency: float, kernels: str = "unbiased") -> JointConfig:
-        """Of an arm; kernels: the estimator of hsic."""
-        train = self.params.train.model_dump(exclude=TEXTS | {"batch", "checkpoint_every"})
-        return JointConfig(
-            **train | {"consistency": consistency} | self.params.reconstruction.model_dump(),
-            estimator=estimator,
-            beta=beta,
-            kernels=Kernels(**self.params.kernels.model_dump() | {"estimator": kernels}),
-        )
-
-    def run(self, config: JointConfig, steps: int, begin: Callable[[], None] = lambda: None) -> list[float]:
+    def run(self, arm: dict[str, Any], steps: int, begin: Callable[[], None] = lambda: None) -> list[float]:
         """Train and return the seconds of each step. The batches are the same in every call: the first ones.
 
-        begin: called at the start of every step, and once more after the last.
+        arm: estimator, beta, gamma and kernels, as `train_jointly` takes them. begin: called at the start of every
+        step, and once more after the last.
         """
         starts, images = [], self.batches.images
 
@@ -99,7 +89,8 @@ class Trainer:
             return images(step)
 
         # One step more, whose start ends the last one.
-        config = replace(config, steps=steps + 1)
+        config = self.config.model_copy(update={"steps": steps + 1})
         with mock.patch.object(self.batches, "images", first_thing_in_a_step):
-            train_jointly(self.model, self.perceptual, self.batches, config, seed=SEED, device=start())
+            shared = {"seed": SEED, "device": start(), "distortion": self.distortion}
+            train_jointly(self.model, self.perceptual, self.batches, config, **arm, **shared)
         return np.diff(starts).tolist()

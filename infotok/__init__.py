@@ -1,7 +1,7 @@
 """InfoTok: Information-Bottleneck regularized visual tokens for unified multimodal LLMs (arXiv 2602.01554)."""
 
 __version__ = "0.1.0"
-__all__ = ["Gaussian", "InformationBottleneck", "Kernels", "Regularization", "posterior_logits"]
+__all__ = ["Categorical", "Gaussian", "InformationBottleneck", "Kernels", "Regularization", "posterior_logits"]
 
 
 def __getattr__(name: str):

@@ -3,7 +3,7 @@
 Together they do what one process does with the whole batch, but for the order in which floating-point numbers are
 summed:
 
-- random numbers of a step are drawn for the whole batch, of which a process keeps its rows (`draw`);
+- random numbers of a step are drawn for the whole batch, of which a process keeps its rows (`shared_random`);
 - the loss is the average of the processes' losses, its gradient of their gradients. A mean over images or tokens is as
   it is; one over numbers that differ among processes is weighted by them (`World.weighted`);
 - what compares or counts images of a batch, as contrast, kernels and usage of the codebook do, every process computes
@@ -43,7 +43,7 @@ class World:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """A generator by which `draw` gives this process its rows."""
+        """A generator by which `shared_random` gives this process its rows."""
         return _Shared(self, device) if self.size > 1 else torch.Generator(device=device)
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def world_of(generator: torch.Generator) -> World:
     return generator.world if isinstance(generator, _Shared) else ALONE
 
 
-def draw(how: Callable[..., Tensor], shape: Iterable[int], generator: torch.Generator, dim: int = 0) -> Tensor:
+def shared_random(how: Callable[..., Tensor], shape: Iterable[int], generator: torch.Generator, dim: int = 0) -> Tensor:
     """Random numbers of a shape, by `torch.rand`, `torch.randn` or another that takes it, on the generator's device.
 
     Where the generator is shared, `shape[dim]` is this process's part of the batch. The whole batch's numbers are

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -24,6 +24,7 @@ Weight = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=Fa
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 BelowOne = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 Scale = Annotated[float, BeforeValidator(_number), Field(ge=1)]
+Precision = Literal["bf16", "fp32", "auto"]
 
 
 class Section(BaseModel):

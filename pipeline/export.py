@@ -33,7 +33,7 @@ from infotok.errors import InfotokError
 from infotok.evaluation.generation import draw
 from infotok.models.family import Sampling
 from infotok.models.unified import UnifiedModel
-from infotok.training.runtime import stream
+from infotok.random import stream
 from pipeline.config.cells import Cell
 from pipeline.files import write_text
 from pipeline.pictures import grid

@@ -10,30 +10,30 @@ def pretrain(run: Stage) -> None:
     """Pretrain the tokenizer that all arms of one family, budget and seed share."""
     from infotok.data.arrow import read_split
     from infotok.evaluation.reconstruction import fidelity, reconstruct
+    from infotok.examiners.perceptual import Distortion
     from infotok.tokenizer.passes import through
-    from infotok.training.batches import check_images
+    from infotok.training.order import check_images
     from infotok.training.pretrain import PretrainConfig
     from infotok.training.pretrain import pretrain as train
     from infotok.training.runtime import start
     from pipeline.running.artifacts import load_perceptual, new_tokenizer, save_module
 
-    device, config, seed = start(), run.params.pretrain, run.cell.seed
+    device, config, seed = start(), PretrainConfig(**run.params.pretrain.model_dump()), run.cell.seed
     images = read_split(run.layout.data, "train").images
     check_images(len(images), config.batch, "pretrain.batch")
     world = run.processes.join(device)
     tokenizer = new_tokenizer(run.params, run.cell)
     checkpoints = run.checkpoints()
-    settings = config.model_dump(exclude={"checkpoint_every"}) | run.params.reconstruction.model_dump()
     with run.progress(config.steps):
         history = train(
             tokenizer,
             load_perceptual(run.layout),
             images,
-            PretrainConfig(**settings),
+            config,
             seed=seed,
             device=device,
+            distortion=Distortion(**run.params.reconstruction.model_dump()),
             checkpoints=checkpoints,
-            checkpoint_every=config.checkpoint_every,
             observe=run.observe,
             world=world,
         )

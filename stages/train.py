@@ -7,46 +7,35 @@ from stages.common import Stage, cell_stage, single
 def train(run: Stage) -> None:
     """Train tokenizer, prior and language model together, from the pretrained tokenizer."""
     from infotok.data.arrow import read_split
-    from infotok.information.kernels import Kernels
+    from infotok.examiners.perceptual import Distortion
     from infotok.tokenizer.passes import through
-    from infotok.training.batches import Batches, check_images
+    from infotok.training.batches import Batches
     from infotok.training.joint import JointConfig, train_jointly
+    from infotok.training.order import check_images
     from infotok.training.runtime import start
-    from pipeline.config.params import TEXTS
     from pipeline.running.artifacts import load_perceptual, new_model, save_model
 
-    device, config, seed = start(), run.params.train, run.cell.seed
+    device, config, seed = start(), JointConfig(**run.params.train.model_dump()), run.cell.seed
     split = read_split(run.layout.data, "train")
     check_images(len(split), config.batch, "train.batch")
     world = run.processes.join(device)
     model, codec = new_model(run.layout, run.cell)
-    batches = Batches(
-        split,
-        codec,
-        batch=config.batch,
-        **config.model_dump(include=TEXTS),
-        seed=seed,
-        world=world,
-    )
-    shared = config.model_dump(exclude=TEXTS | {"batch", "checkpoint_every"})
+    batches = Batches(split, codec, config, seed=seed, world=world)
     checkpoints = run.checkpoints()
     with run.progress(config.steps):
         history = train_jointly(
             model,
             load_perceptual(run.layout),
             batches,
-            JointConfig(
-                estimator=run.cell.estimator,
-                beta=run.cell.beta,
-                consistency=run.cell.gamma,
-                kernels=Kernels(**run.params.kernels.model_dump()),
-                **shared,
-                **run.params.reconstruction.model_dump(),
-            ),
+            config,
+            estimator=run.cell.estimator,
+            beta=run.cell.beta,
+            gamma=run.cell.gamma,
             seed=seed,
             device=device,
+            kernels=run.params.kernels,
+            distortion=Distortion(**run.params.reconstruction.model_dump()),
             checkpoints=checkpoints,
-            checkpoint_every=config.checkpoint_every,
             observe=run.observe,
             world=world,
         )

@@ -18,7 +18,6 @@ def understand(run: Stage) -> None:
         factor_information,
         generator_code_length,
     )
-    from infotok.information.kernels import Kernels
     from infotok.tokenizer.passes import through
     from infotok.training.runtime import start
     from pipeline.running.artifacts import load_model
@@ -51,9 +50,8 @@ def understand(run: Stage) -> None:
     noise = metrics["information/posterior_entropy_bits"]
     metrics["information/conditional_rate_bits"] = metrics["information/generator_nll_bits"] - noise
     protocol["generator_nll"] = "given the longest text about each test image"
-    kernels = Kernels(**run.params.kernels.model_dump())
     few = slice(KERNEL_IMAGES)  # their cost grows with the square
-    metrics |= dependences(held[few], test.images[few], captions[few], codec, kernels)
+    metrics |= dependences(held[few], test.images[few], captions[few], codec, run.params.kernels)
     if factors := manifest.get("factors"):
         metrics |= factor_information(
             seen.vectors, splits["train"], held.vectors, test, factors, steps=config.probe_steps, seed=seed

@@ -11,12 +11,13 @@ import pytest
 import together
 import torch
 
-from infotok.distributed import ALONE, World, draw
+from infotok.distributed import ALONE, World, shared_random
 from infotok.errors import InfotokError
+from infotok.random import stream
 from infotok.training import loop
 from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints, read_tensors
-from infotok.training.runtime import stream
+from infotok.training.joint import JointConfig
 from pipeline.config.params import load_params
 from stages.processes import check_batch, wanted
 
@@ -92,8 +93,8 @@ def test_what_two_processes_began_one_ends_as_if_it_had_been_alone(folder, monke
     kept = Checkpoints(folder / "kept-0")
     assert [path.name for path in kept.folder.iterdir()] == ["step-00000002.safetensors"]
     split, codec = together.material()
-    model, history = together.joint(split, codec, "mask", "vib", checkpoints=kept, checkpoint_every=2)
-    assert_close((model.state_dict(), history), left(folder / "alone" / "mask-vib-0-1"))
+    model, history = together.joint(split, codec, "mask", "vib", checkpoints=kept)
+    assert_close((model.state_dict(), history), left(folder / "alone" / "mask-vib-0"))
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(folder):
@@ -109,17 +110,17 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(folder):
 def test_draws_of_all_processes_are_those_of_one(how, dim):
     shapes = [[6, 6, 5], [6, 6, 5]]
     shapes[1][dim] = 2
-    whole = [draw(how, shapes[0], generator, dim) for generator in [stream(CPU, 3)] * 2]
+    whole = [shared_random(how, shapes[0], generator, dim) for generator in [stream(CPU, 3)] * 2]
     generators = [stream(CPU, 3, world=World(rank, 3, CPU)) for rank in range(3)]
     for expected in whole:  # the second draw too: every generator has gone on alike
-        assert torch.equal(torch.cat([draw(how, shapes[1], g, dim) for g in generators], dim), expected)
+        assert torch.equal(torch.cat([shared_random(how, shapes[1], g, dim) for g in generators], dim), expected)
 
 
 def test_rows_of_all_processes_are_the_batch():
     split, codec = together.material()
-    settings = {"batch": 12, "questions": 2, "caption_dropout": 0.5, "seed": 0, "describe": True}
-    whole = Batches(split, codec, **settings)
-    parts = [Batches(split, codec, **settings, world=World(rank, 3, CPU)) for rank in range(3)]
+    config = JointConfig(batch=12, caption_dropout=0.5)
+    whole = Batches(split, codec, config, seed=0)
+    parts = [Batches(split, codec, config, seed=0, world=World(rank, 3, CPU)) for rank in range(3)]
     assert torch.equal(torch.cat([part.images(7) for part in parts]), whole.images(7))
     texts = whole.texts(7)
 

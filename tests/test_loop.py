@@ -13,10 +13,10 @@ from torch import nn
 
 from infotok import stopping
 from infotok.errors import InfotokError
+from infotok.random import stream
 from infotok.stopping import deferred, stoppable
 from infotok.training.checkpoints import Checkpoints, read_tensors, write_tensors
 from infotok.training.loop import cosine, make_optimizer, run
-from infotok.training.runtime import stream
 
 CPU = torch.device("cpu")
 

@@ -17,8 +17,8 @@ from infotok.data.texts import encode_captions
 from infotok.examiners.matching import Matcher, Towers, chance, contrastive_loss, draw_text, retrieval
 from infotok.examiners.perceptual import Perceptual
 from infotok.examiners.training import augmented, train_matching
+from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
-from infotok.training.runtime import stream
 from pipeline.running.artifacts import load_judge, load_perceptual
 from stages import judge as judging
 from stages import perceptual as perceiving

@@ -306,7 +306,7 @@ def test_a_dropped_caption_is_told_apart_and_leaves_its_begin_mark():
     tested, batch = model(), texts()
     batch.captions_valid[1, 1:] = False
     out = tested(images(), batch, seeded())
-    assert out.told.tolist() == [True, False, True]
+    assert out.has_caption.tolist() == [True, False, True]
     mark = tested.backbone.model.base_model(input_ids=torch.tensor([[END]])).last_hidden_state[0, 0]
     torch.testing.assert_close(out.text[1], mark, atol=1e-5, rtol=1e-5)
 

@@ -10,8 +10,10 @@ from scipy.optimize import brentq
 from torch import distributions
 from torch.nn import functional as F
 
-from infotok import Gaussian, InformationBottleneck, Kernels, posterior_logits
+from infotok import Categorical, Gaussian, InformationBottleneck, Kernels, posterior_logits
 from infotok.information import cka, hsic
+from infotok.information.dependence import BANDWIDTHS
+from infotok.information.priors import CategoricalPrior, Priors
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,7 +142,7 @@ def test_kernel_dependence_takes_images_and_vectors_and_moves_the_vectors_alone(
     assert wanted > 1e-3
     assert term.parts["penalty"].item() == pytest.approx(wanted, rel=1e-5)
     assert term.loss.item() == pytest.approx(wanted, rel=1e-5)  # half of the warm-up
-    assert set(term.parts) == {"penalty", "beta"}
+    assert set(term.parts) == {"penalty", "beta", "penalty_independent"}
     assert list(ib.parameters()) == []
     term.loss.backward()
     assert vectors.grad.abs().sum() > 0
@@ -166,7 +168,7 @@ def test_an_autoregressive_prior_pays_once_for_what_two_tokens_share():
 
 def test_consistency_is_the_log_of_the_batch_less_the_cross_entropy_of_finding_the_text():
     torch.manual_seed(0)
-    ib = InformationBottleneck("dib", beta=0.5, tokens=2, codebook=3, dimension=4, consistency=0.7, text_width=5)
+    ib = InformationBottleneck("dib", beta=0.5, tokens=2, codebook=3, dimension=4, gamma=0.7, text_width=5)
     plain = InformationBottleneck("dib", beta=0.5, tokens=2, codebook=3)
     logits = torch.randn(6, 2, 3)
     vectors, text = torch.randn(6, 2, 4, requires_grad=True), torch.randn(6, 5, requires_grad=True)
@@ -180,6 +182,184 @@ def test_consistency_is_the_log_of_the_batch_less_the_cross_entropy_of_finding_t
     assert text.grad is None
     assert vectors.grad.abs().sum() > 0
     assert ib.critic.of_text.weight.grad.abs().sum() > 0
+
+
+def consistent(**settings):
+    torch.manual_seed(0)
+    return InformationBottleneck("none", beta=0.0, gamma=1.0, tokens=2, codebook=3, dimension=4, text_width=5)
+
+
+def test_texts_that_were_dropped_do_not_count_for_consistency():
+    ib, generator = consistent(), torch.Generator().manual_seed(1)
+    logits, vectors = torch.zeros(12, 2, 3), torch.randn(12, 2, 4, generator=generator, requires_grad=True)
+    text, has_text = torch.randn(12, 5, generator=generator), torch.arange(12) % 3 > 0
+    wanted = ib(logits[has_text], vectors=vectors[has_text], text=text[has_text]).parts["consistency"]
+    spoiled = text.where(has_text[:, None], 1e3)
+    term = ib(logits, vectors=vectors, text=spoiled, has_text=has_text)
+    torch.testing.assert_close(term.parts["consistency"], wanted)
+    term.loss.backward()
+    assert (vectors.grad.abs().sum((1, 2)) > 0).tolist() == has_text.tolist()
+
+
+@pytest.mark.parametrize(("texts", "some"), [(3, False), (4, True)])
+def test_consistency_needs_four_texts(texts, some):
+    generator = torch.Generator().manual_seed(1)
+    vectors, text = torch.randn(8, 2, 4, generator=generator), torch.randn(8, 5, generator=generator)
+    term = consistent()(torch.zeros(8, 2, 3), vectors=vectors, text=text, has_text=torch.arange(8) < texts)
+    assert (term.parts["consistency"] != 0) == some
+    assert term.loss.isfinite()
+
+
+def test_gamma_rises_with_beta():
+    torch.manual_seed(0)
+    settings = {"tokens": 2, "codebook": 3, "dimension": 4, "text_width": 5}
+    ib = InformationBottleneck("dib", beta=0.5, gamma=0.8, warmup=2.5, **settings)
+    generator = torch.Generator().manual_seed(1)
+    shown = {"vectors": torch.randn(8, 2, 4, generator=generator), "text": torch.randn(8, 5, generator=generator)}
+    for rise in (0.4, 0.8, 1.0, 1.0):
+        term = ib(torch.zeros(8, 2, 3), **shown)
+        wanted = rise * (0.5 * term.parts["penalty"] - 0.8 * term.parts["consistency"])
+        assert term.loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_the_baseline_presses_nothing_and_its_prior_learns_and_tells_the_rate():
+    logits = torch.tensor([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0]])[:, None].requires_grad_()
+    ib, pressed = (
+        InformationBottleneck(name, beta=b, tokens=1, codebook=3) for name, b in (("none", 0.0), ("vib", 1.0))
+    )
+    term = ib(logits)
+    assert set(term.parts) == {"rate_bits", "code_length_bits"}
+    assert term.parts["rate_bits"] == pressed(logits).parts["rate_bits"]
+    assert term.loss.item() == 0
+    term.loss.backward()
+    assert logits.grad is None
+    assert ib.prior.logits.grad.abs().sum() > 0
+
+
+def test_a_deterministic_channel_has_the_rate_and_the_posterior_the_penalty():
+    logits = torch.tensor([[1.0, 0.0, 0.0, 0.0]] * 2)[:, None].requires_grad_()
+    sent = torch.tensor([[100.0, 0.0, 0.0, 0.0]] * 2)[:, None]
+    ib = InformationBottleneck("vib", beta=1.0, tokens=1, codebook=4)
+    term = ib(logits, channel=sent)
+    q = distributions.Categorical(logits=logits)
+    assert term.parts["rate_bits"].item() == pytest.approx(2.0, abs=1e-5)  # of one code under a uniform prior
+    assert term.parts["penalty"].item() == pytest.approx(math.log(4) - q.entropy().mean().item(), rel=1e-5)
+    term.loss.backward()
+    expected = torch.autograd.grad(-sent.softmax(-1).mean(0) @ ib.prior.logits.log_softmax(-1).T, ib.prior.logits)[0]
+    torch.testing.assert_close(ib.prior.logits.grad, expected)
+
+
+def test_a_relaxed_posterior_has_the_exact_penalty_and_a_softer_gradient():
+    logits = (40 * torch.eye(4))[:, None].requires_grad_()
+    ib = InformationBottleneck("dib", beta=1.0, tokens=1, codebook=4)
+    torch.nn.init.normal_(ib.prior.logits, generator=torch.Generator().manual_seed(0))
+    gradients, losses = [], []
+    for relaxation in (1.0, 20.0):
+        term = ib(Categorical(logits, relaxation))
+        losses.append(term.loss.item())
+        gradients.append(torch.autograd.grad(term.loss, logits)[0].abs().sum().item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert gradients[1] > 1000 * gradients[0]
+
+
+@pytest.mark.parametrize("kind", ["discrete", "gaussian"])
+@pytest.mark.parametrize("prior", ["marginal", "autoregressive"])
+def test_fewer_tokens_cost_what_the_first_of_all_would(kind, prior):
+    torch.manual_seed(0)
+    sizes = {"dimension": 4} | ({"codebook": 5} if kind == "discrete" else {})
+    ib = InformationBottleneck("vib", beta=1.0, gamma=0.5, tokens=3, prior=prior, text_width=6, **sizes)
+    for parameter in ib.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    logits, vectors, text = torch.randn(8, 3, 5), torch.randn(8, 3, 4), torch.randn(8, 6)
+    q = logits if kind == "discrete" else Gaussian(torch.randn(8, 3, 4), torch.randn(8, 3, 4))
+
+    def cut(count):
+        return q[:, :count] if kind == "discrete" else Gaussian(q.mean[:, :count], q.log_variance[:, :count])
+
+    found = [ib(cut(k), vectors=vectors[:, :k], text=text) for k in (1, 2, 3)]
+    kept = ib(cut(2), vectors=vectors * torch.tensor([1.0, 1.0, 0.0])[:, None], text=text)  # as a tokenizer keeps them
+    assert kept.loss == found[1].loss
+    read = ib.prior(vectors) if prior == "autoregressive" else ib.prior()
+    posterior = Categorical(q) if kind == "discrete" else q
+    rates = (posterior.code_length(read) - posterior.entropy()).mean(0).cumsum(0)
+    for term, rate in zip(found, rates, strict=True):
+        assert term.parts["penalty"].item() == pytest.approx(rate.item(), rel=1e-5)
+    padded = torch.nn.functional.pad(vectors[:, :1], (0, 0, 0, 2))
+    assert found[0].parts["consistency"].item() == pytest.approx(ib.critic(padded, text).item(), rel=1e-5)
+
+
+def test_ready_priors_all_learn_and_the_named_one_is_penalized():
+    torch.manual_seed(0)
+    logits, vectors = 3 * torch.randn(8, 2, 5), torch.randn(8, 2, 4)
+    made = {}
+    for kind in ("marginal", "autoregressive"):
+        priors = Priors(CategoricalPrior(2, 5), 2, 4)
+        for parameter in priors.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+        term = InformationBottleneck("vib", beta=1.0, prior=kind, priors=priors)(logits, vectors=vectors)
+        term.loss.backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in priors.parameters())
+        made[kind] = term.parts
+    for name in ("rate_bits", "autoregressive_rate_bits"):
+        assert made["marginal"][name] == made["autoregressive"][name]
+    for kind, name in (("marginal", "rate_bits"), ("autoregressive", "autoregressive_rate_bits")):
+        assert made[kind]["penalty"].item() / math.log(2) == pytest.approx(made[kind][name].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["vib", "hsic"])
+def test_what_gathers_and_averages_makes_parts_of_a_batch_the_whole(estimator):
+    """Two micro-batches by turns: each sees the rows of both, and the mean of their losses is that of the batch."""
+    torch.manual_seed(0)
+    settings = {"tokens": 2, "codebook": 3, "dimension": 4, "text_width": 5, "beta": 0.5, "gamma": 0.8}
+    whole = InformationBottleneck(estimator, **settings)
+    logits, vectors, text = torch.randn(12, 2, 3), torch.randn(12, 2, 4), torch.randn(12, 5)
+    inputs, has_text = torch.randn(12, 6), torch.arange(12) % 4 > 0
+    shown = {"inputs": inputs, "vectors": vectors, "text": text, "has_text": has_text}
+    wanted = whole(logits, **shown)
+    halves = []
+    for part in (slice(6), slice(6, 12)):
+
+        def gather(rows, part=part):
+            (found,) = [v for v in shown.values() if v.shape[1:] == rows.shape[1:] and torch.equal(v[part], rows)]
+            return found
+
+        ib = InformationBottleneck(estimator, gather=gather, **settings)
+        ib.load_state_dict(whole.state_dict() | {"steps": ib.steps})
+        halves.append(ib(logits[part], **{name: rows[part] for name, rows in shown.items()}))
+    torch.testing.assert_close(torch.stack([half.loss for half in halves]).mean(), wanted.loss)
+    assert all(torch.equal(half.parts["consistency"], wanted.parts["consistency"]) for half in halves)
+
+
+def test_the_average_drives_the_multiplier():
+    settings = {"beta": 0.1, "tokens": 1, "codebook": 4, "target_bits": 1.0}
+    ib = InformationBottleneck("vib", average=lambda value: 0 * value + 1, **settings)
+    assert ib(20 * torch.eye(4)[:, None]).parts["beta"].item() == pytest.approx(0.1 * math.exp(-0.05), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("where", ["inputs", "vectors", "text"])
+@pytest.mark.parametrize("bandwidth", [*BANDWIDTHS, 2.0])
+def test_vectors_that_diverge_never_look_independent(bad, where, bandwidth):
+    """As NaN, which stops a training; not as 0."""
+    torch.manual_seed(0)
+    kernels = Kernels(bandwidth=bandwidth, consistency="kernels")
+    ib = InformationBottleneck("hsic", beta=1.0, gamma=1.0, kernels=kernels)
+    shown = {"inputs": torch.randn(8, 3), "vectors": torch.randn(8, 2, 4), "text": torch.randn(8, 5)}
+    shown[where].view(-1)[7] = bad
+    term = ib(**shown)
+    assert term.loss.isnan()
+    touched = {"inputs": ["penalty"], "vectors": ["penalty", "consistency"], "text": ["consistency"]}[where]
+    assert [name for name in ("penalty", "consistency") if term.parts[name].isnan()] == touched
+
+
+@pytest.mark.parametrize("estimator", ["vib", "dib", "ceb"])
+def test_a_posterior_that_diverges_has_no_finite_penalty(estimator):
+    for bad in (math.nan, math.inf):
+        logits = torch.zeros(4, 2, 3)
+        logits[1, 0, 1] = bad
+        term = InformationBottleneck(estimator, beta=1.0, tokens=2, codebook=3)(logits, torch.zeros(4, 2, 3))
+        assert term.loss.isnan()
+        assert term.parts["rate_bits"].isnan()
 
 
 def test_a_target_lands_on_the_rate_distortion_curve():
@@ -229,7 +409,7 @@ LOGITS = torch.zeros(3, 1, 2)
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: bottleneck("vibe", **DISCRETE), "unknown estimator 'vibe': choose one of ceb, dib, hsic, vib"),
+        (lambda: bottleneck("vibe", **DISCRETE), "unknown estimator 'vibe': choose one of none, ceb, dib, hsic, vib"),
         (lambda: bottleneck(beta=-1.0, **DISCRETE), "beta must be at least 0, got -1.0"),
         (lambda: bottleneck(tokens=1), "give `tokens` and, of discrete tokens, `codebook`"),
         (lambda: bottleneck(codebook=2), "give `tokens` and"),
@@ -237,26 +417,49 @@ LOGITS = torch.zeros(3, 1, 2)
         (lambda: bottleneck(prior="autoregressive", **DISCRETE), "prior needs `dimension`"),
         (lambda: bottleneck(target_bits=0.0, **DISCRETE), "target_bits and beta must be above 0, got 0.0 and 1.0"),
         (lambda: bottleneck(beta=0.0, target_bits=4.0, **DISCRETE), "above 0, got 4.0 and 0.0"),
-        (lambda: bottleneck("hsic", target_bits=4.0), "target_bits needs a rate, and hsic has none"),
+        (lambda: bottleneck("hsic", target_bits=4.0), "target_bits needs a rate to press, and hsic has none"),
         (lambda: bottleneck(**DISCRETE)(torch.zeros(3, 2, 2)), r"logits \(B, 1, 2\), got \(3, 2, 2\)"),
         (lambda: bottleneck(**DISCRETE)(torch.zeros(3, 2)), r"logits \(B, 1, 2\), got \(3, 2\)"),
-        (lambda: bottleneck(**DISCRETE)(), r"logits \(B, 1, 2\), got NoneType"),
+        (lambda: bottleneck(**DISCRETE)(), r"vib needs `posterior` \(q\(z\|x\)\)"),
         (lambda: bottleneck(**DISCRETE)(Gaussian(LOGITS, LOGITS)), r"logits \(B, 1, 2\), got Gaussian"),
         (lambda: bottleneck(**CONTINUOUS)(LOGITS), r"Gaussian\(mean, log_variance\), each \(B, 1, 2\), got Tensor"),
         (lambda: bottleneck(**CONTINUOUS)(Gaussian(LOGITS, torch.zeros(2))), r"each \(B, 1, 2\), got \(2,\)"),
-        (lambda: bottleneck("ceb", **DISCRETE)(LOGITS), "ceb needs `conditional`"),
+        (lambda: bottleneck("ceb", **DISCRETE)(LOGITS), r"ceb needs `posterior` .* and `conditional` \(what the gen"),
         (lambda: bottleneck("ceb", **DISCRETE)(LOGITS, LOGITS[:, :, :1]), r"`conditional` must be logits"),
         (
             lambda: bottleneck(prior="autoregressive", **CONTINUOUS)(Gaussian(LOGITS, LOGITS)),
-            r"prior needs `vectors` \(B, 1, 2\), got None",
+            r"the autoregressive prior needs `vectors` \(the tokens that flowed\)",
         ),
-        (lambda: bottleneck(consistency=-1.0, **DISCRETE), "consistency must be at least 0, got -1.0"),
-        (lambda: bottleneck(consistency=1.0, text_width=3, **DISCRETE), "consistency needs `tokens`, `dimension` and"),
         (
-            lambda: bottleneck(consistency=1.0, text_width=3, dimension=2, **DISCRETE)(LOGITS),
-            "consistency needs `vectors` and `text`",
+            lambda: bottleneck(prior="autoregressive", **CONTINUOUS)(
+                Gaussian(LOGITS, LOGITS), vectors=LOGITS[:, :, :1]
+            ),
+            r"`vectors` must be \(B, 1, 2\) or of fewer tokens, got \(3, 1, 1\)",
         ),
-        (lambda: bottleneck("hsic")(LOGITS), "hsic needs `inputs` and `vectors`"),
+        (
+            lambda: bottleneck(prior="autoregressive", tokens=2, dimension=2)(
+                Gaussian(*[torch.zeros(3, 2, 2)] * 2), vectors=LOGITS
+            ),
+            "`vectors` are of 1 tokens, the posterior is of 2",
+        ),
+        (
+            lambda: bottleneck("ceb", tokens=2, codebook=2)(torch.zeros(3, 2, 2), LOGITS),
+            r"`conditional` must be logits \(B, 2, 2\), got \(3, 1, 2\)",
+        ),
+        (lambda: bottleneck("none", **DISCRETE), "'none' has no penalty for beta 1.0 to weigh: set beta to 0"),
+        (lambda: bottleneck("none", beta=0.0, target_bits=3.0, **DISCRETE), "needs a rate to press, and none has none"),
+        (lambda: bottleneck(warmup=-1, **DISCRETE), "warmup must be at least 0, got -1"),
+        (
+            lambda: bottleneck(tokens=3, priors=Priors(CategoricalPrior(2, 5), 2, 4)),
+            "tokens is 3, but 2 in `priors`: leave it out",
+        ),
+        (lambda: bottleneck(gamma=-1.0, **DISCRETE), "gamma must be at least 0, got -1.0"),
+        (lambda: bottleneck(gamma=1.0, text_width=3, **DISCRETE), "gamma needs `tokens`, `dimension` and"),
+        (
+            lambda: bottleneck(gamma=1.0, text_width=3, dimension=2, **DISCRETE)(LOGITS),
+            r"consistency needs `vectors` \(the tokens that flowed\) and `text`",
+        ),
+        (lambda: bottleneck("hsic")(LOGITS), r"hsic needs `inputs` \(the images .* and `vectors`"),
         (lambda: bottleneck("hsic")(inputs=LOGITS, vectors=LOGITS), "needs at least 4 rows, got 3"),
     ],
 )

@@ -14,7 +14,7 @@ from PIL import Image
 from infotok.data.arrow import read_manifest, read_split
 from infotok.errors import InfotokError
 from infotok.evaluation.blind import Guess
-from infotok.training.batches import check_images
+from infotok.training.order import check_images
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("INFOTOK_SHARED_DATA", ROOT.parent / "shared" / "data"))

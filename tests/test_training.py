@@ -11,22 +11,24 @@ from tiny import Stopped
 from infotok.data.sources import scenes
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.data.texts import pad
-from infotok.examiners.perceptual import Perceptual
+from infotok.examiners.perceptual import Distortion, Perceptual
 from infotok.information.kernels import Kernels
 from infotok.models import family_names
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.family import family_class
 from infotok.models.unified import UnifiedModel
+from infotok.random import stream
 from infotok.tokenizer.base import TokenizerConfig
 from infotok.tokenizer.passes import through
 from infotok.training import loop
-from infotok.training.batches import Batches, order
+from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
+from infotok.training.order import order
 from infotok.training.pretrain import PretrainConfig, pretrain
-from infotok.training.runtime import stream
 
 CPU = torch.device("cpu")
+PIXELS = Distortion(pixel=1.0, perceptual=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,7 @@ def codec(split):
 
 
 def batches(split, codec, **changes):
-    settings = {"batch": 16, "questions": 2, "caption_dropout": 0.1, "seed": 0, "describe": True} | changes
-    return Batches(split, codec, **settings)
+    return Batches(split, codec, JointConfig(batch=16, **changes), seed=0)
 
 
 def test_every_image_comes_once_an_epoch_in_a_new_order():
@@ -151,18 +152,18 @@ def small_tokenizer(seed=0, family="ar", **changes):
 
 
 def pretrain_config(**changes):
-    settings = {"steps": 50, "batch": 16, "learning_rate": 0.003, "warmup": 3, "usage_weight": 0.01, "pixel": 1.0}
-    return PretrainConfig(**settings | {"revive_every": 5, "perceptual": 0.0, "precision": "fp32"} | changes)
+    settings = {"steps": 50, "batch": 16, "warmup": 3, "usage_weight": 0.01, "revive_every": 5, "precision": "fp32"}
+    return PretrainConfig(**settings | changes)
 
 
 @pytest.mark.parametrize("family", ["ar", "flow"])
 def test_a_resumed_pretraining_with_revivals_is_the_undisturbed_one(split, tmp_path, family):
-    config = pretrain_config()
+    config = pretrain_config(checkpoint_every=29)
 
     def pretrained(checkpoints=None, observe=lambda step, values: None):
         tokenizer = small_tokenizer(family=family, logit_scale=200.0, nested_dropout=0.5)
         judge = Perceptual({"shape": 4})
-        settings = {"checkpoints": checkpoints, "checkpoint_every": 29, "observe": observe}
+        settings = {"checkpoints": checkpoints, "observe": observe, "distortion": PIXELS}
         return tokenizer, pretrain(tokenizer, judge, split.images, config, seed=0, device=CPU, **settings)
 
     def interrupt(step, values):
@@ -204,20 +205,29 @@ def joint_model(codec, family="ar", **changes):
     return UnifiedModel(family, tokenizer, backbone)
 
 
-def joint_config(**changes):
-    settings = {"estimator": "none", "beta": 0.0, "steps": 30, "learning_rate": 0.01, "tokenizer_learning_rate": 0.01}
-    settings |= {"prior_learning_rate": 0.1, "warmup": 3, "final_fraction": 0.1, "beta_warmup": 0.3, "clip": 1.0}
-    settings |= {"weight_decay": 0.0, "understanding": 1.0, "generation": 1.0, "reconstruction": 1.0, "pixel": 1.0}
-    settings |= {"target_bits": 0.0, "consistency": 0.0, "prior": "marginal", "kernels": Kernels()}
-    return JointConfig(**settings | {"perceptual": 0.0, "ema": 0.0, "precision": "fp32"} | changes)
+ARM = ("estimator", "beta", "gamma", "kernels", "distortion")
 
 
 def trained_jointly(
-    split, codec, checkpoints=None, observe=lambda step, values: None, source=None, family="ar", **changes
+    split, codec, checkpoints=None, observe=lambda step, values: None, source=None, family="ar", model=None, **changes
 ):
-    model, judge = joint_model(codec, family), Perceptual({"shape": 4})
-    settings = {"seed": 0, "device": CPU, "checkpoints": checkpoints, "checkpoint_every": 10, "observe": observe}
-    return model, train_jointly(model, judge, source or batches(split, codec), joint_config(**changes), **settings)
+    """Train a small model; changes: of the arm and of JointConfig."""
+    settings = {"steps": 30, "learning_rate": 0.01, "tokenizer_learning_rate": 0.01, "prior_learning_rate": 0.1}
+    settings |= {"warmup": 3, "final_fraction": 0.1, "weight_decay": 0.0, "precision": "fp32", "checkpoint_every": 10}
+    arm = {"distortion": PIXELS} | {name: changes.pop(name) for name in ARM if name in changes}
+    model, judge = model or joint_model(codec, family), Perceptual({"shape": 4})
+    history = train_jointly(
+        model,
+        judge,
+        source or batches(split, codec),
+        JointConfig(**settings | changes),
+        **arm,
+        seed=0,
+        device=CPU,
+        checkpoints=checkpoints,
+        observe=observe,
+    )
+    return model, history
 
 
 class Recorded:
@@ -301,8 +311,8 @@ def test_the_prior_learns_the_codes_frequencies(split, codec):
 
 ARMS = {
     "ar": {"estimator": "ceb", "beta": 0.1, "ema": 0.9},
-    "mask": {"estimator": "vib", "beta": 0.01, "target_bits": 8.0, "consistency": 0.1, "prior": "autoregressive"},
-    "flow": {"estimator": "hsic", "beta": 1.0, "consistency": 0.1, "kernels": Kernels(estimator="rff")},
+    "mask": {"estimator": "vib", "beta": 0.01, "target_bits": 8.0, "gamma": 0.1, "prior": "autoregressive"},
+    "flow": {"estimator": "hsic", "beta": 1.0, "gamma": 0.1, "kernels": Kernels(estimator="rff")},
 }
 
 
@@ -328,12 +338,12 @@ def test_a_resumed_joint_run_is_the_undisturbed_one(split, codec, tmp_path, fami
 @pytest.mark.parametrize(("family", "target"), [("ar", 7.0), ("mask", 7.0), ("flow", 20.0)])
 def test_training_with_a_target_drives_the_rate_of_a_pretrained_tokenizer_to_it(split, codec, family, target):
     model, judge = joint_model(codec, family), Perceptual({"shape": 4})
-    config = pretrain_config(steps=120, learning_rate=0.005, usage_weight=0.02, revive_every=20, pixel=10.0)
-    pretrain(model.tokenizer, judge, split.images, config, seed=0, device=CPU)
-    arm = {"estimator": "vib", "beta": 0.05, "target_bits": target, "pixel": 10.0}
+    config = pretrain_config(steps=120, learning_rate=0.005, usage_weight=0.02, revive_every=20)
+    distortion = Distortion(pixel=10.0, perceptual=0.0)
+    pretrain(model.tokenizer, judge, split.images, config, seed=0, device=CPU, distortion=distortion)
+    arm = {"estimator": "vib", "beta": 0.05, "target_bits": target, "distortion": distortion}
     rates = {"learning_rate": 0.005, "tokenizer_learning_rate": 0.005}
-    config = joint_config(steps=220, **arm, **rates)
-    history = train_jointly(model, judge, batches(split, codec), config, seed=0, device=CPU)
+    _, history = trained_jointly(split, codec, model=model, steps=220, **arm, **rates)
     assert history[0]["rate_bits"] > 1.2 * target
     assert np.mean([line["rate_bits"] for line in history[-3:]]) == pytest.approx(target, rel=0.08)
     assert history[0]["beta"] != history[-1]["beta"]
@@ -350,7 +360,7 @@ def test_the_chosen_prior_is_the_one_whose_rate_is_penalized(split, codec, prior
 @pytest.mark.parametrize("estimator", ["vib", "hsic"])
 def test_consistency_is_subtracted_and_rises_with_beta(split, codec, estimator, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    arm = {"estimator": estimator, "beta": 0.5, "consistency": 0.2, "beta_warmup": 0.8, "steps": 5}
+    arm = {"estimator": estimator, "beta": 0.5, "gamma": 0.2, "beta_warmup": 0.8, "steps": 5}
     _, history = trained_jointly(split, codec, **arm)
     for line, rise in zip(history, (0.25, 0.5, 0.75, 1.0, 1.0), strict=True):
         expected = line["understanding"] + line["generation"] + line["reconstruction"]
@@ -362,7 +372,7 @@ def test_consistency_is_subtracted_and_rises_with_beta(split, codec, estimator, 
 @pytest.mark.parametrize("estimator", ["vib", "hsic"])
 def test_a_batch_whose_captions_are_all_dropped_has_no_consistency(split, codec, estimator):
     source = batches(split, codec, caption_dropout=1.0)
-    arm = {"estimator": estimator, "beta": 0.1, "consistency": 0.2, "steps": 1}
+    arm = {"estimator": estimator, "beta": 0.1, "gamma": 0.2, "steps": 1}
     (line,) = trained_jointly(split, codec, source=source, **arm)[1]
     assert line["consistency"] == 0
     assert math.isfinite(line["loss"])

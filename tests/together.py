@@ -12,7 +12,7 @@ from infotok.data.sources import scenes
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.distributed import ALONE, join, leave
 from infotok.errors import InfotokError
-from infotok.examiners.perceptual import Perceptual
+from infotok.examiners.perceptual import Distortion, Perceptual
 from infotok.information.kernels import Kernels
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.unified import UnifiedModel
@@ -25,7 +25,7 @@ from infotok.training.pretrain import PretrainConfig, pretrain
 CPU = torch.device("cpu")
 BATCH, STEPS = 12, 6
 FAMILIES = ("ar", "mask", "flow")
-CONSISTENT = {"consistency": 0.5, "caption_dropout": 0.4}  # so many dropped captions that processes differ in number
+CONSISTENT = {"gamma": 0.5, "caption_dropout": 0.4}  # so many dropped captions that processes differ in number
 RANDOM = Kernels(estimator="rff", consistency="kernels")
 ARMS = {
     "none": {},
@@ -34,12 +34,11 @@ ARMS = {
     "hsic": {"estimator": "hsic", "beta": 1.0, **CONSISTENT},
     "kernels": {"estimator": "hsic", "beta": 1.0, "kernels": RANDOM, **CONSISTENT},
 }
-JOINT = {
-    "estimator": "none", "beta": 0.0, "target_bits": 0.0, "consistency": 0.0, "prior": "marginal", "kernels": Kernels(),
-    "steps": STEPS, "learning_rate": 0.01, "tokenizer_learning_rate": 0.01, "prior_learning_rate": 0.1, "warmup": 1,
-    "final_fraction": 0.1, "beta_warmup": 0.3, "clip": 1.0, "weight_decay": 0.0, "understanding": 1.0,
-    "generation": 1.0, "reconstruction": 1.0, "pixel": 1.0, "perceptual": 0.5, "ema": 0.0, "precision": "fp32",
-}  # fmt: skip
+JOINT = JointConfig(
+    steps=STEPS, batch=BATCH, learning_rate=0.01, tokenizer_learning_rate=0.01, prior_learning_rate=0.1, warmup=1,
+    final_fraction=0.1, weight_decay=0.0, precision="fp32", checkpoint_every=2,
+)  # fmt: skip
+DISTORTION = Distortion(pixel=1.0)
 
 
 def material():
@@ -54,26 +53,26 @@ def joint(split, codec, family, arm, world=ALONE, **settings):
     torch.manual_seed(1)
     backbone = Backbone.create(BackboneConfig(name="llama", width=16, layers=1, heads=2), codec.vocabulary)
     model = UnifiedModel(family, tokenizer(family=family, nested_dropout=0.5), backbone)
-    config = JOINT | ARMS[arm]
-    texts = {"questions": 2, "describe": True, "caption_dropout": config.pop("caption_dropout", 0.1)}
-    batches = Batches(split, codec, batch=BATCH, seed=0, world=world, **texts)
+    changes = dict(ARMS[arm])
+    settings |= {name: changes.pop(name) for name in ("estimator", "beta", "gamma", "kernels") if name in changes}
+    config = JOINT.model_copy(update=changes)
+    batches = Batches(split, codec, config, seed=0, world=world)
     torch.manual_seed(2)
     perceptual = Perceptual({"shape": 4})
-    history = train_jointly(
-        model, perceptual, batches, JointConfig(**config), seed=0, device=CPU, world=world, **settings
-    )
-    return model, history
+    shared = {"seed": 0, "device": CPU, "distortion": DISTORTION, "world": world}
+    return model, train_jointly(model, perceptual, batches, config, **shared, **settings)
 
 
 def pretrained(split, family, world=ALONE, revive_every=3):
     made = tokenizer(family=family, codebook=64, logit_scale=200.0, nested_dropout=0.5)
     config = PretrainConfig(
         steps=12, batch=BATCH, learning_rate=0.003, warmup=2, usage_weight=0.05, revive_every=revive_every,
-        pixel=1.0, perceptual=0.5, precision="fp32",
+        precision="fp32",
     )  # fmt: skip
     torch.manual_seed(2)
     perceptual = Perceptual({"shape": 4})
-    return made, pretrain(made, perceptual, split.images, config, seed=0, device=CPU, world=world)
+    settings = {"seed": 0, "device": CPU, "distortion": DISTORTION, "world": world}
+    return made, pretrain(made, perceptual, split.images, config, **settings)
 
 
 def interrupt(step, values):
@@ -114,8 +113,8 @@ def all_of_it(world, folder):
     if world.size == 1:
         return
     with contextlib.suppress(Stopped):
-        kept = {"checkpoints": Checkpoints(folder / f"kept-{world.rank}"), "checkpoint_every": 2}
-        joint(split, codec, "mask", "vib", world, observe=interrupt, **kept)
+        kept = Checkpoints(folder / f"kept-{world.rank}")
+        joint(split, codec, "mask", "vib", world, observe=interrupt, checkpoints=kept)
     kept = {"checkpoints": Checkpoints(folder / "spoiled"), "checkpoint_every": 2}
     said = {"unlike": complaint(world), "spoiled": complaint(world, spoil=1, **kept)}
     (folder / f"said-{world.rank}.json").write_text(json.dumps(said))

@@ -12,7 +12,8 @@ from infotok.examiners.judge import Judge
 from infotok.examiners.matching import Matcher
 from infotok.models.family import Sampling
 from infotok.models.unified import UnifiedModel
-from infotok.training.runtime import autocast, stream
+from infotok.random import Purpose, stream
+from infotok.training.runtime import autocast
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def draw(
     device, out = next(model.parameters()).device, []
     for start in range(0, len(captions), batch):
         ids, valid = encode_captions(captions[start : start + batch], codec)
-        generator = stream(device, seed, start, 7)
+        generator = stream(device, seed, start, Purpose.DRAWING)
         with autocast(device, precision):
             tokens = model.family.draw(
                 model.backbone, model.tokenizer, ids.to(device), valid.to(device), sampling, generator

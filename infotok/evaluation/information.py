@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,11 +13,12 @@ from infotok.data.texts import encode_captions
 from infotok.information.bounds import information_bounds
 from infotok.information.channel import Channel
 from infotok.information.kernels import Kernels
+from infotok.information.units import NATS_PER_BIT
 from infotok.models.unified import UnifiedModel
+from infotok.random import Purpose, stream
 from infotok.tokenizer.base import Tokens
-from infotok.training.runtime import autocast, stream
+from infotok.training.runtime import autocast
 
-NATS = math.log(2)  # nats in a bit
 BOUND_IMAGES = 1000  # the lower bound cannot exceed log2 of it
 
 
@@ -44,11 +42,11 @@ def channel_information(model: UnifiedModel, train: Channel, test: Channel, toke
     some = slice(BOUND_IMAGES)
     lower, upper = information_bounds(test[some].cross_log_prob(tokens[some].values))
     return {
-        "information/rate_bits": rate / NATS,
-        "information/autoregressive_rate_bits": tighter / NATS,
-        "information/posterior_entropy_bits": entropy / NATS,
-        "information/lower_bits": lower.item() / NATS,
-        "information/upper_bits": min(upper.item(), rate, tighter) / NATS,
+        "information/rate_bits": rate / NATS_PER_BIT,
+        "information/autoregressive_rate_bits": tighter / NATS_PER_BIT,
+        "information/posterior_entropy_bits": entropy / NATS_PER_BIT,
+        "information/lower_bits": lower.item() / NATS_PER_BIT,
+        "information/upper_bits": min(upper.item(), rate, tighter) / NATS_PER_BIT,
         "information/capacity_bits": model.tokenizer.capacity_bits,
         **{f"information/{name}": value for name, value in model.tokenizer.health(tokens, test).items()},
     }
@@ -65,10 +63,10 @@ def generator_code_length(
         ids, valid = encode_captions(captions[start : start + batch], codec)
         part = tokens[start : start + batch]
         with autocast(device, precision):
-            predicted = model.predict(part, ids.to(device), valid.to(device), stream(device, start, 9))
+            predicted = model.predict(part, ids.to(device), valid.to(device), stream(device, start, Purpose.PREDICTION))
         length = -predicted.distribution.log_prob(part.values)
         total += (length if predicted.weight is None else length * predicted.weight).sum().item()
-    return total / len(captions) / NATS
+    return total / len(captions) / NATS_PER_BIT
 
 
 @torch.no_grad()
@@ -81,8 +79,8 @@ def dependences(
     for row, caption in enumerate(captions):
         words[row, codec.encode(caption)] = 1.0
     pixels = torch.from_numpy(images.copy()).to(vectors.device).float() / 255
-    generator = stream(vectors.device, 0, 10)
-    exact = dataclasses.replace(kernels, normalized=True)
+    generator = stream(vectors.device, 0, Purpose.DEPENDENCE)
+    exact = kernels.model_copy(update={"normalized": True})
     return {
         "information/dependence": exact.dependence(pixels, vectors, generator).item(),
         "information/dependence_text": exact.dependence(words, vectors, generator).item(),
@@ -152,7 +150,7 @@ def usable_bits(
                 shares = torch.bincount(values, minlength=sizes[name]).double() / len(values)
                 entropy = -(shares[shares > 0] * shares[shares > 0].log()).sum().item()
                 gain = entropy - F.cross_entropy(out[defined, slot], values).item()
-                total += max(0.0, gain) / NATS * len(values) / len(truth)
+                total += max(0.0, gain) / NATS_PER_BIT * len(values) / len(truth)
             bits[name] = total
     return bits
 

@@ -11,6 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok.options import Positive, Section, Weight
+
+
+class Distortion(Section):
+    """Section `reconstruction`: D(x, dec(z)) = pixel * (MSE + perceptual * distance of perceptual features)."""
+
+    pixel: Positive = 10.0
+    perceptual: Weight = 0.5
+
 
 class Perceptual(nn.Module):
     """Four convolutions whose normalized maps compare two images, as LPIPS (Zhang et al. 2018) does."""
@@ -62,9 +71,9 @@ class Perceptual(nn.Module):
             return torch.stack(distances).sum()
 
 
-def perceptual_distortion(perceptual: Perceptual, out: Tensor, images: Tensor, pixel: float, weight: float):
-    """pixel * (MSE + weight * feature distance), the distortion D(x, dec(z)) of the objective (scalar)."""
+def perceptual_distortion(perceptual: Perceptual, out: Tensor, images: Tensor, distortion: Distortion) -> Tensor:
+    """`Distortion` of reconstructions and images (B, 3, S, S), mean over the batch (scalar)."""
     distance = F.mse_loss(out.float(), images)
-    if weight:
-        distance = distance + weight * perceptual.distance(out, images)
-    return pixel * distance
+    if distortion.perceptual:
+        distance = distance + distortion.perceptual * perceptual.distance(out, images)
+    return distortion.pixel * distance

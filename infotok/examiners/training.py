@@ -16,10 +16,10 @@ from infotok.data.texts import encode_captions
 from infotok.examiners.attributes import attribute_loss
 from infotok.examiners.matching import Towers, contrastive_loss, draw_text
 from infotok.examiners.reading import ATTRIBUTES
-from infotok.training.batches import order
+from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
-from infotok.training.runtime import stream
+from infotok.training.order import order
 
 WEIGHT_DECAY = 0.1  # of training by contrast, which soon knows a small data set by heart
 TOKEN_DROPOUT = 0.1

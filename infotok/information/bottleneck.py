@@ -1,11 +1,12 @@
-"""The regularizer by itself, for a tokenizer and a training loop of your own.
+"""The regularizer: beta * estimate of I(X;Z) - gamma * estimate of I(Z;T), for the tokens of any tokenizer.
 
-Shapes: B images, K tokens, C codes, D dimensions of a feature. Information in nats, summed over the tokens of an image.
+Joint training here (`infotok.training.joint`) and a training loop of your own call the same module.
+Shapes: B images, K tokens, C codes, D dimensions of a token. Information in nats, summed over the tokens of an image.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +16,27 @@ from infotok.information.channel import Categorical, Channel, Gaussian
 from infotok.information.consistency import InfoNCE
 from infotok.information.kernels import Kernels
 from infotok.information.multiplier import Multiplier
-from infotok.information.objective import Observed, code_cost, estimator_names, penalty_of
-from infotok.information.priors import KINDS, AutoregressivePrior, CategoricalPrior, GaussianPrior
+from infotok.information.objective import NONE, Observed, code_cost, contrast, load_estimator
+from infotok.information.priors import KINDS, AutoregressivePrior, CategoricalPrior, GaussianPrior, Priors, padded
+from infotok.information.units import NATS_PER_BIT
+from infotok.random import Purpose, stream
 
-NATS = math.log(2)  # nats in a bit
+FEWEST_TEXTS = 4  # that consistency needs, over all processes: fewer, after caption dropout, say nothing of it
+INPUTS = {
+    "posterior": "q(z|x)",
+    "conditional": "what the generator says of these tokens given their text",
+    "inputs": "the images that the tokens are compared with",
+    "vectors": "the tokens that flowed",
+    "text": "states of the images' texts",
+}
 
 
 @dataclass
 class Regularization:
-    """loss: add it to yours (scalar). parts: `penalty` and `beta`, but for hsic `rate_bits` and `code_length_bits`, and
-    where it is asked for `consistency`, per image, detached, for the log."""
+    """loss: add it to yours (scalar). parts: scalars for the log, detached: `penalty` and `beta`, and for hsic
+    `penalty_independent`, what so few images would give if images and tokens were independent; of the prior
+    `rate_bits` and `code_length_bits` per image; of several priors the others' rates too, named after them; with gamma
+    `consistency`."""
 
     loss: Tensor
     parts: dict[str, Tensor]
@@ -47,166 +59,250 @@ def posterior_logits(features: Tensor, codebook: Tensor) -> Tensor:
     return (-squared / (2 * variance)).view(*features.shape[:2], -1)
 
 
-class InformationBottleneck(nn.Module):
-    """beta * estimate of I(X;Z) for the tokens of any tokenizer, with a prior of its own.
+def itself(value: Tensor) -> Tensor:
+    """What gathers rows or averages values where there is one process."""
+    return value
 
-    Put its parameters, the prior's, into an optimizer: the prior learns what tokens are frequent by a loss whose
-    gradient reaches nothing else. Where the tokenizer is frozen the term has no gradient to give: it takes what comes
-    before quantization, never ids.
+
+class InformationBottleneck(nn.Module):
+    """beta * estimate of I(X;Z) - gamma * estimate of I(Z;T), with a prior and a critic of its own.
+
+    Put its parameters into an optimizer: the prior learns what tokens are frequent by a loss whose gradient reaches
+    nothing else, the critic to tell from tokens which text is theirs. Where the tokenizer is frozen the term has no
+    gradient to give: it takes what comes before quantization, never ids.
 
     Args:
         estimator: `vib` (rate; for a channel that samples its tokens), `dib` (code length; also for a deterministic
-            quantizer), `ceb` (code length under your generator's own p(z | text)) or `hsic` (kernel dependence of
-            inputs and token vectors, without a prior). The code length of Gaussian tokens falls with their scale:
-            unless your tokenizer bounds their noise from below, take `vib`.
+            quantizer), `ceb` (code length under your generator's own p(z | text)), `hsic` (kernel dependence of
+            inputs and token vectors, without a prior), or `none`: the baseline, whose prior learns and tells the rate.
+            The code length of Gaussian tokens falls with their scale: unless your tokenizer bounds their noise from
+            below, take `vib`.
         beta: loss per nat per image, or per unit of dependence.
+        gamma: reward per nat of a learned lower bound on I(tokens; text), or with `kernels.consistency` per unit of
+            dependence. A batch of fewer than four texts has none. text_width: of the text states.
         tokens: K. codebook: C of discrete tokens. dimension: D of Gaussian tokens; of discrete ones, D of their
-            vectors, which the autoregressive prior and consistency need.
+            vectors, which the autoregressive prior and the learned bound need.
         prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other.
-        warmup: training steps over which beta rises linearly from 0, or the target comes down from the first rate.
+        priors: ready ones instead of one of its own. All of them learn, whatever the estimator, and the penalty uses
+            the one that `prior` names.
+        warmup: training steps over which beta and gamma rise linearly from 0, or the target comes down from the first
+            rate. A call in training mode is a step.
         target_bits: drive the rate to these bits per image by a multiplier that starts at beta.
         kernels: of hsic.
-        consistency: reward per nat of a learned lower bound on I(tokens; text), whose critic is a part of this module.
-            text_width: of the text states that it compares the tokens with.
+        gather: where several processes, or micro-batches, share a batch: gives the rows of all from those of this one,
+            differentiable. average: gives the mean of a value over processes; the loss is to be averaged likewise.
 
     Raises:
         ValueError: the estimator is unknown, sizes are missing, or two settings exclude each other.
     """
+
+    steps: Tensor
 
     def __init__(
         self,
         estimator: str = "dib",
         *,
         beta: float,
+        gamma: float = 0.0,
         tokens: int | None = None,
         codebook: int | None = None,
         dimension: int | None = None,
         prior: str = "marginal",
-        warmup: int = 0,
+        priors: Priors | None = None,
+        warmup: float = 0,
         target_bits: float | None = None,
         kernels: Kernels = Kernels(),
-        consistency: float = 0.0,
         text_width: int | None = None,
+        gather: Callable[[Tensor], Tensor] = itself,
+        average: Callable[[Tensor], Tensor] = itself,
     ):
         super().__init__()
-        if estimator not in estimator_names():
-            raise ValueError(f"unknown estimator {estimator!r}: choose one of {', '.join(estimator_names())}")
-        if not beta >= 0:
-            raise ValueError(f"beta must be at least 0, got {beta}")
-        self.estimator, self.beta, self.warmup, self.kernels = estimator, beta, warmup, kernels
+        self.estimator = load_estimator(estimator)
+        for name, value in (("beta", beta), ("gamma", gamma), ("warmup", warmup)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if estimator == NONE and beta:
+            raise ValueError(f"estimator 'none' has no penalty for beta {beta} to weigh: set beta to 0")
+        if prior not in KINDS:
+            raise ValueError(f"unknown prior {prior!r}: choose one of {', '.join(KINDS)}")
+        self.name, self.beta, self.gamma, self.warmup, self.kernels = estimator, beta, gamma, warmup, kernels
+        self.gather, self.average, self.kind = gather, average, prior
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        if priors is not None:
+            sizes = {"tokens": (tokens, priors.tokens), "dimension": (dimension, priors.dimension)}
+            sizes["codebook"] = (codebook, priors.codebook)
+            for name, (wanted, own) in sizes.items():
+                if wanted not in (None, own):
+                    raise ValueError(f"{name} is {wanted}, but {own} in `priors`: leave it out")
+            tokens, dimension, codebook = priors.tokens, priors.dimension, priors.codebook
+        self.tokens, self.codebook, self.dimension = tokens, codebook, dimension
+        self.priors, self.prior = priors, None
+        if priors is None and "posterior" in self.estimator.needs:
+            self.prior = _make_prior(prior, tokens, codebook, dimension)
+        learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
+        self.critic = self._make_critic(text_width) if gamma and learned else None
+        self.learns = self.prior is not None or self.priors is not None
         self.multiplier = None if target_bits is None else self._make_multiplier(target_bits)
-        self.prior = None if estimator == "hsic" else _make_prior(prior, tokens, codebook, dimension)
-        self.kind, self.sizes = (
-            (Gaussian, (tokens, dimension)) if codebook is None else (Categorical, (tokens, codebook))
-        )
-        self.read = (tokens, dimension)  # what the autoregressive prior reads of an image
-        self.consistency = consistency
-        self.critic = self._make_critic(text_width) if consistency else None
+        self.needs = {estimator: [name for name in self.estimator.needs if name in INPUTS]}
+        if gamma:
+            self.needs["consistency"] = ["vectors", "text"]
+        if priors is not None:
+            self.needs["learning `priors`"] = ["posterior", "vectors"]
+        elif isinstance(self.prior, AutoregressivePrior):
+            self.needs["the autoregressive prior"] = ["vectors"]
 
     def _make_multiplier(self, target_bits: float) -> Multiplier:
-        if self.estimator == "hsic":
-            raise ValueError("target_bits needs a rate, and hsic has none: choose another estimator")
+        if self.estimator.penalty is None or not self.learns:
+            raise ValueError(f"target_bits needs a rate to press, and {self.name} has none: choose another estimator")
         if not (target_bits > 0 and self.beta > 0):
             raise ValueError(f"target_bits and beta must be above 0, got {target_bits} and {self.beta}")
-        return Multiplier(target_bits, self.beta, self.warmup)
+        return Multiplier(target_bits, self.beta, round(self.warmup))
 
     def _make_critic(self, text_width: int | None) -> InfoNCE:
-        if not self.consistency > 0:
-            raise ValueError(f"consistency must be at least 0, got {self.consistency}")
-        if None in (*self.read, text_width):
-            raise ValueError("consistency needs `tokens`, `dimension` and `text_width`, the sizes of what it compares")
-        return InfoNCE(*self.read, text_width)
+        if self.tokens is None or self.dimension is None or text_width is None:
+            raise ValueError("gamma needs `tokens`, `dimension` and `text_width`, the sizes of what it compares")
+        return InfoNCE(self.tokens, self.dimension, text_width)
 
     def forward(
         self,
         posterior: Tensor | Channel | None = None,
         conditional: Tensor | Channel | None = None,
         *,
+        channel: Tensor | Channel | None = None,
+        weight: Tensor | None = None,
         inputs: Tensor | None = None,
         vectors: Tensor | None = None,
         text: Tensor | None = None,
+        has_text: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Regularization:
         """The term of one step; in training mode it counts the step for warm-up or multiplier.
 
+        Images may have fewer than K tokens, the first k of them: everything is then (B, k, ...).
+
         Args:
-            posterior: q(z|x), logits (B, K, C) of discrete tokens or `Gaussian(mean, log_variance)`, each (B, K, D).
+            posterior: q(z|x), logits (B, K, C) of discrete tokens, `Categorical` of them with the relaxation of the
+                channel's backward pass, or `Gaussian(mean, log_variance)`, each (B, K, D).
             conditional: what your generator says of the same tokens given their text, for `ceb`, in the same form; its
                 gradients are stopped.
-            vectors: (B, K, D), the tokens that flowed, for `hsic`, the autoregressive prior and consistency.
+            channel: the distribution that tokens really follow where that is not the posterior, as in a deterministic
+                quantizer: the priors learn from it, and it has the rate.
+            weight: (B, K), how often the code length of each token counts, for `ceb`.
+            vectors: (B, K, D), the tokens that flowed, for `hsic`, the autoregressive prior and gamma.
             inputs: (B, ...), the images that `hsic` compares them with.
-            text: (B, text_width), states of the images' texts, for consistency; its gradients are stopped.
+            text: (B, text_width), states of the images' texts, for gamma; its gradients are stopped.
+            has_text: (B,) bool, False where an image has no text or it was dropped; None: all have one.
+            generator: draws what kernel dependence draws, alike in all processes; None: one seeded by the step.
 
         Raises:
             ValueError: something is missing, or has a shape that does not belong to this tokenizer.
         """
-        term = self._compression(posterior, conditional, inputs, vectors)
-        if self.critic is None:
-            return term
-        if text is None or vectors is None:
-            raise ValueError("consistency needs `vectors` and `text`, the tokens that flowed and the texts' states")
-        gain = self.critic(vectors, text.detach())
-        return Regularization(term.loss - self.consistency * gain, term.parts | {"consistency": gain.detach()})
-
-    def _compression(
-        self,
-        posterior: Tensor | Channel | None,
-        conditional: Tensor | Channel | None,
-        inputs: Tensor | None,
-        vectors: Tensor | None,
-    ) -> Regularization:
-        """beta * penalty, and the prior's own loss."""
-        if self.prior is None:
-            if inputs is None or vectors is None:
-                raise ValueError("hsic needs `inputs` and `vectors`, the images and the vectors of their tokens")
-            cost = penalty_of("hsic")(Observed(images=inputs, vectors=vectors, kernels=self.kernels))
-            beta = self._next_beta(cost)
-            return Regularization(beta * cost, {"penalty": cost.detach(), "beta": beta})
-        q = self._channel(posterior, "the posterior")
-        if self.estimator == "ceb" and conditional is None:
-            raise ValueError("ceb needs `conditional`, what the generator says of these tokens given their text")
-        given = None if conditional is None else self._channel(conditional, "`conditional`").detach()
-        r = self.prior(self._read(vectors))
-        cost = penalty_of(self.estimator)(Observed(posterior=q, prior=r.detach(), conditional=given))
-        length = code_cost(q.detach(), r, entropy_weight=0.0)
-        with torch.no_grad():
-            rate = code_cost(q, r, entropy_weight=1.0) / NATS
-        beta = self._next_beta(rate)
-        bits = {"rate_bits": rate, "code_length_bits": length.detach() / NATS}
-        return Regularization(beta * cost + length - length.detach(), {"penalty": cost.detach(), "beta": beta} | bits)
-
-    def _next_beta(self, rate_bits: Tensor) -> Tensor:
-        if self.multiplier is not None:
-            return self.multiplier.update(rate_bits) if self.training else self.multiplier.log_beta.exp()
+        given = {"posterior": posterior, "conditional": conditional, "inputs": inputs, "vectors": vectors, "text": text}
+        for who, names in self.needs.items():
+            if any(given[name] is None for name in names):
+                raise ValueError(f"{who} needs " + " and ".join(f"`{name}` ({INPUTS[name]})" for name in names))
         if self.training:
             self.steps += 1
-        return torch.tensor(self.beta * min(1.0, self.steps.item() / self.warmup) if self.warmup else self.beta)
+        rise = (self.steps / self.warmup).clamp(max=1.0) if self.warmup else torch.ones_like(self.steps).float()
+        everyone = None if vectors is None else self._of_all(vectors)
+        shared = {"kernels": self.kernels, "generator": self._generator(generator, everyone)}
+        loss, parts, rates, q, r = torch.zeros_like(rise), {}, {}, None, None
+        if self.learns:
+            q = self._channel(posterior, "the posterior")
+            flowing = q if channel is None else self._channel(channel, "`channel`", q.tokens)
+            priors = self._predicted(q.tokens, vectors)
+            loss, rates, parts = self._learn(flowing.detach(), priors)
+            r = priors[self.kind].detach()
+        if self.estimator.penalty is not None:
+            p = (
+                None
+                if conditional is None or q is None
+                else self._channel(conditional, "`conditional`", q.tokens).detach()
+            )
+            compared = self.gather(inputs) if "inputs" in self.estimator.needs else None
+            observed = Observed(
+                posterior=q, prior=r, conditional=p, weight=weight, inputs=compared, vectors=everyone, **shared
+            )
+            cost = self.estimator.penalty(observed)
+            beta = self.beta * rise if self.multiplier is None else self._driven(rates[self.kind])
+            loss, parts = loss + beta * cost, parts | {"penalty": cost.detach(), "beta": beta}
+            if self.estimator.independent is not None:
+                parts["penalty_independent"] = self.estimator.independent(observed).detach()
+        if self.gamma:
+            states = self.gather(text.detach())
+            if has_text is not None:
+                present = self.gather(has_text)
+                states, everyone = states[present], everyone[present]
+            gain = everyone.new_zeros(())
+            if len(states) >= FEWEST_TEXTS:
+                gain = self.estimator.consistency(Observed(vectors=everyone, text=states, critic=self.critic, **shared))
+            loss, parts = loss - self.gamma * rise * gain, parts | {"consistency": gain.detach()}
+        return Regularization(loss, parts)
 
-    def _channel(self, given: Tensor | Channel | None, name: str) -> Channel:
-        """Logits or a distribution as a distribution over this tokenizer's tokens."""
-        if self.kind is Categorical and isinstance(given, Tensor):
+    def _learn(self, flowing: Channel, priors: dict[str, Channel]) -> tuple[Tensor, dict[str, Tensor], dict]:
+        """A loss of value 0 whose gradient teaches the priors; the rate under each, bits; what is logged of them."""
+        lengths = {kind: code_cost(flowing, prior, entropy_weight=0.0) for kind, prior in priors.items()}
+        cost = torch.stack(list(lengths.values()))
+        with torch.no_grad():
+            bits = self.average(torch.cat([cost, flowing.entropy().sum(-1).mean()[None]]) / NATS_PER_BIT)
+            rates = dict(zip(lengths, bits[:-1] - bits[-1], strict=True))
+            length = dict(zip(lengths, bits[:-1], strict=True))[self.kind]
+        names = {kind: "rate_bits" if kind == "marginal" or len(rates) == 1 else f"{kind}_rate_bits" for kind in rates}
+        parts = {names[kind]: rate for kind, rate in rates.items()} | {"code_length_bits": length}
+        return (cost - cost.detach()).sum(), rates, parts
+
+    def _driven(self, rate_bits: Tensor) -> Tensor:
+        """The multiplier's beta, moved by a step's rate in training alone."""
+        return self.multiplier.update(rate_bits) if self.training else self.multiplier.log_beta.exp()
+
+    def _generator(self, given: torch.Generator | None, vectors: Tensor | None) -> torch.Generator | None:
+        """What draws the step's random features and permutations."""
+        draws = "vectors" in self.estimator.needs or self.estimator.consistency is not contrast
+        if given is not None or vectors is None or not draws:
+            return given
+        return stream(vectors.device, int(self.steps), Purpose.KERNELS)
+
+    def _channel(self, given: Tensor | Channel | None, name: str, count: int | None = None) -> Channel:
+        """Logits or a distribution as one over the first `count` tokens of this tokenizer, or over as many as it is."""
+        discrete = self.codebook is not None
+        if discrete and isinstance(given, Tensor):
             given = Categorical(given)
-        wanted = "logits" if self.kind is Categorical else "Gaussian(mean, log_variance), each"
-        shape = f"(B, {self.sizes[0]}, {self.sizes[1]})"
-        if not isinstance(given, self.kind):
+        kind, size = (Categorical, self.codebook) if discrete else (Gaussian, self.dimension)
+        wanted = "logits" if discrete else "Gaussian(mean, log_variance), each"
+        shape = f"(B, {self.tokens if count is None else count}, {size})"
+        if not isinstance(given, kind):
             raise ValueError(f"{name} must be {wanted} {shape}, got {type(given).__name__}")
         for part in vars(given).values():
-            if isinstance(part, Tensor) and (part.ndim != 3 or part.shape[1:] != self.sizes):
+            if not isinstance(part, Tensor):
+                continue
+            fits = part.ndim == 3 and part.shape[2] == size and 1 <= part.shape[1] <= self.tokens
+            if not fits or count not in (None, part.shape[1]):
                 raise ValueError(f"{name} must be {wanted} {shape}, got {tuple(part.shape)}")
         return given
 
-    def _read(self, vectors: Tensor | None) -> Tensor | None:
-        """The vectors that the autoregressive prior reads; a marginal prior reads none."""
-        if isinstance(self.prior, AutoregressivePrior) and (vectors is None or vectors.shape[1:] != self.read):
-            found = None if vectors is None else tuple(vectors.shape)
-            wanted = f"`vectors` (B, {self.read[0]}, {self.read[1]})"
-            raise ValueError(f"the autoregressive prior needs {wanted}, got {found}")
-        return vectors
+    def _of_all(self, vectors: Tensor) -> Tensor | None:
+        """The vectors of all processes, where something compares them."""
+        if self.tokens is not None and self.dimension is not None:
+            count, size = vectors.shape[1:] if vectors.ndim == 3 else (0, 0)
+            if not (1 <= count <= self.tokens and size == self.dimension):
+                raise ValueError(
+                    f"`vectors` must be (B, {self.tokens}, {self.dimension}) or of fewer tokens, "
+                    f"got {tuple(vectors.shape)}"
+                )
+        if not self.gamma and "vectors" not in self.estimator.needs:
+            return None
+        return self.gather(vectors if self.tokens is None else padded(vectors, self.tokens))
+
+    def _predicted(self, count: int, vectors: Tensor | None) -> dict[str, Channel]:
+        """Prior by kind of the first `count` tokens, given the vectors of a batch."""
+        read = None if vectors is None else vectors[:, :count]
+        if read is not None and read.shape[1] < count:
+            raise ValueError(f"`vectors` are of {read.shape[1]} tokens, the posterior is of {count}")
+        found = {self.kind: self.prior(read)} if self.priors is None else self.priors(read)
+        return {kind: prior.first(count) for kind, prior in found.items()}
 
 
 def _make_prior(kind: str, tokens: int | None, codebook: int | None, dimension: int | None) -> nn.Module:
-    if kind not in KINDS:
-        raise ValueError(f"unknown prior {kind!r}: choose one of {', '.join(KINDS)}")
     if tokens is None or (codebook is None and dimension is None):
         raise ValueError("give `tokens` and, of discrete tokens, `codebook`, of Gaussian ones, `dimension`")
     marginal = GaussianPrior(tokens, dimension) if codebook is None else CategoricalPrior(tokens, codebook)

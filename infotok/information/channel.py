@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infotok.distributed import draw
+from infotok.distributed import shared_random
 from infotok.information.rate import categorical_code_length, categorical_entropy, gaussian_rate
 
 LOG_2_PI = math.log(2 * math.pi)
@@ -42,6 +42,15 @@ class Categorical:
 
     def __getitem__(self, images: slice | Tensor) -> Categorical:
         return Categorical(self.logits[images], self.relaxation)
+
+    @property
+    def tokens(self) -> int:
+        """K."""
+        return self.logits.shape[-2]
+
+    def first(self, tokens: int) -> Categorical:
+        """The distributions of the first tokens alone."""
+        return self if tokens == self.tokens else Categorical(self.logits[..., :tokens, :], self.relaxation)
 
     def code_length(self, prior: Categorical) -> Tensor:
         """E_q[-log r], nats, (B, K)."""
@@ -95,6 +104,17 @@ class Gaussian:
     def __getitem__(self, images: slice | Tensor) -> Gaussian:
         return Gaussian(self.mean[images], self.log_variance[images])
 
+    @property
+    def tokens(self) -> int:
+        """K."""
+        return self.mean.shape[-2]
+
+    def first(self, tokens: int) -> Gaussian:
+        """The distributions of the first tokens alone."""
+        return (
+            self if tokens == self.tokens else Gaussian(self.mean[..., :tokens, :], self.log_variance[..., :tokens, :])
+        )
+
     def code_length(self, prior: Gaussian) -> Tensor:
         """E_q[-log r], nats, (B, K)."""
         return gaussian_rate(self.mean, self.log_variance, prior.mean, prior.log_variance) + self.entropy()
@@ -105,7 +125,7 @@ class Gaussian:
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Vectors (B, K, D), reparametrized: gradients reach mean and variance."""
-        noise = draw(torch.randn, self.mean.shape, generator)
+        noise = shared_random(torch.randn, self.mean.shape, generator)
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def log_prob(self, vectors: Tensor) -> Tensor:
@@ -135,7 +155,7 @@ Channel = Categorical | Gaussian
 
 def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise of a tensor's shape, float32."""
-    uniform = draw(torch.rand, like.shape, generator)
+    uniform = shared_random(torch.rand, like.shape, generator)
     # The clamp keeps both logarithms finite at the ends of [0, 1).
     return uniform.clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
 

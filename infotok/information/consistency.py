@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infotok.information.objective import Observed
-
 WIDTH = 64
 
 
@@ -35,9 +33,3 @@ class InfoNCE(nn.Module):
             scores = self.log_scale.exp().clamp_max(100.0) * tokens @ texts.T
             target = torch.arange(len(scores), device=scores.device)
             return math.log(len(scores)) - F.cross_entropy(scores, target)
-
-
-def contrast(observed: Observed) -> Tensor:
-    """InfoNCE of the step's tokens and captions, nats per image (scalar); dropped captions do not count."""
-    told = observed.gather(observed.told)
-    return observed.critic(observed.gather(observed.vectors)[told], observed.gather(observed.text)[told])

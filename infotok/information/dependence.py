@@ -59,8 +59,8 @@ class Pair:
         if not self.normalized:
             return value
         scale = _contract(self.left, self.left, self.estimator) * _contract(right, right, self.estimator)
-        defined = scale > torch.finfo(scale.dtype).tiny
-        return torch.where(defined, value / torch.where(defined, scale, 1.0).sqrt(), 0.0)
+        undefined = scale <= torch.finfo(scale.dtype).tiny  # not so of NaN, which stays NaN
+        return torch.where(undefined, 0.0, value / torch.where(undefined, 1.0, scale).sqrt())
 
 
 def pair(
@@ -89,7 +89,8 @@ def pair(
     bandwidth: "median" (median distance between two rows, the lower one of an even number; under "rff" of
     the first 512 rows), "dimension" (σ√d: root of the summed variances of the d coordinates) or a positive
     float. The gradient passes through "median" and "dimension": the value does not change with the scale of
-    z, and so neither may the gradient pull on that scale. A variable without spread gives 0.
+    z, and so neither may the gradient pull on that scale. A variable without spread gives 0, one that is not
+    finite NaN.
 
     Raises ValueError for an unknown estimator or bandwidth, unequal n, features < 1, or n < 4 (n < 2 for
     "biased").
@@ -106,7 +107,8 @@ def hsic(x: Tensor, z: Tensor, **kernels) -> Tensor:
 def cka(x: Tensor, z: Tensor, **kernels) -> Tensor:
     """Centred kernel alignment HSIC(X, Z) / √(HSIC(X, X) · HSIC(Z, Z)) (Kornblith et al. 2019).
 
-    Arguments and errors as in `pair`. Returns a 0-d tensor, at most 1, and 0 where a variable has no spread.
+    Arguments and errors as in `pair`. Returns a 0-d tensor, at most 1, 0 where a variable has no spread, and NaN
+    where one is not finite.
     Under "rff" it is the alignment of the two drawn feature kernels.
     """
     return pair(x, z, normalized=True, **kernels).dependence()
@@ -159,12 +161,13 @@ def _operands(
 
 
 def _in_bandwidths(x: Tensor, bandwidth: Bandwidth, median_rows: int) -> Tensor:
-    """Rows (n, d), centred and in units of the bandwidth; all zero if they have no spread."""
+    """Rows (n, d), centred and in units of the bandwidth; all zero if they have no spread. NaN if a number is not
+    finite, or so large that its square is not: what diverges must not pass for independent."""
     centred = x - x.mean(dim=0)
     variance = centred.square().sum() / (len(x) - 1)  # summed over coordinates
     # Spread below this is rounding of equal rows, which division by a bandwidth would blow up to a signal.
     rounding = (4 * torch.finfo(x.dtype).eps * x.detach().abs().amax()).square() * x.shape[1]
-    spread = variance > rounding
+    equal = variance <= rounding
     if bandwidth == "dimension":
         squared = variance
     elif bandwidth == "median":
@@ -175,7 +178,8 @@ def _in_bandwidths(x: Tensor, bandwidth: Bandwidth, median_rows: int) -> Tensor:
         squared = torch.where(median > 100 * torch.finfo(x.dtype).eps * variance, median, variance)
     else:
         squared = torch.full_like(variance, bandwidth**2)
-    return torch.where(spread, centred / torch.where(spread, squared, 1.0).sqrt(), 0.0)
+    scaled = torch.where(equal, 0.0, centred / torch.where(equal, 1.0, squared).sqrt())
+    return torch.where(variance.isfinite(), scaled, torch.nan)
 
 
 def _squared_distances(x: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from infotok.options import Positive, Section
 
 if TYPE_CHECKING:
     import torch
@@ -12,16 +13,19 @@ if TYPE_CHECKING:
     from infotok.information.dependence import Pair
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kernels:
-    """estimator, bandwidth: as in `infotok.information.dependence`. normalized: CKA, between 0 and 1 whatever the
-    bandwidths, instead of HSIC. consistency: what keeps tokens and captions consistent, their dependence (`kernels`) or
-    the learned bound of the other estimators (`infonce`)."""
+class Kernels(Section):
+    """Section `kernels`, of the hsic arms.
 
-    estimator: str = "unbiased"
-    bandwidth: str | float = "dimension"
+    estimator: `unbiased`, quadratic in the batch, or `rff`, linear. bandwidth: `dimension` (sigma sqrt d), `median` or
+    a number, as in `infotok.information.dependence`. normalized: CKA, between 0 and 1 whatever the bandwidths, instead
+    of HSIC. consistency: what keeps tokens and captions consistent, their dependence (`kernels`) or the learned bound
+    of the other estimators (`infonce`).
+    """
+
+    estimator: Literal["unbiased", "rff"] = "unbiased"
+    bandwidth: Literal["median", "dimension"] | Positive = "dimension"
     normalized: bool = True
-    consistency: str = "infonce"
+    consistency: Literal["infonce", "kernels"] = "infonce"
 
     def pair(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Pair:
         """Paired rows x (n, ...) and z (n, ...), to read their dependence from; `generator` draws random features."""

@@ -1,17 +1,21 @@
-"""The information terms of the objective, and the estimators that they may use."""
+"""What estimators of I(X;Z) are: modules of `infotok.information.estimators`, found by their file names.
+
+A module has `penalty(observed)`, its estimate of I(X;Z), and where it differs from what stands here
+- `NEEDS`: names of what its penalty looks at (`NEEDS` below), so that no other is asked for;
+- `consistency(observed)`: an estimate of I(Z;T), else `contrast`;
+- `independent(observed)`: the penalty that so few images would give if images and tokens were independent.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from infotok.information.kernels import Kernels
+from infotok.information import estimators
 
 if TYPE_CHECKING:
     import torch
@@ -19,37 +23,52 @@ if TYPE_CHECKING:
 
     from infotok.information.channel import Channel
     from infotok.information.dependence import Pair
+    from infotok.information.kernels import Kernels
+
+NONE = "none"  # the estimator of arms without compression
+NEEDS = ("posterior", "prior")
+NOT_GIVEN: Any = None
 
 
 @dataclass(kw_only=True)
 class Observed:
-    """What the terms may look at in one training step; None is what a caller cannot give.
+    """What the terms may look at in one training step: what they need, the others are None.
 
-    images: (B, 3, S, S). vectors: (B, K, D), the sampled tokens. posterior: q(z|x). prior: the learned r(z), gradients
-    stopped. conditional: the generator's p(z | caption), gradients stopped. weight: (B, K), how often each of its
-    tokens counts (`infotok.models.family.Predicted`); None: once. text: pooled caption states (B, width), gradients
-    stopped. told: (B,) bool, False where the caption was dropped. critic: the learned bound on I(Z;T). kernels,
-    generator: of kernel dependence. gather: where several processes share the batch B is of one of them, and this gives
-    the rows of all; a term that is no mean over images needs them.
+    posterior: q(z|x). prior: the learned r(z), gradients stopped. conditional: the generator's p(z | text), gradients
+    stopped. weight: (B, K), how often each of its tokens counts; None: once. These are of this process's images, and a
+    penalty from them is a mean over images. What compares images gets the rows of all processes: inputs (B, ...) and
+    vectors (B, K, D), the tokens that flowed; for consistency vectors and text (B, width), gradients stopped, of the
+    images that have a text, and critic, the learned bound on I(Z;T). kernels, generator: of kernel dependence.
     """
 
-    posterior: Channel | None = None
-    prior: Channel | None = None
-    conditional: Channel | None = None
+    posterior: Channel = NOT_GIVEN
+    prior: Channel = NOT_GIVEN
+    conditional: Channel = NOT_GIVEN
     weight: Tensor | None = None
-    images: Tensor | None = None
-    vectors: Tensor | None = None
-    text: Tensor | None = None
-    told: Tensor | None = None
-    critic: Callable[[Tensor, Tensor], Tensor] | None = None
-    kernels: Kernels = field(default_factory=Kernels)
+    inputs: Tensor = NOT_GIVEN
+    vectors: Tensor = NOT_GIVEN
+    text: Tensor = NOT_GIVEN
+    critic: Callable[[Tensor, Tensor], Tensor] = NOT_GIVEN
+    kernels: Kernels = NOT_GIVEN
     generator: torch.Generator | None = None
-    gather: Callable[[Tensor], Tensor] = lambda rows: rows
 
     @cached_property
-    def pixels_and_tokens(self) -> Pair:
-        """Images and sampled tokens of all processes, for kernel dependence."""
-        return self.kernels.pair(self.gather(self.images), self.gather(self.vectors), self.generator)
+    def inputs_and_vectors(self) -> Pair:
+        """Images and their tokens, for kernel dependence."""
+        return self.kernels.pair(self.inputs, self.vectors, self.generator)
+
+
+Term = Callable[[Observed], "Tensor"]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator's terms, each a scalar; None is a term that it has not. needs: what its penalty looks at."""
+
+    penalty: Term | None
+    consistency: Term
+    independent: Term | None
+    needs: tuple[str, ...]
 
 
 def code_cost(posterior: Channel, prior: Channel, entropy_weight: float, weight: Tensor | None = None) -> Tensor:
@@ -65,25 +84,26 @@ def code_cost(posterior: Channel, prior: Channel, entropy_weight: float, weight:
     return cost.mean()
 
 
+def contrast(observed: Observed) -> Tensor:
+    """The learned bound on I(Z;T) of the step's tokens and texts, nats per image (scalar)."""
+    return observed.critic(observed.vectors, observed.text)
+
+
 def estimator_names() -> list[str]:
     """Names that an arm may begin with, apart from `none`: the modules of `infotok.information.estimators`."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "estimators")]))
+    return sorted(module.name for module in pkgutil.iter_modules(estimators.__path__))
 
 
-def penalty_of(estimator: str) -> Callable[[Observed], Tensor] | None:
-    """The estimator's penalty, an estimate of I(X;Z); None for the baseline `none`."""
-    return None if estimator == "none" else _module(estimator).penalty
+def load_estimator(name: str) -> Estimator:
+    """The estimator of a name; `none` has no penalty.
 
-
-def consistency_of(estimator: str) -> Callable[[Observed], Tensor] | None:
-    """The estimator's consistency, an estimate of I(Z;T); None where it has none."""
-    return None if estimator == "none" else getattr(_module(estimator), "consistency", None)
-
-
-def independent_of(estimator: str) -> Callable[[Observed], Tensor] | None:
-    """The estimator's penalty if images and tokens were independent, for the log; None where that is 0."""
-    return None if estimator == "none" else getattr(_module(estimator), "independent", None)
-
-
-def _module(estimator: str) -> ModuleType:
-    return importlib.import_module(f"infotok.information.estimators.{estimator}")
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name == NONE:
+        return Estimator(None, contrast, None, ("posterior",))
+    if name not in estimator_names():
+        raise ValueError(f"unknown estimator {name!r}: choose one of {', '.join([NONE, *estimator_names()])}")
+    module = importlib.import_module(f"infotok.information.estimators.{name}")
+    terms = getattr(module, "consistency", contrast), getattr(module, "independent", None)
+    return Estimator(module.penalty, *terms, getattr(module, "NEEDS", NEEDS))

@@ -50,7 +50,7 @@ class AutoregressivePrior(nn.Module):
 
     def __init__(self, marginal: CategoricalPrior | GaussianPrior, tokens: int, dimension: int):
         super().__init__()
-        self.marginal = marginal
+        self.marginal, self.tokens = marginal, tokens
         outputs = sum(parameter.shape[1] for parameter in marginal.parameters())
         self.inward = nn.Linear(tokens * dimension, tokens * HIDDEN)
         self.outward = nn.Parameter(torch.zeros(tokens, HIDDEN, outputs))
@@ -59,13 +59,14 @@ class AutoregressivePrior(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, vectors: Tensor) -> Channel:
-        """r of every token (B, K, ...) given the vectors (B, K, D) of those before it."""
+        """r of every token (B, k, ...) given the vectors (B, k, D) of those before it, for any k up to K."""
         with torch.autocast(vectors.device.type, enabled=False):
-            flat = vectors.detach().float().flatten(1)
+            count = vectors.shape[1]
+            flat = padded(vectors.detach().float(), self.tokens).flatten(1)
             hidden = nn.functional.linear(flat, self.inward.weight * self.mask, self.inward.bias).relu()
-            hidden = hidden.view(len(vectors), -1, HIDDEN)
-            shift = torch.einsum("bkh,kho->bko", hidden, self.outward)
-            base = self.marginal()
+            hidden = hidden.view(len(vectors), -1, HIDDEN)[:, :count]
+            shift = torch.einsum("bkh,kho->bko", hidden, self.outward[:count])
+            base = self.marginal().first(count)
             if isinstance(base, Categorical):
                 return Categorical(base.logits + shift)
             mean, log_variance = shift.chunk(2, -1)
@@ -77,9 +78,22 @@ class Priors(nn.Module):
 
     def __init__(self, marginal: CategoricalPrior | GaussianPrior, tokens: int, dimension: int):
         super().__init__()
+        self.tokens, self.dimension = tokens, dimension
         self.marginal = marginal
         self.autoregressive = AutoregressivePrior(copy.deepcopy(marginal), tokens, dimension)
 
+    @property
+    def codebook(self) -> int | None:
+        """C of discrete tokens, None of Gaussian ones."""
+        return self.marginal.logits.shape[1] if isinstance(self.marginal, CategoricalPrior) else None
+
     def forward(self, vectors: Tensor) -> dict[str, Channel]:
-        """Prior by kind, given the vectors (B, K, D) of a batch."""
-        return {"marginal": self.marginal(), "autoregressive": self.autoregressive(vectors)}
+        """Prior by kind, given the vectors (B, k, D) of a batch, of the first k tokens."""
+        marginal = self.marginal().first(vectors.shape[1])
+        return {"marginal": marginal, "autoregressive": self.autoregressive(vectors)}
+
+
+def padded(vectors: Tensor, tokens: int) -> Tensor:
+    """Vectors (B, k, D) of the first k tokens as (B, tokens, D), the others 0, which no token is."""
+    missing = tokens - vectors.shape[1]
+    return nn.functional.pad(vectors, (0, 0, 0, missing)) if missing else vectors

@@ -27,7 +27,7 @@ from infotok.tokenizer.base import Tokenizer, Tokens
 class Outputs:
     """One training pass. tokens: what flowed through the channel; read: (B, K, D), what of it was read and decoded,
     less by nested dropout. answer_loss: mean nats per predicted token (scalar). drawing: what the generator says of the
-    tokens. text: pooled caption states (B, width); told: (B,) bool, False where the caption was dropped."""
+    tokens. text: pooled caption states (B, width); has_caption: (B,) bool, False where it was dropped."""
 
     posterior: Channel
     tokens: Tokens
@@ -35,7 +35,7 @@ class Outputs:
     answer_loss: Tensor
     drawing: Predicted
     text: Tensor
-    told: Tensor
+    has_caption: Tensor
 
 
 class UnifiedModel(nn.Module):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infotok.distributed import draw
+from infotok.distributed import shared_random
 from infotok.information.channel import Channel
 from infotok.tokenizer import patch_grid
 from infotok.tokenizer.convolutions import ConvolutionDecoder, ConvolutionEncoder
@@ -133,7 +133,7 @@ class Tokenizer(nn.Module, abc.ABC):
         if not self.config.nested_dropout:
             return vectors
         batch, tokens, device = len(vectors), vectors.shape[1], vectors.device
-        chosen = draw(torch.rand, (batch,), generator) < self.config.nested_dropout
-        budgets = draw(functools.partial(torch.randint, 1, tokens + 1), (batch,), generator)
+        chosen = shared_random(torch.rand, (batch,), generator) < self.config.nested_dropout
+        budgets = shared_random(functools.partial(torch.randint, 1, tokens + 1), (batch,), generator)
         budgets = torch.where(chosen, budgets, tokens)
         return vectors * (torch.arange(tokens, device=device) < budgets[:, None])[..., None]

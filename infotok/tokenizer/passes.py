@@ -7,8 +7,8 @@ import torch
 
 from infotok.data.pixels import to_unit
 from infotok.information.channel import Channel
+from infotok.random import Purpose, stream
 from infotok.tokenizer.base import Tokenizer, Tokens
-from infotok.training.runtime import stream
 
 
 @torch.no_grad()
@@ -21,6 +21,6 @@ def through(tokenizer: Tokenizer, images: np.ndarray, seed: int, batch: int = 50
     device, tokens, channels = next(tokenizer.parameters()).device, [], []
     for start in range(0, len(images), batch):
         posterior = tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch].copy()).to(device)))
-        tokens.append(tokenizer.sample(posterior, stream(device, seed, start, 6)))
+        tokens.append(tokenizer.sample(posterior, stream(device, seed, start, Purpose.CHANNEL)))
         channels.append(tokenizer.channel_of(posterior))
     return Tokens.cat(tokens), type(channels[0]).cat(channels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,28 +11,11 @@ from infotok.data.arrow import Split, texts_about
 from infotok.data.text import TextCodec
 from infotok.data.texts import Asked, TextBatch, encode_captions, pad
 from infotok.distributed import ALONE, World
-from infotok.errors import InfotokError
+from infotok.random import Purpose
+from infotok.training.joint import JointConfig
+from infotok.training.order import order
 
 DESCRIBE = "describe the image"
-
-
-def check_images(images: int, batch: int, key: str) -> None:
-    """Raises InfotokError where the training images do not fill a batch, whose size `key` of the params file sets."""
-    if images < batch:
-        raise InfotokError(
-            f"{key}: {images} training images are fewer than one batch of {batch}; lower {key}, or bring more images"
-        )
-
-
-def order(count: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Indices of the images of one step: epochs of seeded permutations, cut into whole batches."""
-    epoch, place = divmod(step, count // batch)
-    return _permutation(count, seed, epoch)[place * batch : (place + 1) * batch]
-
-
-@lru_cache(2)  # of the images' epoch and the texts': a permutation of a large data set takes longer than a step
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def even_odds(families: list[str]) -> np.ndarray:
@@ -49,23 +31,19 @@ class Batches:
         self,
         split: Split,
         codec: TextCodec,
+        config: JointConfig,
         *,
-        batch: int,
-        questions: int,
-        caption_dropout: float,
         seed: int,
-        describe: bool = False,
-        balance: bool = False,
         world: World = ALONE,
     ):
-        self.rows = world.rows(batch)
-        self.describe, self.balance = describe, balance
-        self.split, self.codec, self.seed = split, codec, seed
-        self.batch, self.questions, self.caption_dropout = batch, questions, caption_dropout
+        self.rows = world.rows(config.batch)
+        self.split, self.codec, self.config, self.seed = split, codec, config, seed
 
     def images(self, step: int) -> torch.Tensor:
         """(B, S, S, 3) uint8."""
-        return torch.from_numpy(self.split.images[order(len(self.split), self.batch, self.seed, step)[self.rows]])
+        return torch.from_numpy(
+            self.split.images[order(len(self.split), self.config.batch, self.seed, step)[self.rows]]
+        )
 
     def texts(self, step: int) -> TextBatch:
         """Questions and captions of the same images; a dropped caption keeps its begin mark alone.
@@ -74,21 +52,21 @@ class Batches:
         With `describe` the last question asks for the caption. Where an image has no caption, a question with its
         answer stands for it; where it has no question, asking for the caption stands for one.
         """
-        rng = np.random.default_rng([self.seed, step, 1])
-        pairs: list[list[tuple[str, str]]] = [[] for _ in range(self.questions)]
+        rng = np.random.default_rng([self.seed, step, Purpose.TEXTS])
+        pairs: list[list[tuple[str, str]]] = [[] for _ in range(self.config.questions)]
         captions = []
-        for index in order(len(self.split), self.batch, self.seed, step):
+        for index in order(len(self.split), self.config.batch, self.seed, step):
             said, asked = self.split.captions[index], self.split.questions[index]
             about = texts_about(said, asked)
             captions.append(about[rng.integers(len(about))])
             asked = asked or [{"question": DESCRIBE, "answer": caption, "family": "caption"} for caption in said]
-            odds = even_odds([pair["family"] for pair in asked]) if self.balance else None
-            chosen = rng.choice(len(asked), self.questions, replace=len(asked) < self.questions, p=odds)
+            odds = even_odds([pair["family"] for pair in asked]) if self.config.balance else None
+            chosen = rng.choice(len(asked), self.config.questions, replace=len(asked) < self.config.questions, p=odds)
             for row, pair in zip(pairs, (asked[i] for i in chosen), strict=True):
                 row.append((pair["question"], pair["answer"]))
-            if self.describe and said:
+            if self.config.describe and said:
                 pairs[-1][-1] = (DESCRIBE, captions[-1])
-        dropped = rng.random(self.batch) < self.caption_dropout
+        dropped = rng.random(self.config.batch) < self.config.caption_dropout
         ids, valid = encode_captions(captions[self.rows], self.codec)
         valid[torch.from_numpy(dropped[self.rows]), 1:] = False
         return TextBatch([self._asked(row[self.rows]) for row in pairs], ids, valid)

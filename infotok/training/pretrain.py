@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,29 +10,35 @@ from torch import Tensor
 
 from infotok.data.pixels import to_unit
 from infotok.distributed import ALONE, World
-from infotok.examiners.perceptual import Perceptual, perceptual_distortion
+from infotok.examiners.perceptual import Distortion, Perceptual, perceptual_distortion
+from infotok.options import Count, Natural, Positive, Precision, Section, Weight
+from infotok.random import Purpose, stream
 from infotok.tokenizer.base import Tokenizer
 from infotok.tokenizer.discrete import DiscreteTokenizer
-from infotok.training.batches import order
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
-from infotok.training.runtime import autocast, stream
+from infotok.training.order import order
+from infotok.training.runtime import autocast
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """usage_weight: bonus per nat of codebook-usage entropy. revive_every: steps between revivals of dead codes
-    (none in the last fifth, so that the codebook settles); 0 for never. Neither concerns continuous tokens."""
+class PretrainConfig(Section):
+    """Section `pretrain`.
 
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup: int
-    usage_weight: float
-    revive_every: int
-    pixel: float
-    perceptual: float
-    precision: str
+    steps, batch (images a step), learning_rate and the `warmup` steps over which it rises; it falls by a cosine.
+    usage_weight: bonus per nat of codebook-usage entropy, against collapse. revive_every: steps between moving dead
+    codes onto live features (none in the last fifth, so that the codebook settles); 0 for never. Neither concerns
+    continuous tokens. precision: bf16 autocast, fp32, or auto: bf16 where the processor has it. checkpoint_every:
+    steps between resumable checkpoints.
+    """
+
+    steps: Count = 1000
+    batch: Count = 32
+    learning_rate: Positive = 0.003
+    warmup: Natural = 50
+    usage_weight: Weight = 0.002
+    revive_every: Natural = 50
+    precision: Precision = "auto"
+    checkpoint_every: Count = 200
 
 
 def pretrain(
@@ -44,8 +49,8 @@ def pretrain(
     *,
     seed: int,
     device: torch.device,
+    distortion: Distortion = Distortion(),
     checkpoints: Checkpoints | None = None,
-    checkpoint_every: int = 0,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     world: World = ALONE,
 ) -> list[dict]:
@@ -59,21 +64,21 @@ def pretrain(
         batch = to_unit(torch.from_numpy(images[chosen]).to(device))
         with autocast(device, config.precision):
             posterior = tokenizer.encode(batch)
-            generator = stream(device, seed, step, 2, world=world)
+            generator = stream(device, seed, step, Purpose.PRETRAINING, world=world)
             tokens = tokenizer.sample(posterior, generator)
             out = tokenizer.decode(tokenizer.nested_dropout(tokens.vectors, generator))
-        distortion = perceptual_distortion(perceptual, out.float(), batch, config.pixel, config.perceptual)
-        losses = {"loss": distortion, "reconstruction": distortion}
+        error = perceptual_distortion(perceptual, out.float(), batch, distortion)
+        losses = {"loss": error, "reconstruction": error}
         if codebook is None:
             return losses | {"posterior_entropy": posterior.entropy().sum(-1).mean()}
         codebook.saw(tokens.codes, batch)
         usage = tokenizer.usage_entropy(posterior, world)
-        losses["loss"] = distortion - config.usage_weight * usage
+        losses["loss"] = error - config.usage_weight * usage
         return losses | {"usage_entropy": usage, "logit_scale": tokenizer.log_scale.exp()}
 
     def after_step(step: int) -> None:
         if codebook is not None and config.revive_every and (step + 1) % config.revive_every == 0:
-            codebook.tend(step, stream(device, seed, step, 3))
+            codebook.tend(step, stream(device, seed, step, Purpose.REVIVAL))
 
     optimizer = make_optimizer([(list(tokenizer.parameters()), config.learning_rate)], 0.01, device)
     return run(
@@ -84,7 +89,7 @@ def pretrain(
         warmup=config.warmup,
         final=0.03,
         checkpoints=checkpoints,
-        checkpoint_every=checkpoint_every,
+        checkpoint_every=config.checkpoint_every,
         extra={"used": codebook.used} if codebook is not None else None,
         after_step=after_step,
         observe=observe,

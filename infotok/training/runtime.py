@@ -1,7 +1,6 @@
-"""Where and how a process computes: device, threads, precision, random streams.
+"""Where and how a process computes: device, threads, precision.
 
-On CPU one thread a process is the fastest for networks of this size, two processes fill two cores; every random
-draw of a training step comes from a generator seeded by (seed, step), so a resumed run and a paired twin draw the same.
+On CPU one thread a process is the fastest for networks of this size, two processes fill two cores.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import os
 
 import torch
 
-from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
 
 
@@ -55,14 +53,3 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Autocast for `bf16`, none for `fp32`; `auto` is bf16 where `has_bf16`."""
     enabled = precision == "bf16" or (precision == "auto" and has_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def stream(device: torch.device, *key: int, world: World = ALONE) -> torch.Generator:
-    """A generator for one purpose, e.g. (seed, step): the same key, the same numbers, shared out among processes."""
-    state = 0
-    for part in key:  # splitmix64: neighbouring keys give unrelated streams
-        state = (state + part + 0x9E3779B97F4A7C15) % 2**64
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
-        state ^= state >> 31
-    return world.generator(device).manual_seed(state % 2**63)

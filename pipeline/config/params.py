@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from infotok.data import source_names, source_options
 from infotok.errors import InfotokError
+from infotok.information.kernels import Kernels
 from infotok.models import family_names
 from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Scale, Section, Weight
 from infotok.tokenizer import halvings, patch_grid
@@ -84,9 +85,6 @@ class Backbone(Section):
     heads: Count
 
 
-TEXTS = {"questions", "balance", "describe", "caption_dropout"}  # of `Train`: which texts a step sees
-
-
 class Train(Section):
     steps: Count
     batch: Annotated[int, Field(ge=2)]
@@ -110,13 +108,6 @@ class Train(Section):
     ema: BelowOne
     precision: Literal["bf16", "fp32", "auto"]
     checkpoint_every: Count
-
-
-class Kernels(Section):
-    estimator: Literal["unbiased", "rff"]
-    bandwidth: Literal["median", "dimension"] | Positive
-    normalized: bool
-    consistency: Literal["infonce", "kernels"]
 
 
 class Understanding(Section):

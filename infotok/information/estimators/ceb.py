@@ -5,12 +5,13 @@ codes by its own loss, the codes learn to be predicted. Codes that say nothing o
 consistency term adds to it as it does to the others.
 """
 
-from infotok.information.consistency import contrast
+from torch import Tensor
+
 from infotok.information.objective import Observed, code_cost
 
-consistency = contrast
+NEEDS = ("posterior", "conditional")
 
 
-def penalty(observed: Observed):
+def penalty(observed: Observed) -> Tensor:
     """Conditional code length, nats per image (scalar)."""
     return code_cost(observed.posterior, observed.conditional, entropy_weight=0.0, weight=observed.weight)

@@ -3,12 +3,11 @@
 Without the entropy term noise in the channel earns nothing, so the codes themselves must become simpler.
 """
 
-from infotok.information.consistency import contrast
+from torch import Tensor
+
 from infotok.information.objective import Observed, code_cost
 
-consistency = contrast
 
-
-def penalty(observed: Observed):
+def penalty(observed: Observed) -> Tensor:
     """Code length, nats per image (scalar)."""
     return code_cost(observed.posterior, observed.prior, entropy_weight=0.0)

@@ -4,24 +4,26 @@ It needs no density of the tokens: what counts is whether images that look alike
 the pixels, so that what fills most pixels, the background, is compressed first.
 """
 
-from infotok.information.consistency import contrast
-from infotok.information.objective import Observed
+from torch import Tensor
+
+from infotok.information.objective import Observed, contrast
+
+NEEDS = ("inputs", "vectors")
 
 
-def penalty(observed: Observed):
+def penalty(observed: Observed) -> Tensor:
     """Dependence of images and tokens, dimensionless (scalar); the unbiased estimate may be below 0."""
-    return observed.pixels_and_tokens.dependence()
+    return observed.inputs_and_vectors.dependence()
 
 
-def independent(observed: Observed):
+def independent(observed: Observed) -> Tensor:
     """The penalty of tokens that are permuted over the images, without gradient (scalar)."""
-    return observed.pixels_and_tokens.permuted(observed.generator)
+    return observed.inputs_and_vectors.permuted(observed.generator)
 
 
-def consistency(observed: Observed):
-    """InfoNCE of tokens and captions (scalar), or their dependence, which asks for more: that tokens be as far from
-    each other as captions are, where InfoNCE asks that captions can be told from tokens."""
+def consistency(observed: Observed) -> Tensor:
+    """InfoNCE of tokens and texts (scalar), or their dependence, which asks for more: that tokens be as far from each
+    other as texts are, where InfoNCE asks that texts can be told from tokens."""
     if observed.kernels.consistency == "infonce":
         return contrast(observed)
-    told, text, vectors = (observed.gather(rows) for rows in (observed.told, observed.text, observed.vectors))
-    return observed.kernels.dependence(text[told], vectors[told], observed.generator)
+    return observed.kernels.dependence(observed.text, observed.vectors, observed.generator)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from infotok.distributed import World, draw, world_of
+from infotok.distributed import World, shared_random, world_of
 from infotok.information.channel import Gaussian
 from infotok.models import family
 from infotok.models.backbone import Backbone
@@ -59,8 +59,12 @@ class Family(family.Family):
         density = self._density(hidden)
         repeated = target.repeat(REPEATS, 1, 1)
         # Repetition by repetition, as `repeat` lays them out.
-        time = draw(torch.randn, (REPEATS, *target.shape[:2]), generator, dim=1).flatten(0, 1).sigmoid()[..., None]
-        noise = draw(torch.randn, (REPEATS, *target.shape), generator, dim=1).flatten(0, 1)
+        time = (
+            shared_random(torch.randn, (REPEATS, *target.shape[:2]), generator, dim=1)
+            .flatten(0, 1)
+            .sigmoid()[..., None]
+        )
+        noise = shared_random(torch.randn, (REPEATS, *target.shape), generator, dim=1).flatten(0, 1)
         velocity = self.head(torch.lerp(noise, repeated, time), time, hidden.repeat(REPEATS, 1, 1))
         flow = (velocity.float() - (repeated - noise)).square().mean()
         length = -density.log_prob(tokens.vectors.detach()).mean() / target.shape[-1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infotok.distributed import draw, world_of
+from infotok.distributed import shared_random, world_of
 from infotok.information.channel import Categorical, gumbel
 from infotok.models import family
 from infotok.models.backbone import Backbone
@@ -35,9 +35,9 @@ class Family(family.Family):
 
     def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         batch, count = tokens.codes.shape
-        ratio = torch.cos(0.5 * math.pi * draw(torch.rand, (batch, 1), generator))
+        ratio = torch.cos(0.5 * math.pi * shared_random(torch.rand, (batch, 1), generator))
         masked = (ratio * count).ceil().clamp(1, count)
-        order = draw(torch.rand, (batch, count), generator).argsort(1).argsort(1)
+        order = shared_random(torch.rand, (batch, count), generator).argsort(1).argsort(1)
         asked = order < masked
         return self._inputs(self.project(tokens.vectors.detach()), asked), asked
 
