@@ -46,8 +46,8 @@ def test_the_codes_are_the_nearest_ones_in_the_order_of_the_list():
 
 
 def test_the_entropy_is_lfq_s():
-    """`vector-quantize-pytorch`: its inverse temperature is 1 / (2 variance). It clamps logarithms at log 1e-5, which no
-    code of so few is below."""
+    """`vector-quantize-pytorch`: its inverse temperature is 1 / (2 variance). It clamps logarithms at log 1e-5, below
+    which no code of so few is."""
     features = torch.randn(1, 6, 4, generator=seeded(3))
     lfq = LFQ(codebook_size=2**4, dim=4, entropy_loss_weight=1.0, diversity_gamma=0.0)
     lfq.train()

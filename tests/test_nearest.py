@@ -115,20 +115,24 @@ def test_lengths_and_entropies_of_tokens():
 
 
 def test_detached_halves_train_channel_and_prior_apart_in_one_pass(monkeypatch):
-    """As the plug-in asks: cost against the stopped prior, length of the stopped channel, rate without gradient."""
+    """As the plug-in asks: length of the stopped channel, cost against the stopped prior, rate without gradient."""
     from infotok.information import nearest
 
     passes = []
     monkeypatch.setattr(nearest, "go_through", lambda *a, f=nearest.go_through, **k: passes.append(1) or f(*a, **k))
-    q, features, _ = channel()
+    q, features, codebook = channel()
     r = priors()["position"]
-    cost, length = q.code_cost(r.detach(), 0.0), q.detach().code_cost(r, 0.0)
+    length, cost = q.detach().code_cost(r, 0.0), q.code_cost(r.detach(), 0.0)
     with torch.no_grad():
         rate = q.code_cost(r, 1.0)
     assert len(passes) == 1
     assert torch.autograd.grad(cost, [features, r.logits], allow_unused=True)[1] is None
     assert torch.autograd.grad(length, [features, r.logits], allow_unused=True)[0] is None
     assert not rate.requires_grad
+    again = NearestCodes(q.features, codebook, 0.4, scores=SCORES)  # in the other order: two passes, the same
+    cost, length = again.code_cost(r.detach(), 0.0), again.detach().code_cost(r, 0.0)
+    assert len(passes) == 3
+    assert torch.autograd.grad(length, r.logits)[0].abs().sum() > 0
     torch.testing.assert_close(rate, code_cost(q.dense(), r, 1.0).detach(), rtol=0, atol=1e-12)
 
 

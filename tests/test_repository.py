@@ -1,4 +1,4 @@
-"""What git holds: no large file, small reports."""
+"""What git holds: no large file, small reports, no broken link between its pages."""
 
 import re
 import subprocess
@@ -28,6 +28,29 @@ def too_large(sizes: dict[str, int]) -> list[str]:
     return found + ([f"reports/ has {reports} bytes, above {MOST_REPORTS}"] if reports > MOST_REPORTS else [])
 
 
+def anchors(page: str) -> set[str]:
+    """The fragments that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page, flags=re.M | re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def broken(name: str, text: str, sizes: dict[str, int]) -> list[str]:
+    """Links of a Markdown page that lead to no held file or heading."""
+    found = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, fragment = target.partition("#")
+        file = (ROOT / name).parent.joinpath(path).resolve() if path else ROOT / name
+        inside = str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else path
+        is_folder = any(other.startswith(f"{inside}/") for other in sizes)
+        if inside not in sizes and not is_folder:
+            found.append(f"{name}: {target}")
+        elif fragment and file.suffix == ".md" and fragment not in anchors(file.read_text()):
+            found.append(f"{name}: {target} (no such heading)")
+    return found
+
+
 def test_no_file_is_large():
     assert too_large(held()) == []
 
@@ -41,6 +64,21 @@ def test_large_files_are_found():
 @pytest.mark.parametrize("suffix", [".html", ".svg", ".tex"])
 def test_what_the_report_makes_anew_is_not_held(suffix):
     assert [name for name in held() if name.startswith("reports/") and name.endswith(suffix)] == []
+
+
+def test_links_lead_somewhere():
+    sizes = held()
+    pages = [name for name in sizes if name.endswith(".md")]
+    assert [line for name in pages for line in broken(name, (ROOT / name).read_text(), sizes)] == []
+
+
+def test_broken_links_are_found():
+    sizes = {"docs/evidence.md": 1, "LICENSE": 1}
+    text = "[a](../LICENSE) [b](gone.md) [c](https://example.org/x) [d](evidence.md#no-such-heading) [e](#the-evidence)"
+    assert broken("docs/evidence.md", text, sizes) == [
+        "docs/evidence.md: gone.md",
+        "docs/evidence.md: evidence.md#no-such-heading (no such heading)",
+    ]
 
 
 def test_versions_are_one():

@@ -20,6 +20,15 @@ from infotok.information.factored import Factored, Rows, tensors_of, wide
 SCORES = 2**22  # (token, code) pairs at a time: 16 MiB of float32, of which some six tensors live at once
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """To what gradients are made."""
+
+    features: bool = True
+    codebook: bool = True
+    prior: bool = True
+
+
 @dataclass
 class Totals:
     """Means over images of the sums over tokens, and what their gradients are.
@@ -36,6 +45,11 @@ class Totals:
     of_codebook: list[Tensor]
     of_prior: list[Tensor]
 
+    def covers(self, wanted: Wanted) -> bool:
+        """Whether all gradients that are wanted were made."""
+        made = {"features": self.of_features, "codebook": self.of_codebook, "prior": self.of_prior}
+        return all(made[name] or not asked for name, asked in vars(wanted).items())
+
 
 @torch.no_grad()
 def go_through(
@@ -46,8 +60,7 @@ def go_through(
     weight: Tensor | None = None,
     *,
     relaxation: float = 1.0,
-    gradients: bool = True,
-    learned: bool = True,
+    wanted: Wanted = Wanted(),
     scores: int = SCORES,
 ) -> Totals:
     """One way through the codebook.
@@ -56,7 +69,7 @@ def go_through(
         features: (B, K, D). codebook: (C, D). variance: of q(c|z), the softmax of -|z - c|^2 / (2 variance).
         prior: of the tokens. weight: (B, K), how often a token's code length counts.
         relaxation: temperature of the softmax that gives the code length's gradient to features and codebook.
-        gradients: make those of features and prior. learned: that of the codebook too.
+        wanted: the gradients to make.
     """
     images, tokens = features.shape[:2]
     with torch.autocast(features.device.type, enabled=False):
@@ -66,8 +79,8 @@ def go_through(
         half, rows = codes.square().sum(-1) / 2, Rows(prior, images, tokens, codes.dtype)
         counts = flat.new_ones(len(flat)) if weight is None else wide(weight).flatten()
         lengths, entropies = flat.new_empty(len(flat)), flat.new_empty(len(flat))
-        of_features = [torch.empty_like(flat) for _ in range(2 * gradients)]
-        of_codebook = [torch.zeros_like(codes) for _ in range(2 * (gradients and learned))]
+        of_features = [torch.empty_like(flat) for _ in range(2 * wanted.features)]
+        of_codebook = [torch.zeros_like(codes) for _ in range(2 * wanted.codebook)]
         step = max(1, scores // len(codes))
         for start in range(0, len(flat), step):
             part = slice(start, min(start + step, len(flat)))
@@ -80,17 +93,19 @@ def go_through(
             mean_length, mean_score = _mean(q, cost), _mean(q, score)
             lengths[part] = mean_length[:, 0]
             entropies[part] = -q.amax(-1).log() - mean_score[:, 0]  # the largest score is 0
-            if not gradients:
+            if wanted.prior:
+                rows.add(part, (torch.exp(-cost) - q) * share)
+            if not (wanted.features or wanted.codebook):
                 continue
-            rows.add(part, (torch.exp(-cost) - q) * share)
             entropic = score.sub(mean_score).mul_(q).mul_(-1 / images)
             if relaxation != 1.0:
                 q = score.div_(relaxation).softmax(-1)
                 mean_length, share = _mean(q, cost), share / relaxation
             lengthy = (cost - mean_length).mul_(q).mul_(share)
             for index, inner in enumerate((lengthy, entropic)):
-                of_features[index][part] = (inner @ codes).div_(variance)
-                if learned:
+                if wanted.features:
+                    of_features[index][part] = (inner @ codes).div_(variance)
+                if wanted.codebook:
                     of_codebook[index] += (inner.T @ z - inner.sum(0)[:, None] * codes).div_(variance)
         return Totals(
             length=(lengths * counts).sum() / images,
@@ -99,7 +114,7 @@ def go_through(
             entropies=entropies,
             of_features=[gradient.view(features.shape) for gradient in of_features],
             of_codebook=of_codebook,
-            of_prior=rows.gradients() if gradients else [],
+            of_prior=rows.gradients() if wanted.prior else [],
         )
 
 
@@ -115,25 +130,31 @@ class _Cost(torch.autograd.Function):
     def forward(
         ctx, totals: Totals, entropy_weight: float, features: Tensor, codebook: Tensor, *prior: Tensor
     ) -> Tensor:
-        ctx.entropy_weight = entropy_weight
-        ctx.given = [given.dtype for given in (features, codebook, *prior)]
-        ctx.learned = bool(totals.of_codebook)
-        ctx.save_for_backward(*totals.of_features, *totals.of_codebook, *totals.of_prior)
+        made = [totals.of_features, totals.of_codebook, *([one] for one in totals.of_prior)]
+        ctx.entropy_weight, ctx.counts = entropy_weight, [len(one) for one in made]
+        ctx.types = [given.dtype for given in (features, codebook, *prior)]
+        ctx.save_for_backward(*(tensor for one in made for tensor in one))
         return totals.length - entropy_weight * totals.entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        saved = list(ctx.saved_tensors)
-        made: list[Tensor | None] = []
-        for wanted in (ctx.needs_input_grad[2], ctx.needs_input_grad[3] and ctx.learned):
-            made.append(upstream * (saved[0] - ctx.entropy_weight * saved[1]) if wanted else None)
-            saved = saved[2:] if len(made) == 1 or ctx.learned else saved
-        made += [
-            upstream * one if wanted else None for one, wanted in zip(saved, ctx.needs_input_grad[4:], strict=True)
-        ]
-        typed = [one if one is None else one.to(dtype) for one, dtype in zip(made, ctx.given, strict=True)]
-        return None, None, *typed
+        saved, found = list(ctx.saved_tensors), []
+        for count in ctx.counts:
+            parts, saved = saved[:count], saved[count:]
+            of_length, of_entropy = [*parts, None, None][:2]
+            if of_entropy is not None and ctx.entropy_weight:
+                of_length = of_length - ctx.entropy_weight * of_entropy
+            found.append(of_length)
+        found += [None] * (len(ctx.types) - len(found))
+        return (
+            None,
+            None,
+            *(
+                (upstream * one).to(dtype) if wanted and one is not None else None
+                for one, dtype, wanted in zip(found, ctx.types, ctx.needs_input_grad[2:], strict=True)
+            ),
+        )
 
 
 def _mean(q: Tensor, values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from infotok.information.channel import Categorical
-from infotok.information.chunked import SCORES, Totals, cost_of, go_through
+from infotok.information.chunked import SCORES, Totals, Wanted, cost_of, go_through
 from infotok.information.factored import Factored, tensors_of, wide
 
 LEAST_VARIANCE = 1e-8
@@ -28,7 +28,8 @@ HALVINGS = 40  # of the interval in which its variance lies
 class _Done:
     """What has been computed of a channel, and of its copies without gradient."""
 
-    learned: bool
+    features: bool  # have a gradient
+    codebook: bool
     totals: dict[tuple, tuple[list[Tensor], Totals]] = field(default_factory=dict)
 
 
@@ -55,7 +56,7 @@ class NearestCodes:
             raise ValueError(f"variance must be above 0, got {variance}")
         self.features, self.codebook, self.variance = features, codebook, float(variance)
         self.relaxation, self.scores = relaxation, scores
-        self._done = _Done(codebook.requires_grad)
+        self._done = _Done(features.requires_grad, codebook.requires_grad)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -94,14 +95,18 @@ class NearestCodes:
         return torch.zeros(1, len(self.codebook), device=self.codebook.device)
 
     def _totals(self, prior: Categorical | Factored, weight: Tensor | None) -> Totals:
-        """A training step asks for the cost three times, to train the channel, to train the prior and to show the
-        rate: it goes through the codebook once."""
+        """A training step asks for the cost three times, to train the prior, to train the channel and to show the
+        rate: in this order it goes through the codebook once."""
         given = [*tensors_of(prior), *([] if weight is None else [weight])]
         # The tensors are kept beside what was computed: as long as they live nothing else has their address.
         marks = ((tensor.data_ptr(), tensor._version, tuple(tensor.shape)) for tensor in given)
         key = (type(prior), weight is None, *marks)
         _, found = self._done.totals.get(key, (None, None))
-        if found is None or (torch.is_grad_enabled() and not found.of_features):
+        learns, done = torch.is_grad_enabled(), self._done
+        wanted = Wanted(
+            learns and done.features, learns and done.codebook, learns and any(t.requires_grad for t in given)
+        )
+        if found is None or not found.covers(wanted):
             found = go_through(
                 self.features,
                 self.codebook,
@@ -109,8 +114,7 @@ class NearestCodes:
                 prior,
                 weight,
                 relaxation=self.relaxation,
-                gradients=torch.is_grad_enabled(),
-                learned=self._done.learned,
+                wanted=wanted,
                 scores=self.scores,
             )
             self._done.totals[key] = ([tensor.detach() for tensor in given], found)

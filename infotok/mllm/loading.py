@@ -1,0 +1,112 @@
+"""From a name on the hub or a folder to an adapted model, whose codes are those of its own encoding."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infotok.errors import InfotokError
+from infotok.mllm.adapter import Adapter, one_line
+
+LEAST_AGREEMENT = 0.99  # of codes with the model's own: rounding decides a few
+
+
+def adapter_names() -> list[str]:
+    """Types of models that there is an adapter for."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "adapters")]))
+
+
+def load(
+    name: str, *, dtype: torch.dtype = torch.float32, decoder: Path | None = None, control: bool = False
+) -> Adapter:
+    """The model, in evaluation mode and without dropout.
+
+    Args:
+        name: on the Hugging Face hub, or a folder of `save_pretrained`.
+        decoder: file of a decoder that the model lacks.
+        control: take a model that draws with other tokens than it reads with.
+
+    Raises:
+        InfotokError: there is no such model, no adapter for it, or its tokens are not shared.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(name, error) from None
+    if kind not in adapter_names():
+        known = ", ".join(adapter_names())
+        raise InfotokError(
+            f"model.name: {name} is of the type '{kind}', for which there is no adapter; choose a model of {known}, or "
+            f"add infotok/mllm/adapters/{kind}.py"
+        )
+    adapted = _module(kind).Adapted
+    if not (adapted.shared or control):
+        raise InfotokError(
+            f"model.name: {name} ({kind}) reads images by another encoder than it draws with: it has no shared tokens "
+            "to regularize; choose a model that has, or say that it is the control"
+        )
+    try:
+        model = adapted.model_class.from_pretrained(name, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _cannot_load(name, error) from None
+    without_dropout(model)
+    return adapted(model.eval(), processor, _folder_of(name), decoder)
+
+
+def check_codes(adapter: Adapter, pixels: Tensor) -> str | None:
+    """Compare our codes of pixels (B, 3, H, W) with the model's own; returns a sentence where they are not the same.
+
+    Raises:
+        InfotokError: too many differ, as they do where a version of transformers encodes otherwise.
+    """
+    adapter.model.eval()
+    with torch.no_grad():
+        ours, own = adapter.codes(pixels), adapter.own_codes(pixels)
+    share = float((ours == own).float().mean()) if ours.shape == own.shape else 0.0
+    said = f"{share:.2%} of the adapter's codes are those that the model's own encoding gives"
+    if share < LEAST_AGREEMENT:
+        raise InfotokError(f"{said}; use the version of transformers that requirements.lock names")
+    return None if share == 1.0 else said
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0, and leave the configuration that is saved as it is. Dropout draws from the global random
+    stream: a resumed run would not repeat an undisturbed one, nor a twin see the noise of its baseline."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _folder_of(name: str) -> Path:
+    """Where the files lie."""
+    if Path(name).is_dir():
+        return Path(name)
+    from transformers.utils import cached_file
+
+    return Path(cached_file(name, "config.json") or name).parent
+
+
+def _module(kind: str) -> ModuleType:
+    return importlib.import_module(f"infotok.mllm.adapters.{kind}")
+
+
+def _cannot_load(name: str, error: Any) -> InfotokError:
+    said = one_line(error)
+    if "gated" in str(error).lower():
+        return InfotokError(f"model.name: {name} is gated; ask for access on its page and run `hf auth login`")
+    return InfotokError(
+        f"model.name: {name} cannot be loaded ({said}); give a name on the Hugging Face hub or a folder that "
+        "save_pretrained has written"
+    )
