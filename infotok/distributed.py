@@ -139,7 +139,7 @@ class _Shared(torch.Generator):
     """A generator that stands at the same place in every process."""
 
     def __new__(cls, world: World, device: torch.device):
-        return super().__new__(cls, device=device)
+        return super().__new__(cls, device=device)  # type: ignore[call-arg]
 
     def __init__(self, world: World, device: torch.device):
         self.world = world

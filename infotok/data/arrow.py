@@ -118,7 +118,8 @@ class SplitWriter:
     def __init__(self, path: Path):
         self.path, self.images = path, 0
         self._temporary = path.with_name(path.name + ".tmp")
-        self._sink, self._writer = pa.OSFile(str(self._temporary), "wb"), None
+        self._sink = pa.OSFile(str(self._temporary), "wb")
+        self._writer: pa.RecordBatchStreamWriter | None = None
 
     def write(self, part: Split) -> None:
         """Append a part; all parts have images of one size and the same factors."""

@@ -12,9 +12,9 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
@@ -113,10 +113,9 @@ def parse_color(text: str) -> tuple[int, int, int]:
     Raises:
         ValueError: it is none of these, or is partly transparent.
     """
-    try:
+    color: tuple[int, ...] = ()
+    with suppress(ValueError):
         color = ImageColor.getrgb(text)
-    except ValueError:
-        color = ()
     # Pillow passes on rgb(300, 0, 0) as it stands.
     if len(color) != 3 or min(color) < 0 or max(color) > 255:
         raise ValueError(f"{text!r} is no color; write it like '#ffffff' or 'white'")
@@ -166,6 +165,7 @@ def _pillow() -> Iterator[None]:
 def _decoded(stream: BinaryIO) -> Image.Image:
     """The picture in the bytes of a file. Pillow refuses a PNG for what stands beside its pixels, such as a long text
     or color profile, which counts for nothing here: such a file is read without it."""
+    image: Image.Image | None
     try:
         image = Image.open(stream)
         image.load()
@@ -221,7 +221,7 @@ def _check_size(image: Image.Image) -> None:
         raise Unreadable(f"{size}, more than {MOST_PIXELS / 1e6:g} million")
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> Any:
     """The EXIF tag Orientation, also from XMP; None where it is absent or the metadata are damaged."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)

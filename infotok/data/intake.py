@@ -167,8 +167,7 @@ def checked_texts(example: Example, where: str, rejects: Rejects) -> tuple[list[
             else:
                 answers.append(_clean(answer))
         if answers:
-            family = pair.get("family")
-            family = _clean(family) if not _wrong(family) else "question"
+            family = "question" if _wrong(pair.get("family")) else _clean(pair["family"])
             # Of several the most frequent is learned, of as frequent ones the first.
             kept = {"question": _clean(pair["question"]), "answer": Counter(answers).most_common(1)[0][0]}
             questions.append(kept | {"family": family} | ({"answers": answers} if len(answers) > 1 else {}))

@@ -92,8 +92,9 @@ def _write(parts: Iterable[tuple[str, Split]], folder: Path) -> dict[str, dict]:
 
 def _from(root: Path, options: DataOptions) -> DataOptions:
     """The options for a process that works elsewhere; the manifest says what the params file says."""
-    update = {"path": str(root / options.path)} if getattr(options, "path", None) is not None else {}
-    update |= {"outside": [str(root / folder) for folder in getattr(options, "outside", [])]}
+    path = getattr(options, "path", None)
+    update: dict[str, object] = {} if path is None else {"path": str(root / path)}
+    update["outside"] = [str(root / folder) for folder in getattr(options, "outside", [])]
     return options.model_copy(update=update)
 
 

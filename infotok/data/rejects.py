@@ -22,7 +22,9 @@ class Rejects:
 
     def __init__(self, path: Path, most: int):
         self.path, self.most = path, most
-        self.count, self.reasons, self.notes = 0, Counter(), Counter()
+        self.count = 0
+        self.reasons: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._first: list[str] = []
         self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
 

@@ -45,7 +45,12 @@ class TextCodec:
             raise InfotokError(
                 f"{path}: cannot be read as a text tokenizer ({error}); run `dvc repro prepare`"
             ) from None
-        return cls(tokenizer, tokenizer.token_to_id(PAD), tokenizer.token_to_id(END))
+        pad, end = tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)
+        if pad is None or end is None:
+            raise InfotokError(
+                f"{path}: is a text tokenizer without the marks {PAD} and {END}; run `dvc repro prepare`"
+            )
+        return cls(tokenizer, pad, end)
 
     @classmethod
     def from_saved(cls, path: Path, remedy: str) -> TextCodec:

@@ -25,7 +25,9 @@ def fidelity(images: np.ndarray | Tensor, decoded: Tensor) -> tuple[float, float
     a, b = (x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in (decoded, images))
     a, b = (x.permute(0, 3, 1, 2).float() for x in (a, b))
     psnr = peak_signal_noise_ratio(a, b, data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3))
-    return float(psnr), float(structural_similarity_index_measure(a, b, data_range=255.0))
+    ssim = structural_similarity_index_measure(a, b, data_range=255.0)
+    assert isinstance(ssim, Tensor)  # without `return_full_image`
+    return float(psnr), float(ssim)
 
 
 def objects_kept(judge: Judge, images: Tensor, decoded: Tensor) -> float:

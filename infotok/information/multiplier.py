@@ -20,6 +20,11 @@ class Multiplier(nn.Module):
     the target needs, and come back slowly. Its state is in buffers, so that a resumed training goes on from it.
     """
 
+    steps: Tensor
+    first_bits: Tensor
+    log_beta: Tensor
+    average_bits: Tensor
+
     def __init__(self, target_bits: float, beta: float, warmup: int = 0):
         super().__init__()
         self.target_bits, self.warmup = target_bits, warmup
@@ -36,7 +41,7 @@ class Multiplier(nn.Module):
         self.average_bits.copy_(torch.where(self.average_bits.isnan(), rate, moved))
         self.first_bits.copy_(torch.where(self.first_bits.isnan(), rate, self.first_bits))
         self.steps += 1
-        ahead = (1 - self.steps / self.warmup).clamp_min(0) if self.warmup else 0.0
+        ahead = (1 - self.steps / self.warmup).clamp_min(0) if self.warmup else torch.zeros_like(self.steps)
         target = self.target_bits + ahead * (self.first_bits - self.target_bits)
         error = ((self.average_bits - target) / target).clamp(-1, 1)
         self.log_beta.add_(SPEED * error).clamp_(math.log(RANGE[0]), math.log(RANGE[1]))

@@ -46,7 +46,7 @@ def gaussian_rate(
     what is left out. Returns (B, K) in nats (Kingma & Welling 2014, appendix B, for any diagonal prior).
     """
     shift, log_ratio = _wide(mean), _wide(log_variance)
-    precision = 1.0
+    precision: float | Tensor = 1.0
     if prior_mean is not None:
         shift = shift - _wide(prior_mean)
     if prior_log_variance is not None:

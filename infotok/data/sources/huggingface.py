@@ -47,7 +47,7 @@ class Options(OpenOptions):
     of `imagefolder`."""
 
     source: Literal["huggingface"] = "huggingface"
-    path: str | None = None
+    path: str | None = None  # type: ignore[assignment]  # a data set of the hub has none
     name: str | None = None
     configuration: str | None = None
     columns: Columns = Columns()
@@ -76,7 +76,7 @@ def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[s
 
 
 def _what(options: Options) -> str:
-    return options.name or options.path
+    return options.name or options.path or ""
 
 
 def _load(options: Options) -> DatasetDict:

@@ -40,7 +40,8 @@ def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[s
     if not path.is_file():
         raise InfotokError(f"{path}: is missing; data.path names the folder, data.file the JSON lines in it")
     names = SplitNames(options)
-    given = {names(entry.get("split")) for _, entry in json_lines(path) if isinstance(entry, dict)} - {None}
+    splits = (names(entry.get("split")) for _, entry in json_lines(path) if isinstance(entry, dict))
+    given = {split for split in splits if split is not None}
     found |= {"given_splits": names.became, "skipped": {}}
     yield from intake(_examples(path, options, names, rejects, found["skipped"]), options, given, rejects, found)
 
