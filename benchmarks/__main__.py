@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from stages.common import ParamsOption, clear_errors
+from stages.common import StudyOption, clear_errors
 
 
 class Name(StrEnum):
@@ -32,18 +32,18 @@ class Name(StrEnum):
 @clear_errors
 def main(
     names: Annotated[list[Name], typer.Argument(help="Which to run, one after the other.")],
-    params: ParamsOption = "params.yaml",
+    study: StudyOption = "default",
     quick: Annotated[bool, typer.Option("--quick", help="Few repeats at small sizes, to see that it runs.")] = False,
     out: Annotated[str, typer.Option(help="Folder of the JSON files; benchmarks/results by default.")] = "",
 ) -> None:
     """Speed and cost of training, regularizer, quantizer, data, drawing and pipeline (on a quiet machine); rounding."""
     from benchmarks.common import RESULTS, keep, machine, show
     from infotok.training.runtime import start
-    from pipeline.config.params import load_params
+    from pipeline.config.study import Study
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go away
     start()
-    settings, console = load_params(params), Console()
+    settings, console = Study(study).params, Console()
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     for name in names:
         module, about = importlib.import_module(f"benchmarks.{name}"), machine()

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.files import write_text
+from infotok.files import write_text
 
 STATUS = Path("/proc/self/status")
 RESULTS = Path(__file__).parent / "results"

@@ -19,7 +19,6 @@ from infotok.data.sources.jsonl import Options
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
 from infotok.training.batches import Batches
-from infotok.training.joint import JointConfig
 from pipeline.config.params import Params
 
 OPEN = "open the split"
@@ -59,7 +58,7 @@ def few_scenes(params: Params, images: int) -> DataOptions:
         InfotokError: the data are not scenes, of which there are as many as one asks for.
     """
     if params.data.source != "scenes":
-        raise InfotokError(f"benchmarks make scenes, not {params.data.source}; name params of scenes with --params")
+        raise InfotokError(f"benchmarks make scenes, not {params.data.source}; name a study of scenes with --study")
     few = dict.fromkeys(("validation", "test", "novel"), 10)
     return params.data.model_copy(update={"train": images, **few})
 
@@ -101,7 +100,7 @@ def _load(params: Params, folder: Path, steps: int) -> list[Row]:
 
     split = clocked("open", lambda: read_split(folder, "train"))
     codec = TextCodec.from_file(folder / "text.json")
-    batches = Batches(split, codec, JointConfig(**train.model_dump()), seed=0)
+    batches = Batches(split, codec, train, seed=0)
     for step in range(steps):
         clocked("images", lambda step=step: batches.images(step))
         clocked("texts", lambda step=step: batches.texts(step))

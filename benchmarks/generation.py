@@ -6,7 +6,6 @@ The package draws with a cache alone; the loop without one stands here, and both
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,14 +27,13 @@ from pipeline.config.params import Params
 BATCH = 512  # as evaluation draws
 LONGER = [(64, 64), (256, 16)]  # token budgets and batches, beside those of the params
 GUIDANCE = (1.0, 2.5)
-OWN = ("top_k", "decoding_steps", "choice_temperature", "ode_steps")
 LEAST_SAME = 99  # percent: a rounding may change a draw, and what follows it
 
 
 def measure(params: Params, quick: bool) -> Result:
     tokens, batch = max(params.grid.tokens), 8 if quick else BATCH
     rounds, warmup = (1, 1) if quick else (10, 2)
-    sampling = Sampling(**{name: getattr(params.generation, name) for name in OWN})
+    sampling = params.generation.sampling()
     with tempfile.TemporaryDirectory() as folder:
         data = prepared(params, Path(folder) / "data", max(batch, params.train.batch, params.pretrain.batch))
         drawn = _families(params, data, batch, sampling, rounds, warmup)
@@ -44,7 +42,7 @@ def measure(params: Params, quick: bool) -> Result:
             cached += _cache(params, data, *size, sampling, rounds, warmup)
     tables = {f"Drawing {batch} images of {tokens} tokens": drawn, "Drawing of ar with and without a cache": cached}
     settings = {"rounds": rounds, "precision": params.train.precision, "backbone": params.backbone.model_dump()}
-    return Result(settings | {"sampling": vars(sampling)}, tables)
+    return Result(settings | {"sampling": sampling.model_dump()}, tables)
 
 
 def _families(params: Params, data: Prepared, batch: int, sampling: Sampling, rounds: int, warmup: int) -> list[Row]:
@@ -53,7 +51,7 @@ def _families(params: Params, data: Prepared, batch: int, sampling: Sampling, ro
     models = {family: new_model(params, family, tokens, data.codec).eval() for family in FAMILIES}
     noise = {"seed": SEED, "precision": params.train.precision, "batch": batch}
     actions = {
-        (family, guidance): lambda model=model, guided=replace(sampling, guidance=guidance): draw(
+        (family, guidance): lambda model=model, guided=params.generation.sampling(guidance=guidance): draw(
             model, captions, data.codec, guided, **noise
         )
         for family, model in models.items()

@@ -31,7 +31,7 @@ GRIDS = {1: (1, 1), 10: (5, 2), 50: (5, 10)}  # cells: arms and seeds
 ARMS = ("none-0-0", "vib-0.01-1", "dib-0.01-1", "ceb-0.01-1", "hsic-1-1")
 IMPORTS = {
     "nothing": "",
-    "parameters and results": "import pipeline.config.params, pipeline.running.results",
+    "parameters and results": "import pipeline.config.params, pipeline.results",
     "torch": "import torch",
     "torch, the backbone": "import torch; from transformers import LlamaForCausalLM",
     "MLflow": "import mlflow",
@@ -68,9 +68,9 @@ def smallest_params(params: Params, cells: int) -> dict:
     few = dict.fromkeys(("train", "validation", "test", "novel"), 16)
     changes = {
         "grid": {"family": ["ar"], "arm": list(ARMS[:arms]), "tokens": [4], "seed": list(range(seeds))},
-        "paths": {"root": ".", "params": "params.yaml", "results": "runs", "reports": "reports"},
         "data": few,
-        "judge": {"steps": 1, "perceptual_steps": 1, "batch": 8},
+        "judge": {"steps": 1, "batch": 8},
+        "perceptual": {"steps": 1, "batch": 8},
         "tokenizer": {"codebook": 8, "width": 8, "hidden": 8, "blocks": 0},
         "pretrain": {"steps": 1, "batch": 8},
         "backbone": {"name": "llama", "width": 8, "layers": 1, "heads": 1},
@@ -78,7 +78,7 @@ def smallest_params(params: Params, cells: int) -> dict:
         "understanding": {"probe_images": 16, "probe_steps": 1},
         "generation": {"prompts": 1, "images": 1, "temperatures": [1.0], "guidance": [1.0]},
     }
-    content = params.model_dump()
+    content = params.model_dump(mode="json")
     for section, values in changes.items():
         content[section] |= values
     return content

@@ -18,7 +18,6 @@ from vector_quantize_pytorch import VectorQuantize
 from benchmarks.common import Result, Row, extra_percent, in_turns, spread
 from benchmarks.training import SEED
 from infotok.random import stream
-from infotok.tokenizer.base import TokenizerConfig
 from infotok.tokenizer.discrete import DiscreteTokenizer
 from infotok.training.runtime import start
 from pipeline.config.params import Params
@@ -84,10 +83,10 @@ def _ours(params: Params, size: tuple[int, int, int, int], generator: torch.Gene
     _, _, dimension, codebook = size
     # The tokenizer's encoder and decoder are not used; its K only sizes them.
     small = {"image_size": params.data.image_size, "tokens": max(params.grid.tokens)}
-    settings = params.tokenizer.model_dump() | small | {"dimension": dimension, "codebook": codebook}
 
     def quantizer(channel: str, usage: bool) -> tuple[nn.Module, Callable]:
-        tokenizer = DiscreteTokenizer(TokenizerConfig(**settings | {"channel": channel})).to(start())
+        changes = {"dimension": dimension, "codebook": codebook, "channel": channel}
+        tokenizer = DiscreteTokenizer(params.tokenizer.model_copy(update=changes), **small).to(start())
         used = torch.zeros(codebook, dtype=torch.bool, device=start())
 
         def quantize(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,11 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.common import Result, Row, extra_percent, in_turns, spread
-from benchmarks.training import Prepared, Trainer, prepared
+from benchmarks.training import Arm, Prepared, Trainer, prepared
 from infotok.random import stream
 from infotok.training.runtime import start
 from pipeline.config.params import Params
@@ -38,13 +37,12 @@ def measure(params: Params, quick: bool) -> Result:
     return Result(settings, tables)
 
 
-def _arms(params: Params) -> dict[str, tuple[str, str, dict[str, Any]]]:
+def _arms() -> dict[str, tuple[str, str, Arm]]:
     """Estimator, consistency and arm of what is compared; the baseline twice, which shows the noise."""
-    arms = {name: (name, "", {}) for name in (BASELINE, "none, again")}
+    arms = {name: (name, "", Arm()) for name in (BASELINE, "none, again")}
     for name, kernels in ESTIMATORS.items():
-        of_hsic = params.kernels.model_copy(update={"estimator": kernels})
         for gamma in (0.0, GAMMA):
-            arm = {"estimator": name.split(",")[0], "beta": BETA, "gamma": gamma, "kernels": of_hsic}
+            arm = Arm(name.split(",")[0], BETA, gamma, kernels)
             arms[f"{name} {gamma}"] = (name, "yes" if gamma else "no", arm)
     return arms
 
@@ -52,11 +50,11 @@ def _arms(params: Params) -> dict[str, tuple[str, str, dict[str, Any]]]:
 def _steps(params: Params, family: str, data: Prepared, batch: int, rounds: int, steps: int) -> list[Row]:
     """Arms take turns of a few steps, all on the same batches, and are compared step by step."""
     trainer = Trainer.create(params, family, data, batch)
-    arms, seconds = _arms(params), defaultdict(list)
+    arms, seconds = _arms(), defaultdict(list)
     trainer.run(arms[BASELINE][2], 2)
     for _ in range(rounds):
-        for arm, (_, _, terms) in arms.items():
-            seconds[arm] += trainer.run(terms, SKIPPED + steps)[SKIPPED:]
+        for arm, (_, _, chosen) in arms.items():
+            seconds[arm] += trainer.run(chosen, SKIPPED + steps)[SKIPPED:]
     return [
         {"estimator": name, "consistency": consistency}
         | spread(seconds[arm])

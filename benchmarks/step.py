@@ -17,15 +17,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Result, Row, in_turns, now, spread
-from benchmarks.training import FAMILIES, Trainer, prepared
-from infotok.information.bottleneck import InformationBottleneck
+from benchmarks.training import FAMILIES, Arm, Trainer, prepared
+from infotok.information import bottleneck
 from infotok.models import unified
 from infotok.training import joint
 from infotok.training.runtime import has_bf16, start
-from pipeline.config.cells import arm_name
 from pipeline.config.params import Params
 
-ARM = {"estimator": "vib", "beta": 0.01, "gamma": 1.0}
+ARM = Arm("vib", 0.01, 1.0)
 SKIPPED = 2  # steps at the start of a round, in which memory is allocated
 PARTS = (
     "data", "encoder", "quantizer", "backbone", "heads and losses", "decoder", "distortion", "priors and rates",
@@ -77,8 +76,8 @@ class PartClock:
             (tokenizer, "decode", "decoder"),
             (joint, "perceptual_distortion", "distortion"),
             (model.priors, "forward", "priors and rates"),
-            (InformationBottleneck, "_learn", "priors and rates"),
-            (InformationBottleneck, "forward", "regularizer"),
+            (bottleneck, "code_cost", "priors and rates"),
+            (bottleneck.InformationBottleneck, "forward", "regularizer"),
             (torch.Tensor, "backward", "backward"),
             (torch.nn.utils, "clip_grad_norm_", "clip and optimizer"),
             (torch.optim.Optimizer, "zero_grad", "clip and optimizer"),
@@ -109,7 +108,7 @@ def measure(params: Params, quick: bool) -> Result:
         rates = {"images_per_s": batch / median, "MFLOP_per_image": flops[family] / batch / 1e6}
         shares = {"GFLOP/s": gflops, "of_peak_%": 100 * gflops / peak}
         summary.append({"family": family} | spread(seconds) | rates | shares)
-    settings = {"batch": batch, "tokens": max(params.grid.tokens), "arm": arm_name(**ARM)}
+    settings = {"batch": batch, "tokens": max(params.grid.tokens), "arm": vars(ARM)}
     settings |= {"precision": used, "rounds": rounds, "steps": steps}
     settings |= {"tokenizer": params.tokenizer.model_dump(), "backbone": params.backbone.model_dump()}
     return Result(

@@ -50,10 +50,9 @@ def measure(params: Params, quick: bool) -> Result:
 
 def smaller_grid(params: Params) -> dict:
     """These params with two arms and one seed."""
-    content = params.model_dump()
+    content = params.model_dump(mode="json")
     grid = content["grid"]
     content["grid"] = grid | {"arm": grid["arm"][:2], "seed": grid["seed"][:1]}
-    content["paths"] |= {"root": ".", "params": "params.yaml", "results": "runs", "reports": "reports"}
     return content
 
 

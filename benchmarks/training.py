@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -19,15 +18,15 @@ from benchmarks.data import few_scenes
 from infotok.data.arrow import Split, read_split
 from infotok.data.prepare import prepare
 from infotok.data.text import TextCodec
-from infotok.examiners.perceptual import Distortion, Perceptual
-from infotok.models.backbone import Backbone, BackboneConfig
+from infotok.examiners.perceptual import Perceptual
+from infotok.examiners.reading import attribute_classes
+from infotok.models.backbone import Backbone
+from infotok.models.files import new_tokenizer
 from infotok.models.unified import UnifiedModel
 from infotok.training.batches import Batches
-from infotok.training.joint import JointConfig, train_jointly
+from infotok.training.joint import train_jointly
 from infotok.training.runtime import start
-from pipeline.config.cells import Cell
 from pipeline.config.params import Params
-from pipeline.running.artifacts import attribute_classes, new_tokenizer
 
 FAMILIES = ("ar", "mask", "flow")
 SEED = 0
@@ -51,35 +50,45 @@ def prepared(params: Params, folder: Path, images: int) -> Prepared:
 
 def new_model(params: Params, family: str, tokens: int, codec: TextCodec) -> UnifiedModel:
     """An untrained model of a family."""
-    tokenizer = new_tokenizer(params, Cell(family, "none", 0.0, 0.0, tokens, SEED))
-    backbone = Backbone.create(BackboneConfig(**params.backbone.model_dump()), codec.vocabulary)
+    tokenizer = new_tokenizer(family, params.tokenizer, image_size=params.data.image_size, tokens=tokens, seed=SEED)
+    backbone = Backbone.create(params.backbone, codec.vocabulary)
     return UnifiedModel(family, tokenizer, backbone).to(start())
+
+
+def new_batches(params: Params, data: Prepared, batch: int) -> Batches:
+    """Batches as stage `train` makes them."""
+    return Batches(data.split, data.codec, params.train.model_copy(update={"batch": batch}), seed=SEED)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm adds to a step. kernels: the estimator of hsic."""
+
+    estimator: str = "none"
+    beta: float = 0.0
+    gamma: float = 0.0
+    kernels: str = "unbiased"
 
 
 @dataclass
 class Trainer:
     """One model with what its joint training needs."""
 
-    config: JointConfig
-    distortion: Distortion
+    params: Params
     model: UnifiedModel
     perceptual: Perceptual
     batches: Batches
 
     @classmethod
     def create(cls, params: Params, family: str, data: Prepared, batch: int) -> Trainer:
-        """A trainer at the largest token budget of the grid, with batches as stage `train` makes them."""
-        config = JointConfig(**params.train.model_dump() | {"batch": batch})
-        distortion = Distortion(**params.reconstruction.model_dump())
+        """A trainer at the largest token budget of the grid."""
         model = new_model(params, family, max(params.grid.tokens), data.codec)
-        batches = Batches(data.split, data.codec, config, seed=SEED)
-        return cls(config, distortion, model, Perceptual(data.classes), batches)
+        return cls(params, model, Perceptual(data.classes), new_batches(params, data, batch))
 
-    def run(self, arm: dict[str, Any], steps: int, begin: Callable[[], None] = lambda: None) -> list[float]:
+    def run(self, arm: Arm, steps: int, begin: Callable[[], None] = lambda: None) -> list[float]:
         """Train and return the seconds of each step. The batches are the same in every call: the first ones.
 
-        arm: estimator, beta, gamma and kernels, as `train_jointly` takes them. begin: called at the start of every
-        step, and once more after the last.
+        begin: called at the start of every step, and once more after the last.
         """
         starts, images = [], self.batches.images
 
@@ -88,9 +97,21 @@ class Trainer:
             starts.append(now())
             return images(step)
 
+        params = self.params
         # One step more, whose start ends the last one.
-        config = self.config.model_copy(update={"steps": steps + 1})
+        config = params.train.model_copy(update={"steps": steps + 1})
         with mock.patch.object(self.batches, "images", first_thing_in_a_step):
-            shared = {"seed": SEED, "device": start(), "distortion": self.distortion}
-            train_jointly(self.model, self.perceptual, self.batches, config, **arm, **shared)
+            train_jointly(
+                self.model,
+                self.perceptual,
+                self.batches,
+                config,
+                estimator=arm.estimator,
+                beta=arm.beta,
+                gamma=arm.gamma,
+                kernels=params.kernels.model_copy(update={"estimator": arm.kernels}),
+                distortion=params.reconstruction,
+                seed=SEED,
+                device=start(),
+            )
         return np.diff(starts).tolist()

@@ -31,13 +31,15 @@ from torch import Tensor
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
 from infotok.evaluation.generation import draw
+from infotok.files import write_text
 from infotok.models.family import Sampling
+from infotok.models.files import MODEL, TEXT
 from infotok.models.unified import UnifiedModel
 from infotok.random import stream
 from pipeline.config.cells import Cell
-from pipeline.files import write_text
+from pipeline.config.study import Study
 from pipeline.pictures import grid
-from pipeline.running.results import Layout, read_result
+from pipeline.results import METRICS, read_result
 
 # Prompts drawn together. Blocks begin at fixed places, each with its own random stream, and are drawn whole also where
 # only a part is missing. One prompt at a time takes 4 to 8 times as long.
@@ -134,7 +136,7 @@ def _prompt_of(text: str, where: str) -> str:
 def check_lengths(path: Path, prompts: list[Prompt], model: UnifiedModel, codec: TextCodec) -> None:
     """Refuse a prompt that has no room in the model together with its image."""
     places = getattr(model.backbone.model.config, "max_position_embeddings", None)
-    room = math.inf if places is None else places - model.tokenizer.config.tokens - 1  # the begin mark
+    room = math.inf if places is None else places - model.tokenizer.tokens - 1  # the begin mark
     for prompt in prompts:
         if (length := len(codec.encode(prompt.text))) > room:
             raise InfotokError(
@@ -143,19 +145,19 @@ def check_lengths(path: Path, prompts: list[Prompt], model: UnifiedModel, codec:
 
 
 def chosen_sampling(
-    layout: Layout, cell: Cell, plain: Sampling, temperature: float | None, guidance: float | None
+    study: Study, cell: Cell, temperature: float | None, guidance: float | None
 ) -> tuple[Sampling, str]:
-    """`plain` with the given temperature and guidance; one that is None is what validation chose for the cell, or 1
-    where the cell's `generate` has not run. Also says which it is.
+    """The study's settings with the given temperature and guidance; one that is None is what validation chose for the
+    cell, or 1 where the cell's `generate` has not run. Also says which it is.
 
     Raises:
         InfotokError: the choice is needed and was made for another configuration or by other code.
     """
-    path = layout.stage("generate", cell) / "metrics.json"
+    path = study.output("generate", cell) / METRICS
     metrics, why = {}, f"the default, as {path} is missing"
     if None in (temperature, guidance) and path.exists():
         try:
-            metrics = read_result(path.parent, layout.params, "generate", cell, layout.root)["metrics"]
+            metrics = read_result(study, "generate", cell)["metrics"]
         except InfotokError as error:
             raise InfotokError(f"{error}, or give both --temperature and --guidance") from None
         chosen = "generation/temperature" in metrics
@@ -164,14 +166,14 @@ def chosen_sampling(
     for name, given in (("temperature", temperature), ("guidance", guidance)):
         values[name] = float(metrics.get(f"generation/{name}", 1.0) if given is None else given)
         said.append(f"{name} {values[name]:g} ({why if given is None else 'given'})")
-    return Sampling(**asdict(plain) | values), ", ".join(said)
+    return study.params.generation.sampling(**values), ", ".join(said)
 
 
-def record_of(layout: Layout, cell: Cell, prompts: list[Prompt], recipe: Recipe) -> dict:
+def record_of(study: Study, cell: Cell, prompts: list[Prompt], recipe: Recipe) -> dict:
     """What export.json holds: everything that the images depend on. The digest of the prompts is that of their lines of
     metadata, for a tidy JSON Lines file its own sha256."""
-    folder, lines = layout.stage("train", cell), "".join(prompt.metadata + "\n" for prompt in prompts)
-    files = {name: (folder / name).read_bytes() for name in ("model.safetensors", "text.json")}
+    folder, lines = study.output("train", cell), "".join(prompt.metadata + "\n" for prompt in prompts)
+    files = {name: (folder / name).read_bytes() for name in (MODEL, TEXT)}
     return {
         "command": "infotok draw",
         "cell": cell.as_dict(),

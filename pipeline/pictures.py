@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pipeline.files import whole
+from infotok.files import whole
 
 
 def grid(images: Tensor, columns: int) -> np.ndarray:

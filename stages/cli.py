@@ -1,6 +1,6 @@
 """The console script `infotok`: the stages as subcommands, and what looks over the whole grid.
 
-Heavy imports wait inside the commands, so that help and plan answer at once.
+Heavy imports wait inside the commands, so that help answers at once.
 """
 
 from __future__ import annotations
@@ -9,29 +9,31 @@ from typing import Annotated
 
 import typer
 
-from stages.common import ParamsOption, clear_errors
+from infotok import __version__
+from pipeline.graph import STAGES
+from stages.common import COMMANDS, StudyOption, clear_errors, stage_command
 from stages.draw import draw
-from stages.generate import generate
-from stages.judge import judge
-from stages.perceptual import perceptual
-from stages.prepare import prepare
-from stages.pretrain import pretrain
-from stages.report import report
-from stages.train import train
-from stages.understand import understand
 
 app = typer.Typer(
     name="infotok",
     help="Information-Bottleneck regularized visual tokens, as a pipeline of DVC stages.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, judge, perceptual, pretrain, train, understand, generate, report):
-    app.command(rich_help_panel="Stages, one cell at a time")(command)
+GRID, ONE = "The whole grid", "Stages, one cell at a time"
+for spec in COMMANDS.values():
+    app.command(rich_help_panel=ONE if spec.name in STAGES else GRID)(stage_command(spec))
 app.command(rich_help_panel="A trained cell")(draw)
-GRID = "The whole grid"
 MARKS = {"done": "[green]●[/]", "stale": "[yellow]◐[/]", "missing": "[dim]○[/]"}
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        print(f"infotok {__version__}")
+        raise typer.Exit
 
 
 def _table(states, title):
@@ -52,51 +54,84 @@ def _table(states, title):
     return table
 
 
+def _title() -> str:
+    return " · ".join(name for name, spec in STAGES.items() if spec.axes)
+
+
+@app.command("study", rich_help_panel=GRID)
+@clear_errors
+def make_study(
+    name: Annotated[str, typer.Argument(help="Of the folder in studies/; `default` is the repository's root.")],
+    like: Annotated[str, typer.Option(help="The study whose params.yaml a new one begins with.")] = "smoke",
+) -> None:
+    """Make the folder of a study, or bring the dvc.yaml of one up to date with its params.yaml."""
+    import shutil
+
+    from infotok.errors import InfotokError
+    from pipeline.config.dvc_yaml import write_dvc_file
+    from pipeline.config.study import Study
+
+    study, begin = Study(name), Study(like)
+    if not study.params_file.exists():
+        if not begin.params_file.exists():
+            raise InfotokError(f"--like: there is no study '{like}'; `ls studies` shows them")
+        study.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(begin.params_file, study.params_file)
+        print(f"{study.params_file}: a copy of that of {like}; edit it")
+    changed = write_dvc_file(study)
+    print(f"{study.dvc_file}: {'written' if changed else 'is up to date'}")
+
+
 @app.command(rich_help_panel=GRID)
 @clear_errors
-def status(params: ParamsOption = "params.yaml") -> None:
-    """What is done: pretrain, train, understand, generate of every cell."""
+def params(study: StudyOption = "default") -> None:
+    """Show all parameters, those of params.yaml and the defaults of all others."""
+    import yaml
+
+    from pipeline.config.study import Study
+
+    print(yaml.safe_dump(Study(study).params.model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command(rich_help_panel=GRID)
+@clear_errors
+def status(study: StudyOption = "default") -> None:
+    """What is done, stage by stage, of every cell."""
     from rich.console import Console
 
-    from pipeline.config.params import load_params
-    from pipeline.running.results import Layout
+    from pipeline.config.study import Study
     from pipeline.sweep.jobs import cell_states
 
-    layout, console = Layout(load_params(params)), Console()
-    states = cell_states(layout)
-    console.print(_table(states, "pretrain · train · understand · generate"))
+    console = Console()
+    states = cell_states(Study(study))
+    console.print(_table(states, _title()))
     counts = [value for found in states.values() for value in found.values()]
     console.print("  ".join(f"{mark} {name} {counts.count(name)}" for name, mark in MARKS.items()))
 
 
 @app.command(rich_help_panel=GRID)
 @clear_errors
-def plan(params: ParamsOption = "params.yaml") -> None:
+def plan(study: StudyOption = "default") -> None:
     """What `dvc repro` would run, without running it."""
     from rich.console import Console
 
-    from pipeline.config.params import load_params
-    from pipeline.running.results import Layout
-    from pipeline.sweep.jobs import cell_states, check_profile, dvc_file, state
+    from pipeline.config.dvc_yaml import check_dvc_file
+    from pipeline.config.study import Study
+    from pipeline.sweep.jobs import cell_states, to_do
 
-    layout, console = Layout(load_params(params)), Console()
-    check_profile(layout.params, params)
-    states = cell_states(layout)
-    todo = [name for name in ("prepare", "judge", "perceptual") if state(layout, name, None) != "done"]
-    # Cells that share a tokenizer pretrain it once.
-    todo += dict.fromkeys(f"pretrain@{c.tokenizer_key}" for c, found in states.items() if found["pretrain"] != "done")
-    for cell, found in states.items():
-        todo += [f"{name}@{cell.key}" for name in ("train", "understand", "generate") if found[name] != "done"]
-    console.print(_table(states, "pretrain · train · understand · generate"))
-    for name in todo:
+    console, chosen = Console(), Study(study)
+    check_dvc_file(chosen)
+    console.print(_table(cell_states(chosen), _title()))
+    names = to_do(chosen)
+    for name in names:
         console.print(f"  {name}", highlight=False)
-    console.print(f"{len(todo)} stages would run, then report:  dvc repro {dvc_file(layout.params)}", highlight=False)
+    console.print(f"{len(names)} stages would run, then report:  {chosen.repro}", highlight=False)
 
 
 @app.command(rich_help_panel=GRID)
 @clear_errors
 def sweep(
-    params: ParamsOption = "params.yaml",
+    study: StudyOption = "default",
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes side by side, one thread each.")] = 2,
     only: Annotated[
         list[str] | None,
@@ -112,64 +147,62 @@ def sweep(
     from rich.console import Console
     from rich.live import Live
 
-    from pipeline.config.params import load_params
+    from pipeline.config.dvc_yaml import check_dvc_file
+    from pipeline.config.study import Study
     from pipeline.report.analysis import read_analysis
     from pipeline.report.summary import headline_table
-    from pipeline.running.results import Layout
-    from pipeline.sweep.jobs import cell_states, check_profile, dvc_file, environment, select
+    from pipeline.sweep.jobs import cell_states, environment, select
     from pipeline.sweep.jobs import sweep as run
     from pipeline.tracking.mirror import initialise
 
-    layout, console = Layout(load_params(params)), Console(highlight=False)
-    check_profile(layout.params, params)
-    cells, options = select(layout.params, only or []), ["--pull"] if pull else []
-    initialise(layout)
+    chosen, console = Study(study), Console(highlight=False)
+    check_dvc_file(chosen)
+    cells, options = select(chosen, only or []), ["--pull"] if pull else []
+    initialise(chosen)
     # Lines alone where there is no terminal.
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
     with live as shown:
         show = shown.update if shown else lambda table: None
-        failed = run(layout, cells, jobs, lambda line: console.print(line, markup=False), show, options)
+        failed = run(chosen, cells, jobs, lambda line: console.print(line, markup=False), show, options)
     if failed:
         console.print(f"failed: {', '.join(failed)}", markup=False)
         raise typer.Exit(1)
     if only:
         # The closing `dvc repro` would run whatever else the grid lacks.
-        states = [set(found.values()) == {"done"} for found in cell_states(layout).values()]
+        states = [set(found.values()) == {"done"} for found in cell_states(chosen).values()]
         if not all(states):
             console.print(f"No report: it needs every cell of the grid, and {sum(states)} of {len(states)} are done.")
             return
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", *options, dvc_file(layout.params)]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", *options, str(chosen.dvc_file)]
     finished = subprocess.run(command, env=environment(), check=False)
     if finished.returncode:
         raise typer.Exit(finished.returncode)
-    console.print(headline_table(read_analysis(layout, layout.params)))
-    console.print(f"Tables and figures: {layout.reports}/page/index.html, {layout.reports}/ablation.md")
+    console.print(headline_table(read_analysis(chosen)))
+    console.print(f"Tables and figures: {chosen.reports}/page/index.html, {chosen.reports}/ablation.md")
     console.print("Compare the runs in MLflow: infotok ui")
 
 
 @app.command(rich_help_panel=GRID)
 @clear_errors
-def track(params: ParamsOption = "params.yaml") -> None:
+def track(study: StudyOption = "default") -> None:
     """Rebuild MLflow from the stages' outputs, where it lacks them."""
-    from pipeline.config.params import load_params
-    from pipeline.running.results import Layout
+    from pipeline.config.study import Study
     from pipeline.tracking.mirror import rebuild
 
-    print(f"{rebuild(Layout(load_params(params)))} stages filled in")
+    print(f"{rebuild(Study(study))} stages filled in")
 
 
 @app.command(rich_help_panel=GRID)
 @clear_errors
 def ui(
-    params: ParamsOption = "params.yaml",
+    study: StudyOption = "default",
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Open MLflow's page on the saved comparison of beta and token budget."""
-    from pipeline.config.params import load_params
-    from pipeline.running.results import Layout
-    from pipeline.tracking.view import serve
+    """Open MLflow's page on the saved comparison of beta, gamma and token budget."""
+    from pipeline.config.study import Study
+    from pipeline.tracking.server import serve
 
-    serve(Layout(load_params(params)), port)
+    serve(Study(study), port)
 
 
 def main() -> None:

@@ -12,11 +12,12 @@ from typing import Annotated
 import typer
 
 from infotok.errors import InfotokError
+from pipeline.config.study import Study
 from stages.common import (
     ArmOption,
     FamilyOption,
-    ParamsOption,
     SeedOption,
+    StudyOption,
     TokensOption,
     cell_of,
     clear_errors,
@@ -35,7 +36,7 @@ def draw(
     arm: ArmOption = "none-0-0",
     tokens: TokensOption = 8,
     seed: SeedOption = 0,
-    params: ParamsOption = "params.yaml",
+    study: StudyOption = "default",
     prompts: Annotated[
         Path,
         typer.Option(
@@ -61,9 +62,8 @@ def draw(
 ) -> None:
     """Draw a file of prompts with a trained model, in the folders that GenEval's official evaluator reads."""
     _check(images, temperature, guidance, sampling_seed, resolution)
-    from infotok.models.family import Sampling
+    from infotok.models.files import load_model
     from infotok.training.runtime import has_bf16, start
-    from pipeline.config.params import load_params
     from pipeline.export import (
         Recipe,
         check_lengths,
@@ -74,21 +74,17 @@ def draw(
         read_prompts,
         record_of,
     )
-    from pipeline.running.artifacts import load_model
-    from pipeline.running.results import Layout
-    from stages.generate import OWN
 
-    config = load_params(params)
-    layout, cell, asked = Layout(config), cell_of(config, family, arm, tokens, seed), read_prompts(prompts)
-    device = start()
-    model, codec = load_model(layout, cell)
+    chosen = Study(study)
+    config, cell, asked = chosen.params, cell_of(chosen, family, tokens, seed, arm), read_prompts(prompts)
+    device, folder = start(), chosen.output("train", cell)
+    model, codec = load_model(folder, f"delete {folder} and run `{chosen.repro_of('train', cell)}`")
     model.to(device)
     check_lengths(prompts, asked, model, codec)
-    own = model.tokenizer.config.image_size
+    own = model.tokenizer.image_size
     if resolution is not None and resolution < own:
         raise InfotokError(f"--resolution: {resolution} is below the model's own {own} pixels; use {own} or more")
-    plain = Sampling(**{name: getattr(config.generation, name) for name in OWN})
-    sampling, said = chosen_sampling(layout, cell, plain, temperature, guidance)
+    sampling, said = chosen_sampling(chosen, cell, temperature, guidance)
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and has_bf16(device))
     recipe = Recipe(
         images=images,
@@ -98,7 +94,7 @@ def draw(
         device=device.type,
         pixels=resolution or own,
     )
-    with open_folder(out, record_of(layout, cell, asked, recipe)):
+    with open_folder(out, record_of(chosen, cell, asked, recipe)):
         print(f"{cell.key}: {said}")
         if there := sum(is_whole(out / f"{i:05}", images) for i in range(len(asked))):
             errors.print(f"draw {cell.key}: goes on from {there} of {len(asked)} prompts in {out}", markup=False)

@@ -1,33 +1,53 @@
 """Stage `generate`: draw images from prompts and score them; and how well images come back from their tokens."""
 
-from stages.common import Stage, cell_stage, single
+import json
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infotok.data.arrow import Split, read_manifest, read_split
+from infotok.data.text import TextCodec
+from infotok.evaluation.generation import (
+    GenerationConfig,
+    draw,
+    frechet_distance,
+    kernel_distance,
+    standardized_features,
+)
+from infotok.evaluation.geneval_prompts import TAGS
+from infotok.evaluation.prompted import GenEval, Retrieval, Verdict
+from infotok.evaluation.reconstruction import fidelity, objects_kept, reconstruct
+from infotok.examiners.judge import Judge
+from infotok.examiners.judges import load_judge
+from infotok.examiners.matcher import Matcher
+from infotok.files import write_text
+from infotok.models.family import Decoding, Sampling
+from infotok.models.files import load_model
+from infotok.models.unified import UnifiedModel
+from infotok.tokenizer import smaller_budgets
+from infotok.tokenizer.passes import through
+from infotok.training.joint import JointConfig
+from infotok.training.runtime import start
+from pipeline.pictures import grid, write_png
+from pipeline.running.stage import Stage
+from stages.common import main
 
 SHOWN = 2  # prompts per tag in samples.png, twelve where there are no tags
-OWN = ("top_k", "decoding_steps", "choice_temperature", "ode_steps")  # settings of sampling that are not chosen among
-MOST = 1000  # test images that are reconstructed and compared
+IMAGES = 1000  # of the test split, at most, that are reconstructed and compared with drawn ones
+SPLITS = ("validation", "test", "novel")  # of prompts
 
 
-@cell_stage
 def generate(run: Stage) -> None:
     """Choose temperature and guidance on validation prompts, then score test prompts; gFID, KID, rFID."""
-    import numpy as np
-    import torch
-
-    from infotok.data.arrow import read_manifest, read_split
-    from infotok.evaluation.generation import frechet_distance, standardized_features
-    from infotok.evaluation.reconstruction import fidelity, objects_kept, reconstruct
-    from infotok.examiners.judge import Judge
-    from infotok.tokenizer.passes import through
-    from infotok.training.runtime import start
-    from pipeline.pictures import grid, write_png
-    from pipeline.running.artifacts import load_judge, load_model
-
-    device, seed = start(), run.cell.seed
-    model, codec = load_model(run.layout, run.cell)
+    device, seed, data = start(), run.cell.seed, run.input("prepare")
+    model, codec = load_model(run.input("train"), run.remedy("train"))
     model.to(device)
-    judge, manifest = load_judge(run.layout), read_manifest(run.layout.data)
-    test = read_split(run.layout.data, "test")
-    test = test.take(np.arange(min(MOST, len(test))))
+    manifest, test = read_manifest(data), read_split(data, "test")
+    test = test.take(np.arange(min(IMAGES, len(test))))
+    judge = None
+    if manifest["judge"] is not None:
+        judge = load_judge(run.input("judge") / "judge.safetensors", run.remedy("judge")).to(device)
 
     real = torch.from_numpy(test.images)
     decoded = reconstruct(model.tokenizer, through(model.tokenizer, test.images, seed)[0].vectors)
@@ -35,7 +55,6 @@ def generate(run: Stage) -> None:
     metrics = {"reconstruction/psnr": psnr, "reconstruction/ssim": ssim}
     protocol = {"reconstruction": f"{len(real)} test images", "channel": model.tokenizer.config.channel}
     if judge is not None:
-        judge.to(device)
         reference, of_decoded = standardized_features(judge, real, decoded)
         metrics["reconstruction/rfid"] = frechet_distance(reference, of_decoded)
     if isinstance(judge, Judge):
@@ -43,7 +62,7 @@ def generate(run: Stage) -> None:
     shown = min(16, len(real))
     write_png(run.folder / "reconstructions.png", grid(torch.cat([real[:shown], decoded[:shown]]), shown))
 
-    if "generation" in manifest["tasks"]:
+    if judge is not None and "generation" in manifest["tasks"]:
         drawn, how = _draw(run, model, codec, judge, manifest, test)
         metrics, protocol = metrics | drawn, protocol | how
     else:
@@ -51,37 +70,31 @@ def generate(run: Stage) -> None:
     run.finish(metrics, protocol)
 
 
-def _draw(run: Stage, model, codec, judge, manifest: dict, test) -> tuple[dict[str, float], dict]:
+def _task(run: Stage, judge: Judge | Matcher, manifest: dict) -> GenEval | Retrieval:
+    """What is asked of the generator, and how its images are judged."""
+    config, data = run.config(GenerationConfig), run.input("prepare")
+    if isinstance(judge, Judge):
+        return GenEval(judge, manifest, per_tag=config.prompts, most=manifest["most_objects"], seed=config.seed)
+    splits = {name: read_split(data, name) for name in ("validation", "test")}
+    codec = TextCodec.from_file(data / "text.json")
+    return Retrieval(judge, splits, codec, most=config.prompts * len(TAGS), seed=config.seed)
+
+
+def _draw(
+    run: Stage, model: UnifiedModel, codec: TextCodec, judge: Judge | Matcher, manifest: dict, test: Split
+) -> tuple[dict[str, float], dict]:
     """Metrics of drawn images and their protocol; writes samples.png and samples.json."""
-    from dataclasses import replace
+    config, precision, seed = run.config(GenerationConfig), run.config(JointConfig).precision, run.cell.seed
+    task = _task(run, judge, manifest)
 
-    import torch
-
-    from infotok.data.arrow import read_split
-    from infotok.data.text import TextCodec
-    from infotok.evaluation.generation import draw, frechet_distance, kernel_distance, standardized_features
-    from infotok.evaluation.geneval_prompts import TAGS
-    from infotok.evaluation.prompted import GenEval, Retrieval
-    from infotok.models.family import Sampling
-    from infotok.tokenizer import smaller_budgets
-
-    config, precision, seed = run.params.generation, run.params.train.precision, run.cell.seed
-    if manifest["judge"] == "objects":
-        most = {"per_tag": config.prompts, "most": manifest["most_objects"], "seed": config.seed}
-        task = GenEval(judge, manifest, **most)
-    else:
-        splits = {name: read_split(run.layout.data, name) for name in ("validation", "test")}
-        of_judge = TextCodec.from_file(run.layout.data / "text.json")
-        task = Retrieval(judge, splits, of_judge, most=config.prompts * len(TAGS), seed=config.seed)
-
-    def score(split: str, sampling: Sampling, budget: int = 0):
+    def score(split: str, sampling: Sampling, budget: int = 0) -> tuple[Verdict, Tensor]:
         captions = [prompt for prompt in task.asks(split) for _ in range(config.images)]
-        noise = config.seed + ("validation", "test", "novel").index(split) + 1000 * seed
+        noise = config.seed + SPLITS.index(split) + 1000 * seed
         images = draw(model, captions, codec, sampling, seed=noise, precision=precision, budget=budget)
         return task.verdict(split, images), images
 
-    plain = Sampling(**{name: getattr(config, name) for name in OWN})
-    tried = [replace(plain, temperature=t, guidance=g) for g in config.guidance for t in config.temperatures]
+    plain = config.sampling()
+    tried = [config.sampling(temperature, g) for g in config.guidance for temperature in config.temperatures]
     scores = [score("validation", sampling)[0].score for sampling in tried]
     chosen = tried[scores.index(max(scores))]
     verdict, images = score("test", chosen)
@@ -100,18 +113,13 @@ def _draw(run: Stage, model, codec, judge, manifest: dict, test) -> tuple[dict[s
         for budget in smaller_budgets(run.cell.tokens):
             metrics[f"generation/{task.name}_at_{budget}"] = score("test", chosen, budget)[0].score
 
-    told = [index for index, said in enumerate(test.captions) if said]
-    captions = [max(test.captions[index], key=len) for index in told]
+    rows = [index for index, captions in enumerate(test.captions) if captions]
+    captions = [max(test.captions[index], key=len) for index in rows]
     drawn = draw(model, captions, codec, chosen, seed=config.seed + 1000 * seed, precision=precision)
-    reference, of_drawn = standardized_features(judge, torch.from_numpy(test.images[told]), drawn)
+    reference, of_drawn = standardized_features(judge, torch.from_numpy(test.images[rows]), drawn)
     metrics["generation/gfid"] = frechet_distance(reference, of_drawn)
     metrics["generation/kid"] = kernel_distance(reference, of_drawn, seed)
-
-    asked = task.asks("test")
-    tags = verdict.tags or [""] * len(asked)
-    rows = [i for i, tag in enumerate(tags) if tags[:i].count(tag) < (SHOWN if tag else SHOWN * len(TAGS))]
-    by_prompt = images.view(len(asked), -1, *images.shape[1:])
-    _write_samples(run, [asked[i] for i in rows], verdict.right[rows], by_prompt[rows])
+    _write_samples(run, task.asks("test"), verdict, images)
     protocol = {
         **task.protocol(),
         "images": f"{config.images} per prompt",
@@ -119,7 +127,7 @@ def _draw(run: Stage, model, codec, judge, manifest: dict, test) -> tuple[dict[s
         f"and guidance {config.guidance}",
         "temperature": chosen.temperature,
         "guidance": chosen.guidance,
-        **{name: getattr(config, name) for name in OWN},
+        **{name: getattr(config, name) for name in Decoding.model_fields},
         f"{task.name}_t1": "temperature 1, no guidance",
         "seeds": f"sampling {config.seed} + 1000 * {seed}",
         "gfid": f"{len(drawn)} images drawn from the longest caption of each test image against those images, "
@@ -128,18 +136,17 @@ def _draw(run: Stage, model, codec, judge, manifest: dict, test) -> tuple[dict[s
     return metrics, protocol
 
 
-def _write_samples(run: Stage, prompts: list[str], right, images) -> None:
-    """samples.png, a row a prompt, and samples.json with prompts and verdicts; images (prompts, n, S, S, 3) uint8."""
-    import json
-
-    from pipeline.files import write_text
-    from pipeline.pictures import grid, write_png
-
-    columns = images.shape[1]
-    write_png(run.folder / "samples.png", grid(images.flatten(0, 1), columns))
-    samples = {"prompts": prompts, "columns": columns, "correct": right.tolist()}
+def _write_samples(run: Stage, prompts: list[str], verdict: Verdict, images: Tensor) -> None:
+    """Of the test prompts a few, with all their images: samples.png, a row a prompt, and samples.json with prompts and
+    verdicts. images: (prompts * n, S, S, 3) uint8."""
+    tags = verdict.tags or [""] * len(prompts)
+    rows = [i for i, tag in enumerate(tags) if tags[:i].count(tag) < (SHOWN if tag else SHOWN * len(TAGS))]
+    shown = images.view(len(prompts), -1, *images.shape[1:])[rows]
+    columns = shown.shape[1]
+    write_png(run.folder / "samples.png", grid(shown.flatten(0, 1), columns))
+    samples = {"prompts": [prompts[i] for i in rows], "columns": columns, "correct": verdict.right[rows].tolist()}
     write_text(run.folder / "samples.json", json.dumps(samples, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    single(generate)
+    main("generate")

@@ -1,56 +1,49 @@
 """Stage `judge`: train the examiner that tells what an image shows, and measure what it can tell."""
 
-from stages.common import Stage, shared_stage, single
+import torch
+
+from infotok.data.arrow import read_manifest, read_split
+from infotok.data.text import TextCodec
+from infotok.examiners.judge import Judge
+from infotok.examiners.matcher import Matcher
+from infotok.examiners.matching import CANDIDATES, chance, retrieval
+from infotok.examiners.reading import accuracies, attribute_classes
+from infotok.examiners.training import ExaminerConfig, train_examiner, train_matching
+from infotok.tensors import save_module
+from infotok.training.runtime import start
+from pipeline.running.stage import Stage
+from stages.common import main
 
 CEILING = 1000  # test images, at most, whose captions the judge of matching has to find
-FLOOR = 3  # times what guessing finds; below it a judge of matching tells little
+LEAST_OBJECTS = 0.95  # of held-out objects read right, below which the judge's scores say little
+LEAST_OVER_CHANCE = 3  # times what guessing finds; below it a judge of matching says little
 
 
-@shared_stage
 def judge(run: Stage) -> None:
     """Train the judge once, on images that no arm is scored on, and measure its ceiling on held-out images."""
-    from infotok.data.arrow import read_manifest
-    from pipeline.running.artifacts import judge_of
-
-    kind = judge_of(read_manifest(run.layout.data))
+    kind = read_manifest(run.input("prepare"))["judge"]
     if kind is None:
         run.finish({}, {"judge": "none: the data set has no captions to draw from"})
+    elif kind == "objects":
+        _objects(run)
     else:
-        {"objects": _objects, "matching": _matching}[kind](run)
+        _matching(run)
 
 
 def _objects(run: Stage) -> None:
     """The judge that reads objects; it learns from renders that no arm trains on."""
-    import torch
-
-    from infotok.data.arrow import read_manifest, read_split
-    from infotok.examiners.judge import Judge
-    from infotok.examiners.reading import accuracies
-    from infotok.examiners.training import train_examiner
-    from infotok.training.runtime import start
-    from pipeline.running.artifacts import attribute_classes, save_module
-
-    device, config, data = start(), run.params.judge, run.layout.data
-    description = {"classes": attribute_classes(read_manifest(data)), "image_size": run.params.data.image_size}
+    device, config, data = start(), run.config(ExaminerConfig), run.input("prepare")
+    split = read_split(data, "judge")
+    description = {"classes": attribute_classes(read_manifest(data)), "image_size": split.images.shape[1]}
     torch.manual_seed(config.seed)
     network = Judge(**description)
     checkpoints = run.checkpoints()
     with run.progress(config.steps):
-        history = train_examiner(
-            network,
-            read_split(data, "judge"),
-            steps=config.steps,
-            batch=config.batch,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-            device=device,
-            checkpoints=checkpoints,
-            observe=run.observe,
-        )
+        history = train_examiner(network, split, config, device=device, checkpoints=checkpoints, observe=run.observe)
     metrics = accuracies(network, read_split(data, "test"), "judge/")
     novel = accuracies(network, read_split(data, "novel"), "judge/")
     metrics["judge/objects_novel"] = novel["judge/objects"]
-    if metrics["judge/objects"] < 0.95:
+    if metrics["judge/objects"] < LEAST_OBJECTS:
         run.warn(f"the judge reads only {metrics['judge/objects']:.1%} of objects; raise judge.steps")
     save_module(network, run.folder / "judge.safetensors", description)
     run.finish(metrics, {"reference": "test and novel renders", "seed": config.seed}, history)
@@ -59,41 +52,23 @@ def _objects(run: Stage) -> None:
 
 def _matching(run: Stage) -> None:
     """The judge that matches images and captions; it learns from the training images, which every arm trains on."""
-    import torch
-
-    from infotok.data.arrow import read_split
-    from infotok.data.text import TextCodec
-    from infotok.examiners.matching import CANDIDATES, Matcher, chance, retrieval
-    from infotok.examiners.training import train_matching
-    from infotok.training.runtime import start
-    from pipeline.running.artifacts import save_module
-
-    device, config, data = start(), run.params.judge, run.layout.data
-    codec = TextCodec.from_file(data / "text.json")
-    description = {"image_size": run.params.data.image_size, "vocabulary": codec.vocabulary}
+    device, config, data = start(), run.config(ExaminerConfig), run.input("prepare")
+    codec, split = TextCodec.from_file(data / "text.json"), read_split(data, "train")
+    description = {"image_size": split.images.shape[1], "vocabulary": codec.vocabulary}
     torch.manual_seed(config.seed)
     network = Matcher(**description)
     checkpoints = run.checkpoints()
     with run.progress(config.steps):
         history = train_matching(
-            network,
-            read_split(data, "train"),
-            codec,
-            steps=config.steps,
-            batch=config.batch,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-            device=device,
-            checkpoints=checkpoints,
-            observe=run.observe,
+            network, split, codec, config, device=device, checkpoints=checkpoints, observe=run.observe
         )
     test = read_split(data, "test")
-    longest = {index: max(said, key=len) for index, said in enumerate(test.captions) if said}
+    longest = {index: max(captions, key=len) for index, captions in enumerate(test.captions) if captions}
     pool, rows = list(longest.values()), list(longest)[:CEILING]
     images = torch.from_numpy(test.images[rows])
     found = retrieval(network, images, [longest[row] for row in rows], pool, codec, seed=config.seed)
     metrics = {"judge/retrieval": float(found.mean()), "judge/retrieval_chance": chance(pool)}
-    if metrics["judge/retrieval"] < FLOOR * metrics["judge/retrieval_chance"]:
+    if metrics["judge/retrieval"] < LEAST_OVER_CHANCE * metrics["judge/retrieval_chance"]:
         run.warn(
             f"the judge finds only {metrics['judge/retrieval']:.1%} of real images' captions (guessing: "
             f"{metrics['judge/retrieval_chance']:.1%}), too few to tell how well images are drawn; "
@@ -112,4 +87,4 @@ def _matching(run: Stage) -> None:
 
 
 if __name__ == "__main__":
-    single(judge)
+    main("judge")

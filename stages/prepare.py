@@ -1,23 +1,23 @@
 """Stage `prepare`: bring the data set into its prepared form."""
 
-from stages.common import Stage, shared_stage, single
+from infotok.data.options import DataOptions
+from infotok.data.prepare import prepare as prepare_data
+from pipeline.running.stage import Stage
+from stages.common import main
 
 
-@shared_stage
 def prepare(run: Stage) -> None:
     """Make or read the data: images, captions and questions as Arrow, a manifest, rejects, and the text tokenizer."""
-    from infotok.data.prepare import prepare as make
-
-    config = run.params.data
-    manifest = make(config, run.folder, run.layout.root)
-    kept, duplicates = manifest["rejects"], manifest.get("duplicates", {})
-    if kept["count"]:
-        run.warn(f"{kept['count']} rejects are listed in {run.folder / 'rejects.jsonl'}")
+    options = run.config(DataOptions)
+    manifest = prepare_data(options, run.folder)
+    rejects, duplicates = manifest["rejects"], manifest.get("duplicates", {})
+    if rejects["count"]:
+        run.warn(f"{rejects['count']} rejects are listed in {run.folder / 'rejects.jsonl'}")
     if across := duplicates.get("across"):
         run.warn(f"{across} images are copies of one in another split")
     metrics = {f"data/{name}": float(about["images"]) for name, about in manifest["splits"].items()}
-    run.finish(metrics | {"data/rejects": float(kept["count"])}, {"source": config.source, "seed": config.seed})
+    run.finish(metrics | {"data/rejects": float(rejects["count"])}, {"source": options.source, "seed": options.seed})
 
 
 if __name__ == "__main__":
-    single(prepare)
+    main("prepare")

@@ -1,48 +1,48 @@
 """Stage `train`: IB-regularized joint training of one cell of the grid."""
 
-from stages.common import Stage, cell_stage, single
+from infotok.data.arrow import read_split
+from infotok.examiners.perceptual import Distortion, load_perceptual
+from infotok.information.kernels import Kernels
+from infotok.models.backbone import BackboneConfig
+from infotok.models.files import load_tokenizer, new_model, save_model
+from infotok.tokenizer.passes import through
+from infotok.training.batches import Batches
+from infotok.training.joint import JointConfig, train_jointly
+from infotok.training.order import check_images
+from infotok.training.runtime import start
+from pipeline.running.stage import Stage
+from stages.common import main
 
 
-@cell_stage
 def train(run: Stage) -> None:
-    """Train tokenizer, prior and language model together, from the pretrained tokenizer."""
-    from infotok.data.arrow import read_split
-    from infotok.examiners.perceptual import Distortion
-    from infotok.tokenizer.passes import through
-    from infotok.training.batches import Batches
-    from infotok.training.joint import JointConfig, train_jointly
-    from infotok.training.order import check_images
-    from infotok.training.runtime import start
-    from pipeline.running.artifacts import load_perceptual, new_model, save_model
-
-    device, config, seed = start(), JointConfig(**run.params.train.model_dump()), run.cell.seed
-    split = read_split(run.layout.data, "train")
+    """Train tokenizer, priors and language model together, from the pretrained tokenizer."""
+    device, config, cell, data = start(), run.config(JointConfig), run.cell, run.input("prepare")
+    world = run.join(device)
+    split = read_split(data, "train")
     check_images(len(split), config.batch, "train.batch")
-    world = run.processes.join(device)
-    model, codec = new_model(run.layout, run.cell)
-    batches = Batches(split, codec, config, seed=seed, world=world)
+    tokenizer = load_tokenizer(run.input("pretrain"), run.remedy("pretrain"))
+    model, codec = new_model(cell.family, tokenizer, run.config(BackboneConfig), data / "text.json", cell.seed)
     checkpoints = run.checkpoints()
     with run.progress(config.steps):
         history = train_jointly(
             model,
-            load_perceptual(run.layout),
-            batches,
+            load_perceptual(run.input("perceptual") / "perceptual.safetensors", run.remedy("perceptual")),
+            Batches(split, codec, config, seed=cell.seed, world=world),
             config,
-            estimator=run.cell.estimator,
-            beta=run.cell.beta,
-            gamma=run.cell.gamma,
-            seed=seed,
+            estimator=cell.estimator,
+            beta=cell.beta,
+            gamma=cell.gamma,
+            kernels=run.config(Kernels),
+            distortion=run.config(Distortion),
+            seed=cell.seed,
             device=device,
-            kernels=run.params.kernels,
-            distortion=Distortion(**run.params.reconstruction.model_dump()),
             checkpoints=checkpoints,
             observe=run.observe,
             world=world,
         )
     if not world.first:
         return
-    tokenizer = model.tokenizer
-    health = tokenizer.health(*through(tokenizer, read_split(run.layout.data, "validation").images, seed))
+    health = tokenizer.health(*through(tokenizer, read_split(data, "validation").images, cell.seed))
     if warning := tokenizer.collapse_warning(health):
         run.warn(warning)
     save_model(model, codec, run.folder)
@@ -52,4 +52,4 @@ def train(run: Stage) -> None:
 
 
 if __name__ == "__main__":
-    single(train)
+    main("train")

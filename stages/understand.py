@@ -1,82 +1,110 @@
 """Stage `understand`: answers, and what information the tokens hold."""
 
-from stages.common import Stage, cell_stage, single
+from dataclasses import dataclass
+
+import numpy as np
+
+from infotok.data.answers import DESCRIPTIONS
+from infotok.data.arrow import Split, read_manifest, read_split, texts_about
+from infotok.data.text import TextCodec
+from infotok.evaluation.blind import Guess
+from infotok.evaluation.information import (
+    channel_information,
+    dependences,
+    factor_information,
+    generator_code_length,
+)
+from infotok.evaluation.understanding import Answers, UnderstandingConfig, answer_all
+from infotok.information.channel import Channel
+from infotok.information.kernels import Kernels
+from infotok.models.files import load_model
+from infotok.models.unified import UnifiedModel
+from infotok.tokenizer import smaller_budgets
+from infotok.tokenizer.base import Tokens
+from infotok.tokenizer.passes import through
+from infotok.training.joint import JointConfig
+from infotok.training.runtime import start
+from pipeline.running.stage import Stage
+from stages.common import main
 
 SCORED = {"validation": "", "test": "", "novel": "_novel"}  # splits, and how the names of their metrics end
-KERNEL_IMAGES = 1000
+KERNEL_IMAGES = 1000  # of the test split, at most, in kernel dependences, whose cost grows with the square
 
 
-@cell_stage
+@dataclass
+class Seen:
+    """A split, its images' tokens and the distribution that these follow."""
+
+    split: Split
+    tokens: Tokens
+    channel: Channel
+
+
 def understand(run: Stage) -> None:
     """Answer every question of validation, test and novel images, and measure the information in the tokens."""
-    import numpy as np
-
-    from infotok.data.arrow import read_manifest, read_split, texts_about
-    from infotok.evaluation.information import (
-        channel_information,
-        dependences,
-        factor_information,
-        generator_code_length,
-    )
-    from infotok.tokenizer.passes import through
-    from infotok.training.runtime import start
-    from pipeline.running.artifacts import load_model
-
-    device, seed = start(), run.cell.seed
-    config, precision = run.params.understanding, run.params.train.precision
-    model, codec = load_model(run.layout, run.cell)
+    device, seed, data = start(), run.cell.seed, run.input("prepare")
+    config, precision = run.config(UnderstandingConfig), run.config(JointConfig).precision
+    model, codec = load_model(run.input("train"), run.remedy("train"))
     model.to(device)
-    data, manifest = run.layout.data, read_manifest(run.layout.data)
+    manifest = read_manifest(data)
     splits = {name: read_split(data, name) for name in ("train", *SCORED) if name in manifest["splits"]}
-    splits["train"] = splits["train"].take(np.arange(min(config.probe_images, len(splits["train"]))))
-    sent = {name: through(model.tokenizer, split.images, seed) for name, split in splits.items()}
-    test = splits["test"]
+    whole_train = splits["train"]
+    splits["train"] = whole_train.take(np.arange(min(config.probe_images, len(whole_train))))
+    seen = {name: Seen(split, *through(model.tokenizer, split.images, seed)) for name, split in splits.items()}
+    train, test = seen["train"], seen["test"]
     protocol = {
-        "images": ", ".join(f"{len(splits[name])} {name}" for name in SCORED if name in splits),
+        "images": ", ".join(f"{len(seen[name].split)} {name}" for name in SCORED if name in seen),
         "channel": model.tokenizer.config.channel,
     }
-    metrics = {}
+    metrics: dict[str, float] = {}
     if "understanding" in manifest["tasks"]:
-        answered, how = _answer(run, model, codec, manifest, splits, sent)
+        answered, how = _answer(run, model, codec, whole_train, seen)
         metrics, protocol = metrics | answered, protocol | how
     else:
         protocol["answers"] = f"not asked: {manifest['why_not']['understanding']}"
 
-    (seen, seen_channel), (held, held_channel) = sent["train"], sent["test"]
-    metrics |= channel_information(model, seen_channel, held_channel, held)
-    said = [texts_about(*both) for both in zip(test.captions, test.questions, strict=True)]
-    captions = [max(texts, key=len) for texts in said]
-    metrics["information/generator_nll_bits"] = generator_code_length(model, held, captions, codec, precision=precision)
-    noise = metrics["information/posterior_entropy_bits"]
-    metrics["information/conditional_rate_bits"] = metrics["information/generator_nll_bits"] - noise
+    metrics |= channel_information(model, train.channel, test.channel, test.tokens)
+    texts = [texts_about(*both) for both in zip(test.split.captions, test.split.questions, strict=True)]
+    captions = [max(about, key=len) for about in texts]
+    length = generator_code_length(model, test.tokens, captions, codec, precision=precision)
+    metrics["information/generator_nll_bits"] = length
+    metrics["information/conditional_rate_bits"] = length - metrics["information/posterior_entropy_bits"]
     protocol["generator_nll"] = "given the longest text about each test image"
-    few = slice(KERNEL_IMAGES)  # their cost grows with the square
-    metrics |= dependences(held[few], test.images[few], captions[few], codec, run.params.kernels)
+    few = slice(KERNEL_IMAGES)
+    metrics |= dependences(test.tokens[few], test.split.images[few], captions[few], codec, run.config(Kernels))
     if factors := manifest.get("factors"):
         metrics |= factor_information(
-            seen.vectors, splits["train"], held.vectors, test, factors, steps=config.probe_steps, seed=seed
+            train.tokens.vectors,
+            train.split,
+            test.tokens.vectors,
+            test.split,
+            factors,
+            steps=config.probe_steps,
+            seed=seed,
         )
-        protocol["probe"] = f"MLP 256, {config.probe_steps} steps on {len(splits['train'])} training images"
+        protocol["probe"] = f"MLP 256, {config.probe_steps} steps on {len(train.split)} training images"
     run.finish(metrics, protocol)
 
 
-def _answer(run: Stage, model, codec, manifest: dict, splits: dict, sent: dict) -> tuple[dict[str, float], dict]:
-    """Accuracies and their protocol."""
-    from infotok.data.answers import DESCRIPTIONS
-    from infotok.data.arrow import read_split
-    from infotok.evaluation.blind import Guess
-    from infotok.evaluation.understanding import answer_all
-    from infotok.tokenizer import smaller_budgets
+def _answer(
+    run: Stage, model: UnifiedModel, codec: TextCodec, train: Split, seen: dict[str, Seen]
+) -> tuple[dict[str, float], dict]:
+    """Accuracies, what guessing without the image would reach, and their protocol."""
+    rule = read_manifest(run.input("prepare"))["config"]["answers"]
+    config, precision = run.config(UnderstandingConfig), run.config(JointConfig).precision
+    longest = config.longest_answer
+    settings = {"batch": config.batch, "longest": longest, "precision": precision, "rule": rule}
 
-    rule = manifest["config"]["answers"]
-    batch, longest = run.params.understanding.batch, run.params.understanding.longest_answer
-    settings = {"batch": batch, "longest": longest, "precision": run.params.train.precision, "rule": rule}
-    guess = Guess(read_split(run.layout.data, "train").questions, rule)
-    metrics = {}
+    def answer(name: str, budget: int = 0) -> Answers:
+        vectors = seen[name].tokens.vectors
+        kept = model.tokenizer.keep(vectors, budget) if budget else vectors
+        return answer_all(model, kept, seen[name].split, codec, **settings)
+
+    metrics, guess, cut = {}, Guess(train.questions, rule), 0
     for name, suffix in SCORED.items():
-        if name not in splits:
+        if name not in seen:
             continue
-        answers = answer_all(model, sent[name][0].vectors, splits[name], codec, **settings)
+        answers = answer(name)
         if name == "validation":
             metrics["understanding/validation"] = answers.accuracy
             continue
@@ -88,19 +116,17 @@ def _answer(run: Stage, model, codec, manifest: dict, splits: dict, sent: dict) 
         low, high = answers.interval()
         metrics |= {f"understanding/accuracy{suffix}": answers.accuracy}
         metrics |= {f"understanding/accuracy{suffix}_low": low, f"understanding/accuracy{suffix}_high": high}
-        blind = guess.accuracies(splits[name].questions)
-        metrics |= {f"understanding/{floor}{suffix}": value for floor, value in blind.items()}
+        floors = guess.accuracies(seen[name].split.questions)
+        metrics |= {f"understanding/{floor}{suffix}": value for floor, value in floors.items()}
         if name == "test":
             cut = answers.cut
             metrics |= {f"understanding/family/{kind}": value for kind, value in answers.by_family().items()}
     if model.tokenizer.config.nested_dropout:
         for budget in smaller_budgets(run.cell.tokens):
-            kept = model.tokenizer.keep(sent["test"][0].vectors, budget)
-            answers = answer_all(model, kept, splits["test"], codec, **settings)
-            metrics[f"understanding/accuracy_at_{budget}"] = answers.accuracy
+            metrics[f"understanding/accuracy_at_{budget}"] = answer("test", budget).accuracy
     protocol = {
         "answers": f"greedy; {DESCRIPTIONS[rule]}",
-        "questions": f"{sum(map(len, splits['test'].questions))} test",
+        "questions": f"{sum(map(len, seen['test'].split.questions))} test",
         "longest_answer": f"{longest} tokens, which cut {cut} of the model's answers to test questions",
         "question_only": "most frequent training answer to the same text, else start, else family",
         "majority": "most frequent training answer of all",
@@ -109,4 +135,4 @@ def _answer(run: Stage, model, codec, manifest: dict, splits: dict, sent: dict) 
 
 
 if __name__ == "__main__":
-    single(understand)
+    main("understand")

@@ -9,9 +9,9 @@ from PIL import Image
 
 from infotok.data.sources.jsonl import Options
 from pipeline.config.params import load_params
+from pipeline.config.study import Study
 from pipeline.report.analysis import analyse
 from pipeline.report.metrics import TASKS
-from pipeline.running.results import Layout
 
 ROOT = Path(__file__).parent.parent
 
@@ -128,14 +128,21 @@ def _drawings(cell, data):
     return metrics | ({"generation/tag/color_attr": 0.3} if data == "scenes" else {})
 
 
+def study_with(params, root=Path("nowhere"), name="default"):
+    """A study of these parameters, whatever its params.yaml says."""
+    study = Study(name, root)
+    vars(study)["params"] = params
+    return study
+
+
 def analysed(root=Path("nowhere"), **grid):
     params, results, judge = synthetic(**grid)
-    return analyse(results, judge, Layout(params, root), params)
+    return analyse(results, judge, study_with(params, root))
 
 
-def changed(params, results, judge):
-    """The analysis of results that a test has changed."""
-    return analyse(results, judge, Layout(params, Path("nowhere")), params)
+def changed(params, results, judge, name="default"):
+    """The analysis of results that a test has changed, as those of a study of this name."""
+    return analyse(results, judge, study_with(params, Path(), name))
 
 
 def elastic_results(**grid):
@@ -150,22 +157,17 @@ def elastic_results(**grid):
     return params, results, judge
 
 
-def of_full_profile(params):
-    paths = params.paths.model_copy(update={"params": "studies/estimators/params.yaml"})
-    return params.model_copy(update={"paths": paths})
-
-
-def leave_data(layout, data="scenes", **update):
+def leave_data(study, data="scenes", **update):
     """What prepare leaves."""
-    layout.data.mkdir(parents=True)
-    (layout.data / "manifest.json").write_text(json.dumps(DATA[data] | update))
+    study.data.mkdir(parents=True)
+    (study.data / "manifest.json").write_text(json.dumps(DATA[data] | update))
 
 
-def leave_images(layout, cells, draws=True):
+def leave_images(study, cells, draws=True):
     """What the train and generate stages leave beside their metrics; without draws, reconstructions alone."""
-    size = layout.params.data.image_size
+    size = study.params.data.image_size
     for cell in cells:
-        folder = layout.stage("generate", cell)
+        folder = study.output("generate", cell)
         folder.mkdir(parents=True)
         noise = np.random.default_rng(cell.seed).integers(0, 255, (2 * size, 3 * size, 3), np.uint8)
         Image.fromarray(noise).save(folder / "reconstructions.png")
@@ -174,7 +176,7 @@ def leave_images(layout, cells, draws=True):
             prompts = ["a red circle", r"two <b> & rings at $\5 and 6$ each"]
             content = {"prompts": prompts, "columns": 3, "correct": [[True, False, True]] * 2}
             (folder / "samples.json").write_text(json.dumps(content))
-        folder = layout.stage("train", cell)
+        folder = study.output("train", cell)
         folder.mkdir(parents=True)
         lines = [{"step": s, "train/loss": 1 / (1 + s), "train/rate_bits": 30 + s} for s in range(20)]
         (folder / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic import ACCURACY, FOUR, analysed, changed, elastic_results, of_full_profile, synthetic
+from synthetic import ACCURACY, FOUR, analysed, changed, elastic_results, study_with, synthetic
 
 from pipeline.report.analysis import cells_command, luck_of_choice
 from pipeline.report.frame import excludes_zero
@@ -38,11 +38,9 @@ def test_paired_differences_are_the_hand_worked_ones():
 
 def test_a_rows_command_names_its_profile_and_matches_its_cells_alone():
     params, *_ = synthetic(families=("ar", "mask"), tokens=(4, 8))
-    full = of_full_profile(params)
+    full = study_with(params, name="estimators")
     text = cells_command(full, "ar", "ceb", 0.003, 1.0, 8)
-    assert text == (
-        "infotok sweep --params studies/estimators/params.yaml --only 'ar-none-0-0-8-*' --only 'ar-ceb-0.003-1-8-*'"
-    )
+    assert text == ("infotok sweep --study estimators --only 'ar-none-0-0-8-*' --only 'ar-ceb-0.003-1-8-*'")
     globs = shlex.split(text)[5::2]
     matched = [cell.key for cell in params.cells() if any(fnmatchcase(cell.key, glob) for glob in globs)]
     assert matched == [f"ar-{arm}-8-{seed}" for arm in ("none-0-0", "ceb-0.003-1") for seed in (0, 1, 2)]

@@ -1,7 +1,6 @@
 """Pretrained language models in the backbone's place, and models from their files."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +10,9 @@ from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.data.texts import TextBatch
 from infotok.errors import InfotokError
 from infotok.models.backbone import Backbone, BackboneConfig, text_codec
+from infotok.models.files import load_model, save_model
 from infotok.models.unified import UnifiedModel
-from infotok.training.checkpoints import load_module, module_tensors
-from pipeline.config.params import load_params
-from pipeline.running.artifacts import load_model, save_model
-from pipeline.running.results import Layout
+from infotok.tensors import load_module, module_tensors
 
 
 @pytest.fixture
@@ -66,13 +63,8 @@ def test_a_backbone_that_cannot_be_loaded_is_named(tmp_path):
             load()
 
 
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(load_params(Path(__file__).parent.parent / "studies/smoke/params.yaml"), root=tmp_path / "root")
-
-
 @pytest.mark.parametrize("name", ["llama", "folder"])
-def test_a_saved_model_is_loaded_from_its_own_files_alone(saved_lm, layout, name):
+def test_a_saved_model_is_loaded_from_its_own_files_alone(saved_lm, tmp_path, name):
     if name == "folder":
         config = BackboneConfig(name=str(saved_lm), width=1, layers=1, heads=1)
         codec, made = text_codec(config, saved_lm / "unused.json"), model(config)
@@ -80,13 +72,12 @@ def test_a_saved_model_is_loaded_from_its_own_files_alone(saved_lm, layout, name
         trained = train_text_tokenizer(["what color", "a red thing"], 300)
         codec = TextCodec(trained, trained.token_to_id("<pad>"), trained.token_to_id("<end>"))
         made = model()
-    cell = layout.params.cells()[0]
-    folder = layout.stage("train", cell)
+    folder = tmp_path / "trained"
     save_model(made, codec, folder)
     for file in saved_lm.iterdir():  # the pretrained folder may be gone by then
         if file.is_file():
             file.unlink()
-    back, codec_back = load_model(layout, cell)
+    back, codec_back = load_model(folder, "")
     assert not back.training
     assert (codec_back.pad, codec_back.end) == (codec.pad, codec.end)
     assert codec_back.encode("a red thing") == codec.encode("a red thing")
@@ -102,10 +93,9 @@ def test_a_saved_model_is_loaded_from_its_own_files_alone(saved_lm, layout, name
         assert torch.equal(made.tokenizer.decode(one.tokens.vectors), back.tokenizer.decode(one.tokens.vectors))
 
 
-def test_a_missing_model_is_named_with_the_command_that_makes_it(layout):
-    cell = layout.params.cells()[0]
-    with pytest.raises(InfotokError, match=r"model\.safetensors: is missing; .*`dvc repro train@ar-none-0-0-4-0`"):
-        load_model(layout, cell)
+def test_a_missing_model_is_named_with_the_command_that_makes_it(tmp_path):
+    with pytest.raises(InfotokError, match=r"model\.safetensors: is missing; run `dvc repro train@ar-none-0-0-4-0`"):
+        load_model(tmp_path, "run `dvc repro train@ar-none-0-0-4-0`")
 
 
 def without_tokenizer(kind, folder):

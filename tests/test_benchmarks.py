@@ -13,6 +13,7 @@ sys.path.append(str(ROOT))  # benchmarks are no installed package
 
 from benchmarks import chunked, common, data, generation, overhead, quantizer, regularizer, step, sweep  # noqa: E402
 from pipeline.config.params import Params, load_params  # noqa: E402
+from pipeline.config.study import Study  # noqa: E402
 
 TIMING = {"median_ms", "q1_ms", "q3_ms", "n"}
 COST = {"extra_%", "low_%", "high_%"}
@@ -20,8 +21,8 @@ COST = {"extra_%", "low_%", "high_%"}
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    """The smoke profile with small batches."""
-    given = load_params(ROOT / "studies/smoke/params.yaml")
+    """The smoke study with small batches."""
+    given = Study("smoke", ROOT).params
     small = {name: {"batch": 8} for name in ("pretrain", "train")}
     return given.model_copy(update={n: getattr(given, n).model_copy(update=v) for n, v in small.items()})
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import together
 import torch
+from stages.processes import check_batch, wanted
 
 from infotok.distributed import ALONE, World, shared_random
 from infotok.errors import InfotokError
@@ -19,7 +20,6 @@ from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints, read_tensors
 from infotok.training.joint import JointConfig
 from pipeline.config.params import load_params
-from stages.processes import check_batch, wanted
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pipeline.running.artifacts import save_model
 from tiny import TINY, tokenizer
 from typer.testing import CliRunner
 
@@ -24,8 +25,7 @@ from infotok.models.backbone import Backbone
 from infotok.models.unified import UnifiedModel
 from pipeline.config.cells import Cell
 from pipeline.config.params import load_params
-from pipeline.running.artifacts import save_model
-from pipeline.running.results import Layout, source_digest, write_result
+from pipeline.results import Layout, source_digest, write_result
 from stages.cli import app
 
 ROOT = Path(__file__).parent.parent

@@ -17,9 +17,8 @@ from infotok.evaluation.understanding import answer_all
 from infotok.examiners.judge import Judge
 from infotok.examiners.perceptual import Perceptual
 from infotok.examiners.reading import accuracies, examine, objects_right
-from infotok.examiners.training import train_examiner
-from infotok.training.checkpoints import load_module, read_tensors
-from pipeline.running.artifacts import save_module
+from infotok.examiners.training import ExaminerConfig, train_examiner
+from infotok.tensors import load_module, read_tensors, save_module
 
 CLASSES = {"shape": 4, "color": 6, "size": 2}
 
@@ -147,7 +146,8 @@ def test_a_judge_learns(split):
     torch.manual_seed(1)
     network = Judge(CLASSES, 32)
     untrained = accuracies(network, split, "")["presence"]
-    history = train_examiner(network, split, steps=40, batch=64, learning_rate=3e-3, seed=0, device=torch.device("cpu"))
+    config = ExaminerConfig(steps=40, batch=64, seed=0)
+    history = train_examiner(network, split, config, device=torch.device("cpu"))
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert accuracies(network, split, "")["presence"] > max(0.75, untrained)
 

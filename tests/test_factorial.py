@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic import FOUR, analysed, changed, synthetic
+from synthetic import FOUR, analysed, changed, study_with, synthetic
 
 from pipeline.report.latex import latex
 from pipeline.report.markdown import markdown
@@ -14,7 +14,6 @@ from pipeline.report.page import page
 from pipeline.report.tables import tables
 from pipeline.report.texts import findings
 from pipeline.report.write import write_report
-from pipeline.running.results import Layout
 
 # By hand, of accuracy: none-0-1 adds .01, .02, .03; ceb-0.01-0 .01 each time; ceb-0.01-1 .02, .04, .06.
 MEANS = {
@@ -144,12 +143,12 @@ def test_the_table_keeps_every_whole_factorial_and_of_the_others_what_validation
 
 def test_every_form_of_the_report_holds_the_table(tmp_path):
     params, results, judge = synthetic(arms=FOUR)
-    found = write_report(results, judge, Layout(params, tmp_path), params)
+    found = write_report(results, judge, study_with(params, tmp_path))
     for text in (markdown(found, []), page(found, [])):
         assert "what compression and consistency add" in text
         assert "+0.010 [−0.015, +0.035]" in text
     assert "$\\gamma$ alone adds" in latex(found)
-    rows = list(csv.DictReader(io.StringIO((found.layout.reports / "factorial.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((found.study.reports / "factorial.csv").read_text())))
     assert list(rows[0]) == [
         "family", "estimator", "beta", "gamma", "tokens", "metric", "effect", "difference", "ci_low", "ci_high",
         "seeds", "excludes_zero", "chosen",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from synthetic import FIGURES, analysed, changed, elastic_results, leave_images, synthetic
+from synthetic import FIGURES, analysed, changed, elastic_results, leave_images, study_with, synthetic
 
 from pipeline.report.analysis import analyse
 from pipeline.report.comparisons import budget_curve, gains
@@ -16,7 +16,6 @@ from pipeline.report.figures import information_plane, score_over_beta
 from pipeline.report.galleries import gallery_cells, samples
 from pipeline.report.style import SOFT
 from pipeline.report.write import save_figures
-from pipeline.running.results import Layout
 
 
 def points(ax, marker="o"):
@@ -100,14 +99,14 @@ def test_each_family_is_placed_by_the_bits_it_has(channel, discrete):
 
 def test_training_curves_of_families_that_log_different_parts(tmp_path):
     params, results, judge = synthetic(seeds=(0,), families=("ar", "flow"))
-    layout = Layout(params, tmp_path)
-    leave_images(layout, results)
+    study = study_with(params, tmp_path)
+    leave_images(study, results)
     for cell in results:
         if cell.family == "flow":
-            path = layout.stage("train", cell) / "history.jsonl"
+            path = study.output("train", cell) / "history.jsonl"
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             path.write_text("\n".join(json.dumps({k: v for k, v in line.items() if "rate" not in k}) for line in lines))
-    axes = training(analyse(results, judge, layout, params)).axes
+    axes = training(analyse(results, judge, study)).axes
     assert [len(ax.get_lines()) for ax in axes] == [3, 3, 3, 0]  # ar: loss, rate; flow: loss alone
 
 
@@ -115,7 +114,7 @@ def test_a_grid_of_three_families_and_four_estimators_fits_a_page(tmp_path, monk
     params, results, judge = elastic_results(seeds=(0,), families=("ar", "mask", "flow"))
     twins = {"vib-0.003-1": "dib", "ceb-0.01-1": "hsic"}
     results |= {replace(c, estimator=twins[c.arm]): r for c, r in results.items() if c.arm in twins}
-    found = analyse(results, judge, Layout(params, tmp_path), params)
+    found = analyse(results, judge, study_with(params, tmp_path))
     sizes = []
 
     original = Figure.savefig
@@ -185,9 +184,9 @@ def test_budget_curve_of_a_single_task_has_one_panel():
 @pytest.mark.parametrize("data", ["matching", "questions"])
 def test_samples_show_reconstructions_where_nothing_is_drawn(data, tmp_path):
     params, results, judge = synthetic(data=data, seeds=(0,))
-    layout = Layout(params, tmp_path)
-    leave_images(layout, results, draws=data != "questions")
-    figure = samples(analyse(results, judge, layout, params))
+    study = study_with(params, tmp_path)
+    leave_images(study, results, draws=data != "questions")
+    figure = samples(analyse(results, judge, study))
     rows = [[label.get_text() for label in ax.get_yticklabels()] for ax in figure.axes]
     below = ["test image", "reconstructed"]
     if data == "questions":
@@ -207,10 +206,10 @@ def test_samples_show_reconstructions_where_nothing_is_drawn(data, tmp_path):
 
 def test_samples_need_both_arms_images_and_shorten_long_captions(tmp_path):
     params, results, judge = synthetic(data="captions", seeds=(0,))
-    layout = Layout(params, tmp_path)
-    leave_images(layout, results)
-    found = analyse(results, judge, layout, params)
-    baseline, arm = (layout.stage("generate", cell) for cell in gallery_cells(found)[0])
+    study = study_with(params, tmp_path)
+    leave_images(study, results)
+    found = analyse(results, judge, study)
+    baseline, arm = (study.output("generate", cell) for cell in gallery_cells(found)[0])
     for folder in (baseline, arm):
         content = json.loads((folder / "samples.json").read_text()) | {"prompts": ["word " * 60, "a red circle"]}
         (folder / "samples.json").write_text(json.dumps(content))

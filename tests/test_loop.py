@@ -15,7 +15,8 @@ from infotok import stopping
 from infotok.errors import InfotokError
 from infotok.random import stream
 from infotok.stopping import deferred, stoppable
-from infotok.training.checkpoints import Checkpoints, read_tensors, write_tensors
+from infotok.tensors import read_tensors, write_tensors
+from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import cosine, make_optimizer, run
 
 CPU = torch.device("cpu")

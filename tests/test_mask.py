@@ -83,8 +83,8 @@ def counts_of(tested, sampling, captions=(CAPTION,), seed=1):
     valid = torch.ones_like(many, dtype=torch.bool)
     drawn = tested.family.draw(tested.backbone, tested.tokenizer, many, valid, Sampling(**sampling), seeded(seed))
     assert torch.equal(drawn.vectors, tested.tokenizer.embed(drawn.codes))
-    index = (drawn.codes * config.codebook ** torch.arange(config.tokens - 1, -1, -1)).sum(1)
-    return np.bincount(index.numpy(), minlength=config.codebook**config.tokens)
+    index = (drawn.codes * config.codebook ** torch.arange(tested.tokenizer.tokens - 1, -1, -1)).sum(1)
+    return np.bincount(index.numpy(), minlength=config.codebook**tested.tokenizer.tokens)
 
 
 def follows(counts, exact):

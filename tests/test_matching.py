@@ -14,12 +14,13 @@ from infotok.data.arrow import Split, write_split
 from infotok.data.pixels import to_unit
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.data.texts import encode_captions
-from infotok.examiners.matching import Matcher, Towers, chance, contrastive_loss, draw_text, retrieval
-from infotok.examiners.perceptual import Perceptual
-from infotok.examiners.training import augmented, train_matching
+from infotok.examiners.judges import load_judge
+from infotok.examiners.matcher import Matcher
+from infotok.examiners.matching import Towers, chance, contrastive_loss, draw_text, retrieval
+from infotok.examiners.perceptual import Perceptual, load_perceptual
+from infotok.examiners.training import ExaminerConfig, augmented, train_matching
 from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
-from pipeline.running.artifacts import load_judge, load_perceptual
 from stages import judge as judging
 from stages import perceptual as perceiving
 
@@ -211,8 +212,7 @@ def test_augmentation_repeats_itself_and_leaves_left_at_the_left():
 @pytest.fixture(scope="module")
 def trained(split, codec):
     matcher = new_matcher(codec)
-    settings = {"steps": 60, "batch": 64, "learning_rate": 3e-3, "seed": 0, "device": CPU}
-    return matcher, train_matching(matcher, split, codec, **settings)
+    return matcher, train_matching(matcher, split, codec, ExaminerConfig(steps=60, batch=64, seed=0), device=CPU)
 
 
 def test_a_trained_matcher_finds_captions_of_images_it_never_saw(trained, codec):
@@ -227,9 +227,10 @@ def test_a_trained_matcher_finds_captions_of_images_it_never_saw(trained, codec)
 
 def test_training_repeats_itself_also_where_a_batch_exceeds_the_split(split, codec):
     few = split.take(np.arange(20))
-    settings = {"steps": 3, "batch": 64, "learning_rate": 3e-3, "seed": 0, "device": CPU}
+    config = ExaminerConfig(steps=3, batch=64, seed=0)
     one, other = new_matcher(codec), new_matcher(codec)
-    assert train_matching(one, few, codec, **settings) == train_matching(other, few, codec, **settings)
+    history = train_matching(one, few, codec, config, device=CPU)
+    assert history == train_matching(other, few, codec, config, device=CPU)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
@@ -241,11 +242,11 @@ def running(folder, split, captions=True, **sizes):
     write_split(squares(60, 1, captions), data / "test.arrow")
     (data / "text.json").write_text(trained_codec(split).tokenizer.to_str())
     (data / "manifest.json").write_text(json.dumps({"judge": "matching" if captions else None}))
-    config = {"steps": 2, "perceptual_steps": 2, "batch": 32, "learning_rate": 3e-3, "seed": 5} | sizes
+    config = {"steps": 2, "batch": 32, "seed": 5} | sizes
     results, warnings = [], []
     return SimpleNamespace(
-        params=SimpleNamespace(judge=SimpleNamespace(**config), data=SimpleNamespace(image_size=16)),
-        layout=SimpleNamespace(data=data, judge=folder, perceptual=folder),
+        config=lambda kind: kind(**config),
+        input=lambda stage: data,
         folder=folder,
         progress=lambda steps: nullcontext(),
         checkpoints=lambda: Checkpoints(folder / "checkpoints"),
@@ -265,7 +266,7 @@ def test_the_judge_of_captions_is_saved_whole_with_its_ceiling(split, tmp_path):
     assert protocol["judge"].endswith("retrieval among 16 captions")
     assert history[-1]["step"] == 2
     assert [warning.startswith("the judge finds only") for warning in run.warnings] == [True]  # after two steps
-    judge = load_judge(run.layout)
+    judge = load_judge(tmp_path / "judge.safetensors", "")
     assert isinstance(judge, Matcher)
     assert not judge.training
     shown = [judge.features(to_unit(torch.from_numpy(split.images[rows]))) for rows in (np.s_[:6], np.s_[:2])]
@@ -273,14 +274,15 @@ def test_the_judge_of_captions_is_saved_whole_with_its_ceiling(split, tmp_path):
 
 
 def test_without_captions_there_is_no_judge_and_features_learn_from_questions(tmp_path):
-    run = running(tmp_path, squares(100, 0, captions=False), captions=False, perceptual_steps=30)
-    assert load_judge(run.layout) is None
-    perceiving._from_texts(run)
+    run = running(tmp_path, squares(100, 0, captions=False), captions=False, steps=30)
+    judging.judge(run)
+    assert run.results.pop()[0] == {}  # nothing to judge
+    perceiving.perceptual(run)
     metrics, _, history = run.results[0]
     assert metrics["perceptual/retrieval"] > 0
     assert history[-1]["loss"] < history[0]["loss"]
-    features = load_perceptual(run.layout)
-    torch.manual_seed(6)
+    features = load_perceptual(tmp_path / "perceptual.safetensors", "")
+    torch.manual_seed(5)
     untrained = Perceptual(None)
     assert [name.split(".")[0] for name in features.state_dict()] == ["layers"] * 8
     assert not torch.equal(features.layers[0].weight, untrained.layers[0].weight)

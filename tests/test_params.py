@@ -3,11 +3,56 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from infotok.errors import InfotokError
-from pipeline.config.params import load_params
+from infotok.options import Section
+from pipeline.config.params import Params, load_params
+from pipeline.config.study import Study, names
 
 ROOT = Path(__file__).parent.parent
+SCENES = """# a comment
+grid:
+  family: [ar]
+  arm: [none-0-0, dib-0.01-1, dib-0.03-1]
+  tokens: [4, 8]
+  seed: [0]
+
+data:
+  source: scenes
+  nuisance: 1.0
+  validation: 1000
+
+tokenizer:
+  encoder: patch
+  noise: 0.3
+  nested_dropout: 0.0
+
+backbone:
+  width: 64
+
+train:
+  batch: 48
+  target_bits: 0.0
+  prior: marginal
+
+kernels:
+  bandwidth: dimension
+
+generation:
+  decoding_steps: 8
+  temperatures: [1.0, 0.5]
+  guidance: [1.0, 2.0]
+"""
+
+
+def refused(path: Path, text: str) -> str:
+    path.write_text(text)
+    with pytest.raises(InfotokError) as caught:
+        load_params(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize(
@@ -15,12 +60,18 @@ ROOT = Path(__file__).parent.parent
     [
         ("  nuisance:", "  nuisanse:", "unknown key 'data.nuisanse'; did you mean 'nuisance'?"),
         ("  validation: 1000", "  validation: many", "'data.validation' is 'many'"),
-        ("dib-0.01-1,", "vib--0.003,", "has a negative beta"),
-        ("dib-0.01-1,", "vibe-0.003,", "unknown estimator; known: none, ceb, dib, hsic, vib"),
-        ("dib-0.01-1,", "vib,", "is not <estimator>-<beta>"),
+        ("dib-0.01-1,", "vib--0.003-1,", "is not <estimator>-<beta>-<gamma> with plain decimals"),
+        ("dib-0.01-1,", "vib-0.003--1,", "is not <estimator>-<beta>-<gamma> with plain decimals"),
+        ("dib-0.01-1,", "vibe-0.003-1,", "unknown estimator; known: none, ceb, dib, hsic, vib"),
+        ("dib-0.01-1,", "vib,", "is not <estimator>-<beta>-<gamma>"),
+        ("dib-0.01-1,", "dib-0.01,", "is not <estimator>-<beta>-<gamma>"),
+        ("dib-0.01-1,", "dib-0.010-1,", "must be written dib-0.01-1"),
+        ("dib-0.01-1,", "dib-0-1,", "has beta 0, which no estimator weighs; write none-0-1"),
+        ("dib-0.01-1,", "none-0.1-1,", "has no estimator for its beta to weigh; write none-0-1"),
         ("tokens: [4, 8]", "tokens: [4, 5]", "possible token budgets: 1, 2, 4, 8, 16"),
         ("tokens: [4, 8]", "tokens: []", "'grid.tokens' is empty"),
         ("seed: [0]", "seed: [0, 0]", "'grid.seed' repeats 0"),
+        ("seed: [0]", "seed: [-1]", "'grid.seed[0]' is -1"),
         ("family: [ar]", "family: [arr]", "unknown family; known: ar, flow, mask"),
         ("  noise: 0.3", "  noise: 1.0", "'tokenizer.noise' is 1.0"),
         ("  nested_dropout: 0.0", "  nested_dropout: 1.5", "'tokenizer.nested_dropout' is 1.5"),
@@ -28,47 +79,63 @@ ROOT = Path(__file__).parent.parent
         ("  prior: marginal", "  prior: learned", "'train.prior' is 'learned'"),
         ("  bandwidth: dimension", "  bandwidth: -2.0", "'kernels.bandwidth"),
         ("  decoding_steps: 8", "  decoding_steps: 0", "'generation.decoding_steps' is 0"),
+        ("  temperatures: [1.0, 0.5]", "  temperatures: [0.5]", "'generation.temperatures' is [0.5]: must contain 1.0"),
+        ("  guidance: [1.0, 2.0]", "  guidance: [2.0]", "'generation.guidance' is [2.0]: must begin with 1.0"),
+        ("backbone:\n", "backbone:\n  heads: 5\n", "'backbone': width must be an even multiple of heads (5), got 64"),
+        ("train:\n  batch: 48", "train:\n  batch: 48\n  batch: 64", 'not valid YAML (found duplicate key "batch"'),
+        ("  width: 64", "  width: 64\n\tlayers: 2", "not valid YAML"),
+        ("  source: scenes\n", "", "'data.source' is missing; known sources: easy_vqa, huggingface, "),
+        ("train:\n", "trian:\n", "unknown key 'trian'; did you mean 'train'?"),
     ],
 )
 def test_a_bad_value_is_named_with_its_file_line_and_remedy(tmp_path, before, after, says):
-    text = (ROOT / "params.yaml").read_text()
-    assert before in text
+    assert SCENES.count(before) == 1
     path = tmp_path / "params.yaml"
-    path.write_text(text.replace(before, after, 1))
-    line = text[: text.index(before)].count("\n") + 1
-    with pytest.raises(InfotokError) as caught:
-        load_params(path)
-    message = str(caught.value)
+    path.write_text(SCENES)
+    assert load_params(path)
+    message = refused(path, SCENES.replace(before, after))
     assert says in message
-    assert "\n" not in message
-    assert message.startswith(f"{path}:{line}:")
+    place, line, _ = message.removeprefix(str(path)).split(":", 2)
+    assert place == ""
+    first = SCENES[: SCENES.index(before)].count("\n") + 1
+    # What is missing is named with the line of the section that lacks it.
+    assert first - (not after) <= int(line) <= first + max(before.count("\n"), after.count("\n"))
 
 
-@pytest.mark.parametrize(
-    "path", ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("studies/*/params.yaml"))]
-)
-def test_the_repositorys_own_parameters_are_valid(path):
-    assert load_params(ROOT / path).cells()
+@pytest.mark.parametrize("name", names(ROOT))
+def test_the_repositorys_own_studies_are_valid_and_state_only_what_differs(name):
+    study = Study(name, ROOT)
+    assert study.params.cells()
+    if name == "default":  # which shows what one changes first
+        return
+    for section, stated in yaml.safe_load(study.params_file.read_text()).items():
+        default = Params.model_fields[section].default
+        if isinstance(default, Section) and type(default) is type(getattr(study.params, section)):
+            same = {key for key, value in stated.items() if getattr(default, key) == value and key != "source"}
+            assert not same, f"{section}: {same}"
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path):
+    from dvc.utils.serialize import load_yaml
+
+    path = tmp_path / "params.yaml"
+    path.write_text(SCENES.replace("seed: [0]", "seed: [010, 0o11, 1_2]").replace("noise: 0.3", "noise: 1e-1"))
+    theirs, ours = load_yaml(path), load_params(path)
+    assert ours.grid.seed == theirs["grid"]["seed"]
+    assert ours.tokenizer.noise == theirs["tokenizer"]["noise"] == 0.1
 
 
 def test_kernel_arms_need_four_images_a_step(tmp_path):
-    text = (ROOT / "params.yaml").read_text()
-    small = text.replace("  batch: 48\n", "  batch: 3\n")
-    assert small != text
-    path = tmp_path / "params.yaml"
+    small, path = SCENES.replace("  batch: 48\n", "  batch: 3\n"), tmp_path / "params.yaml"
     path.write_text(small)
     assert load_params(path)
-    path.write_text(small.replace("dib-0.01-1,", "hsic-0.1-1,", 1))
-    with pytest.raises(InfotokError, match=r"params\.yaml:\d+: 'train\.batch' is 3; the hsic arms need at least 4"):
-        load_params(path)
+    message = refused(path, small.replace("dib-0.01-1,", "hsic-0.1-1,"))
+    assert "'train.batch' is 3; the hsic arms need at least 4" in message
 
 
 OWN = """data:
   source: jsonl
   path: data/mine
-  seed: 0
-  image_size: 32
-  vocabulary: 400
   background: white
   validation: 0.1
 """
@@ -77,8 +144,8 @@ OWN = """data:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ("source: jsonl", "source: coco", "'data.source' is 'coco', unknown; known: easy_vqa, huggingface, "),
-        ("  source: jsonl\n", "  seeds: 1\n", "'data.source' is missing"),
+        ("source: jsonl", "source: coco_api", "'data.source' is 'coco_api', unknown; known: easy_vqa, huggingface, "),
+        ("  path: data/mine\n", "", "'data.path' is missing"),
         ("  background: white", "  backgruond: white", "unknown key 'data.backgruond'; did you mean 'background'?"),
         ("background: white", "background: whyte", "'data.background' is 'whyte'"),
         ("  validation: 0.1", "  validation: 1.0", "'data.validation' is 1.0"),
@@ -88,25 +155,32 @@ OWN = """data:
     ],
 )
 def test_a_bad_value_of_ones_own_data_is_named_too(tmp_path, before, after, says):
-    whole = (ROOT / "params.yaml").read_text()
-    start, end = whole.index("data:"), whole.index("\njudge:")
+    start, end = SCENES.index("data:"), SCENES.index("\ntokenizer:")
     assert before in OWN
     path = tmp_path / "params.yaml"
-    path.write_text(whole[:start] + OWN + whole[end:])
-    assert load_params(path).data.fit == "crop"
-    path.write_text(whole[:start] + OWN.replace(before, after) + whole[end:])
-    with pytest.raises(InfotokError) as caught:
-        load_params(path)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"{path}:")
+    path.write_text(SCENES[:start] + OWN + SCENES[end:])
+    assert load_params(path).data.image_size == 32
+    message = refused(path, SCENES[:start] + OWN.replace(before, after) + SCENES[end:])
+    assert says in message
+    assert message.startswith(f"{path}:")
 
 
 def test_the_convolutional_encoder_needs_a_map_that_its_tokens_divide(tmp_path):
-    text = (ROOT / "params.yaml").read_text().replace("encoder: patch ", "encoder: convolution ")
-    path = tmp_path / "params.yaml"
+    text, path = SCENES.replace("encoder: patch", "encoder: convolution"), tmp_path / "params.yaml"
     path.write_text(text)
     assert load_params(path)
-    path.write_text(text.replace("image_size: 32", "image_size: 48"))
-    with pytest.raises(InfotokError, match=r"params\.yaml:\d+: 'grid\.tokens\[0\]' is 4: tokenizer\.encoder 'convol"):
-        load_params(path)
+    message = refused(path, text.replace("  nuisance: 1.0", "  image_size: 48"))
+    assert "'grid.tokens[0]' is 4: tokenizer.encoder 'convolution' needs" in message
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", "-x", "with space"])
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(InfotokError, match="cannot name a study"):
+        Study(name)
+
+
+def test_an_unknown_study_is_named_with_the_known_ones():
+    with pytest.raises(
+        InfotokError, match=r"there is no folder studies/smok; known: default, .*smoke.*`infotok study smok`"
+    ):
+        Study("smok", ROOT).params  # noqa: B018

@@ -19,7 +19,7 @@ from synthetic import (
     changed,
     elastic_results,
     leave_images,
-    of_full_profile,
+    study_with,
     synthetic,
 )
 
@@ -30,9 +30,8 @@ from pipeline.report.latex import latex, latex_text
 from pipeline.report.page import page
 from pipeline.report.summary import headline_table, summary
 from pipeline.report.tables import headline, table_by_arm, table_by_budget, table_of_budgets, tables
-from pipeline.report.texts import command, findings, seeds_sentence
+from pipeline.report.texts import findings, seeds_sentence
 from pipeline.report.write import rewrite_report, write_report
-from pipeline.running.results import Layout
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +40,12 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     params, results, judge = synthetic(seeds=(0, 1), tokens=(4, 8))
     params = params.model_copy(update={"report": params.report.model_copy(update={"title": "A <b> & B"})})
-    layout = Layout(params, root)
-    leave_images(layout, results)
-    write_report(results, judge, layout, params)
-    shutil.copytree(layout.reports, root / "first")
-    write_report(results, judge, layout, params)
-    return layout.reports, root / "first"
+    study = study_with(params, root)
+    leave_images(study, results)
+    write_report(results, judge, study)
+    shutil.copytree(study.reports, root / "first")
+    write_report(results, judge, study)
+    return study.reports, root / "first"
 
 
 def test_paired_csv_has_exactly_its_columns(written):
@@ -175,10 +174,10 @@ def test_a_grid_without_validation_or_images_still_reports(tmp_path):
     for stages in results.values():
         stages["generate"]["metrics"].clear()
         stages["understand"]["metrics"].pop("understanding/validation")
-    found = write_report(results, judge, Layout(params, tmp_path), params)
+    found = write_report(results, judge, study_with(params, tmp_path))
     assert found.choices == []
     assert "nothing to compare" in findings(found)[0]
-    assert (tmp_path / params.paths.reports / "page/index.html").stat().st_size > 1000
+    assert (found.study.reports / "page/index.html").stat().st_size > 1000
 
 
 def test_one_seed_gives_no_interval():
@@ -190,7 +189,7 @@ def test_one_seed_gives_no_interval():
     assert "0 test" not in headline(found).note
     assert "With one seed no interval" in seeds_sentence(found)
     params, results, judge = synthetic(seeds=(0,))
-    whole = changed(of_full_profile(params), results, judge)
+    whole = changed(params, results, judge, "estimators")
     assert "Add seeds to grid.seed in studies/estimators/params.yaml" in seeds_sentence(whole)
     assert "one seed gives no interval" in findings(found)[0]
     assert "±" not in "".join(cell for row in tables(found)[0].rows for cell in row)
@@ -305,28 +304,28 @@ def test_files_repeat_byte_for_byte(written):
 def test_a_report_is_made_again_from_its_numbers_alone(written, tmp_path):
     """A frame whose results are gone, and with rows in any order: the same numbers, figures and tables again."""
     params, *_ = synthetic(seeds=(0, 1), tokens=(4, 8))
-    layout = Layout(params, tmp_path)
-    (layout.reports / "figures").mkdir(parents=True)
+    study = study_with(params, tmp_path)
+    (study.reports / "figures").mkdir(parents=True)
     header, *rows = (written[0] / "ablation.csv").read_text().splitlines()
-    (layout.reports / "ablation.csv").write_text("\n".join([header, *rows[::-1]]) + "\n")
-    shutil.copy(written[0] / "figures/samples.png", layout.reports / "figures/samples.png")
-    found = rewrite_report(layout, params, judge={"metrics": {"judge/objects": 0.97}})
+    (study.reports / "ablation.csv").write_text("\n".join([header, *rows[::-1]]) + "\n")
+    shutil.copy(written[0] / "figures/samples.png", study.reports / "figures/samples.png")
+    found = rewrite_report(study, judge={"metrics": {"judge/objects": 0.97}})
     for name in ("paired.csv", "factorial.csv"):
-        paths = layout.reports / name, written[0] / name
+        paths = study.reports / name, written[0] / name
         again, before = (pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths)
         again, before = (table.sort_values(list(before.columns[:7]), ignore_index=True) for table in (again, before))
         pd.testing.assert_frame_equal(again, before, atol=1e-6)  # six digits are what ablation.csv keeps
     assert list(found.frame.estimator.unique()) == ["none", "ceb", "vib"]  # as they first stand there, none before all
-    contents = [json.loads((folder / "summary.json").read_text()) for folder in (layout.reports, written[0])]
+    contents = [json.loads((folder / "summary.json").read_text()) for folder in (study.reports, written[0])]
     assert contents[0] == contents[1]
     # The gallery, which no number holds, stays as it was; training curves there are none.
-    names = {path.stem for path in (layout.reports / "figures").iterdir()}
+    names = {path.stem for path in (study.reports / "figures").iterdir()}
     assert names == set(FIGURES) - {"budget_curve", "training"}
-    assert (layout.reports / "figures/samples.png").read_bytes() == (written[0] / "figures/samples.png").read_bytes()
+    assert (study.reports / "figures/samples.png").read_bytes() == (written[0] / "figures/samples.png").read_bytes()
     parser = Resources()
-    parser.feed((layout.reports / "page/index.html").read_text())
+    parser.feed((study.reports / "page/index.html").read_text())
     assert "../figures/samples.png" in parser.loads
-    assert all((layout.reports / "page" / value).is_file() for value in parser.loads)
+    assert all((study.reports / "page" / value).is_file() for value in parser.loads)
 
 
 @pytest.mark.parametrize(
@@ -339,12 +338,12 @@ def test_a_report_is_made_again_from_its_numbers_alone(written, tmp_path):
 )
 def test_a_report_that_cannot_be_made_again_says_why(tmp_path, text, says):
     params, *_ = synthetic()
-    layout = Layout(params, tmp_path)
-    layout.reports.mkdir(parents=True)
+    study = study_with(params, tmp_path)
+    study.reports.mkdir(parents=True)
     if text is not None:
-        (layout.reports / "ablation.csv").write_text(text)
+        (study.reports / "ablation.csv").write_text(text)
     with pytest.raises(InfotokError, match=f"ablation.csv:?1?: {says}"):
-        rewrite_report(layout, params)
+        rewrite_report(study)
 
 
 def test_pngs_are_small_and_have_few_colors(written):
@@ -364,20 +363,13 @@ def test_training_curves_are_means_over_seeds_of_windows_of_steps(written, tmp_p
     }  # fmt: skip
     assert (rows[1]["step"], rows[1]["train/loss"]) == ("1", "0.5")
     params, results, judge = synthetic(seeds=(0, 1), arms=["none-0-0"])
-    layout = Layout(params, tmp_path)
+    study = study_with(params, tmp_path)
     for cell in results:
-        folder = layout.stage("train", cell)
+        folder = study.output("train", cell)
         folder.mkdir(parents=True)
         lines = [{"step": step, "train/loss": step + 10 * cell.seed} for step in range(1, 101)]
         (folder / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    table = training_table(analyse(results, judge, layout, params))
+    table = training_table(analyse(results, judge, study))
     # 100 steps make 50 windows of two; of seeds 0 and 1 the mean is 5 above the mean of the steps.
     assert list(table.step) == list(range(2, 101, 2))
     assert list(table["train/loss"]) == pytest.approx([step - 0.5 + 5 for step in table.step])
-
-
-def test_command_names_the_profile():
-    params, *_ = synthetic()
-    assert command(params) == "dvc repro"
-    full = of_full_profile(params)
-    assert command(full) == "dvc repro studies/estimators/dvc.yaml"

@@ -9,7 +9,17 @@ import zlib
 
 import pytest
 from rich.console import Console
-from synthetic import DATA, Resources, analysed, changed, elastic_results, leave_data, leave_images, synthetic
+from synthetic import (
+    DATA,
+    Resources,
+    analysed,
+    changed,
+    elastic_results,
+    leave_data,
+    leave_images,
+    study_with,
+    synthetic,
+)
 
 from pipeline.report.analysis import analyse
 from pipeline.report.protocol import protocol
@@ -17,7 +27,6 @@ from pipeline.report.summary import headline_table
 from pipeline.report.tables import headline, tables
 from pipeline.report.texts import captions, findings
 from pipeline.report.write import write_report
-from pipeline.running.results import Layout
 from pipeline.tracking.view import saved_view
 
 SAID = {  # of data that are read: the tasks sentence and the headline's metrics
@@ -44,10 +53,10 @@ def read(request, tmp_path_factory):
     """The report of data that are read, and of which kind they are."""
     data = request.param
     params, results, judge = synthetic(data=data, families=("ar", "flow"))
-    layout = Layout(params, tmp_path_factory.mktemp(data))
-    leave_data(layout, data)
-    leave_images(layout, results, draws=data != "questions")
-    return data, write_report(results, judge, layout, params), layout.reports
+    study = study_with(params, tmp_path_factory.mktemp(data))
+    leave_data(study, data)
+    leave_images(study, results, draws=data != "questions")
+    return data, write_report(results, judge, study), study.reports
 
 
 def test_data_of_any_kind_make_a_whole_report_that_says_which_tasks_they_allow(read):
@@ -148,14 +157,14 @@ def test_captions_say_what_the_figures_show(read):
 
 def test_images_are_counted_by_the_manifest_or_where_it_is_not_there_by_the_params(tmp_path):
     params, results, judge = synthetic(seeds=(0,))
-    layout = Layout(params, tmp_path)
+    study = study_with(params, tmp_path)
     settled = "scenes, 32×32 pixels, answers exact, nuisance 1"
-    rows = dict(protocol(analyse(results, judge, layout, params)))
+    rows = dict(protocol(analyse(results, judge, study)))
     assert (rows["data"], rows["images"]) == (settled, "16000 train, 1000 validation, 1000 test, 1000 novel")
     assert "rejects" not in rows
     assert rows["generation"] == "16 prompts per tag, 8 images per prompt"
-    leave_data(layout)
-    rows = dict(protocol(analyse(results, judge, layout, params)))
+    leave_data(study)
+    rows = dict(protocol(analyse(results, judge, study)))
     assert (rows["data"], rows["images"]) == (settled, "1000 train, 120 validation, 130 test, 90 novel")
     assert rows["rejects"] == "none"
     assert rows["judge, ceiling of its scores (objects)"] == "0.97"

@@ -15,7 +15,7 @@ from infotok.data.prepare import prepare
 from infotok.errors import InfotokError
 from pipeline.config.cells import parse_arm
 from pipeline.config.params import load_params
-from pipeline.running.results import Layout
+from pipeline.results import Layout
 from pipeline.tracking import view
 
 SOURCES = [path for name in ("infotok", "pipeline", "stages", "benchmarks") for path in (ROOT / name).rglob("*.py")]

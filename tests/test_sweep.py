@@ -16,10 +16,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from infotok.errors import InfotokError
+from infotok.files import write_text
 from pipeline.config.cells import Cell
 from pipeline.config.params import load_params
-from pipeline.files import write_text
-from pipeline.running.results import Layout
+from pipeline.results import Layout
 from pipeline.sweep import progress
 from pipeline.sweep.jobs import Times, check_profile, jobs, select, sweep
 from pipeline.sweep.jobs import sweep as module

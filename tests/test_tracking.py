@@ -19,7 +19,7 @@ from PIL import Image
 
 from infotok.errors import InfotokError
 from pipeline.config.params import load_params
-from pipeline.running.results import Layout, fingerprint, write_result
+from pipeline.results import Layout, fingerprint, write_result
 from pipeline.tracking import store
 from pipeline.tracking.mirror import fill_in, initialise, rebuild, store_uri, track_stage
 from pipeline.tracking.view import saved_view, serve
@@ -35,7 +35,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from pipeline.config.params import load_params
-from pipeline.running.results import Layout
+from pipeline.results import Layout
 from pipeline.tracking.mirror import fill_in, initialise, rebuild
 layout = Layout(load_params(Path(sys.argv[1]) / "params.yaml"), Path(sys.argv[1]))
 print({"initialise": initialise, "rebuild": rebuild}[sys.argv[2]](layout))

@@ -145,10 +145,9 @@ def test_answers_and_their_end_marks_are_what_is_predicted(split, codec):
 
 def small_tokenizer(seed=0, family="ar", **changes):
     torch.manual_seed(seed)
-    sizes = {"image_size": 16, "tokens": 4, "codebook": 16, "dimension": 4, "width": 16, "hidden": 32, "blocks": 1}
-    settings = sizes | {"encoder": "patch", "logit_scale": 20.0, "channel": "sampled", "relaxation": 2.0}
-    settings |= {"noise": 0.3, "nested_dropout": 0.0} | changes
-    return family_class(family).tokenizer_class(TokenizerConfig(**settings))
+    settings = {"codebook": 16, "dimension": 4, "width": 16, "hidden": 32, "blocks": 1}
+    config = TokenizerConfig(**settings | {"logit_scale": 20.0, "relaxation": 2.0} | changes)
+    return family_class(family).tokenizer_class(config, image_size=16, tokens=4)
 
 
 def pretrain_config(**changes):

@@ -20,12 +20,11 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def tokenizer(tokens=4, codebook=8, channel="sampled", family="ar", **changes):
+def tokenizer(tokens=4, codebook=8, channel="sampled", family="ar", image_size=16, **changes):
     torch.manual_seed(0)
-    settings = {"image_size": 16, "dimension": 4, "width": 16, "hidden": 24, "blocks": 1, "logit_scale": 5.0}
-    settings |= {"encoder": "patch", "tokens": tokens, "codebook": codebook, "channel": channel, "relaxation": 3.0}
-    settings |= {"noise": 0.3, "nested_dropout": 0.0} | changes
-    return family_class(family).tokenizer_class(TokenizerConfig(**settings))
+    settings = {"dimension": 4, "width": 16, "hidden": 24, "blocks": 1, "logit_scale": 5.0, "relaxation": 3.0}
+    config = TokenizerConfig(**settings | {"codebook": codebook, "channel": channel} | changes)
+    return family_class(family).tokenizer_class(config, image_size=image_size, tokens=tokens)
 
 
 def model(backbone=TINY, family="ar", **changes):

@@ -16,9 +16,10 @@ from infotok.examiners.perceptual import Distortion, Perceptual
 from infotok.information.kernels import Kernels
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.unified import UnifiedModel
+from infotok.tensors import module_tensors, write_tensors
 from infotok.training import loop
 from infotok.training.batches import Batches
-from infotok.training.checkpoints import Checkpoints, module_tensors, write_tensors
+from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.pretrain import PretrainConfig, pretrain
 

@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from infotok.data.pixels import to_bytes, to_unit
 from infotok.data.text import TextCodec
 from infotok.data.texts import encode_captions
 from infotok.examiners.judge import Judge
-from infotok.examiners.matching import Matcher
-from infotok.models.family import Sampling
+from infotok.examiners.matcher import Matcher
+from infotok.models.family import Decoding, Sampling
 from infotok.models.unified import UnifiedModel
+from infotok.options import Count, Natural, Positive, Scale
 from infotok.random import Purpose, stream
 from infotok.training.runtime import autocast
+
+
+class GenerationConfig(Decoding):
+    """How generation is evaluated. prompts: of each GenEval tag. images: per prompt. temperatures, guidance: what the
+    validation prompts choose among, per cell; temperature 1 and no guidance (1, the first) are always shown too. seed:
+    of prompts and sampling."""
+
+    prompts: Count = 16
+    images: Count = 8
+    temperatures: Annotated[list[Positive], Field(min_length=1)] = [1.0, 0.6, 0.3]
+    guidance: Annotated[list[Scale], Field(min_length=1)] = [1.0, 1.5, 2.5]
+    seed: Natural = 7
+
+    @field_validator("temperatures")
+    @classmethod
+    def _shows_temperature_1(cls, value: list[float]) -> list[float]:
+        if 1.0 not in value:
+            raise ValueError("must contain 1.0, at which every score is also shown")
+        return value
+
+    @field_validator("guidance")
+    @classmethod
+    def _begins_without_guidance(cls, value: list[float]) -> list[float]:
+        if value[0] != 1.0:
+            raise ValueError("must begin with 1.0, no guidance")
+        return value
+
+    def sampling(self, temperature: float = 1.0, guidance: float = 1.0) -> Sampling:
+        """These settings at one temperature and guidance."""
+        shared = {name: getattr(self, name) for name in Decoding.model_fields}
+        return Sampling(**shared, temperature=temperature, guidance=guidance)
 
 
 @torch.no_grad()

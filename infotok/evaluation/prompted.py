@@ -13,7 +13,8 @@ from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
 from infotok.evaluation.geneval_prompts import TAGS, prompts, satisfies
 from infotok.examiners.judge import Judge
-from infotok.examiners.matching import Matcher, retrieval
+from infotok.examiners.matcher import Matcher
+from infotok.examiners.matching import retrieval
 from infotok.examiners.reading import examine
 
 CANDIDATES = 32  # captions among which a drawn image's own is to be found

@@ -6,12 +6,14 @@ Shapes: B images, S pixels a side, Q = 4 quadrants.
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok.options import Positive, Section, Weight
+from infotok.tensors import load_module, read_tensors
 
 
 class Distortion(Section):
@@ -77,3 +79,15 @@ def perceptual_distortion(perceptual: Perceptual, out: Tensor, images: Tensor, d
     if distortion.perceptual:
         distance = distance + distortion.perceptual * perceptual.distance(out, images)
     return distortion.pixel * distance
+
+
+def load_perceptual(path: Path, remedy: str) -> Perceptual:
+    """Saved features, ready to compare with.
+
+    Raises:
+        InfotokError: the file is missing or damaged; `remedy` says what would help.
+    """
+    tensors, description = read_tensors(path, remedy)
+    features = Perceptual(**description)
+    load_module(features, tensors, path, remedy)
+    return features.eval()

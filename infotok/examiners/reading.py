@@ -12,6 +12,11 @@ from infotok.data.pixels import to_unit
 ATTRIBUTES = ("shape", "color", "size")
 
 
+def attribute_classes(manifest: dict) -> dict[str, int]:
+    """Attribute name -> number of values, for the heads of examiners of objects."""
+    return {name: manifest["factors"]["structure"][name] for name in ATTRIBUTES}
+
+
 @torch.no_grad()
 def examine(module: nn.Module, images: torch.Tensor, batch: int = 500) -> dict[str, Tensor]:
     """Most likely values (n, Q) per attribute of uint8 images (n, S, S, 3); shape, color, size are -1 where the

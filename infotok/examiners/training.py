@@ -16,23 +16,39 @@ from infotok.data.texts import encode_captions
 from infotok.examiners.attributes import attribute_loss
 from infotok.examiners.matching import Towers, contrastive_loss, draw_text
 from infotok.examiners.reading import ATTRIBUTES
+from infotok.options import Count, Natural, Positive, Section
 from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
 from infotok.training.order import order
 
+
+class ExaminerConfig(Section):
+    """How the judge is trained, section `judge`."""
+
+    steps: Count = 350
+    batch: Count = 96
+    learning_rate: Positive = 0.003
+    seed: Natural = 1000
+
+
+class PerceptualConfig(ExaminerConfig):
+    """How the perceptual features are trained, section `perceptual`: another seed than the judge's."""
+
+    steps: Count = 300
+    seed: Natural = 1001
+
+
 WEIGHT_DECAY = 0.1  # of training by contrast, which soon knows a small data set by heart
 TOKEN_DROPOUT = 0.1
+WARMUP = 20  # steps
 
 
 def train_examiner(
     module: nn.Module,
     split: Split,
+    config: ExaminerConfig,
     *,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    seed: int,
     device: torch.device,
     checkpoints: Checkpoints | None = None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
@@ -42,25 +58,24 @@ def train_examiner(
     labels = {name: torch.from_numpy(split.factors[name].copy()) for name in ("presence", *ATTRIBUTES)}
 
     def step_losses(step: int) -> dict[str, Tensor]:
-        chosen = torch.randint(len(split), (batch,), generator=stream(torch.device("cpu"), seed, step))
+        chosen = torch.randint(len(split), (config.batch,), generator=stream(torch.device("cpu"), config.seed, step))
         images = to_unit(torch.from_numpy(split.images[chosen.numpy()]).to(device))
         logits = module(images)
         return {"loss": attribute_loss(logits, {name: values[chosen].to(device) for name, values in labels.items()})}
 
-    optimizer = make_optimizer([(list(module.parameters()), learning_rate)], 0.01, device)
-    warmup = min(20, steps)
-    return run(module, optimizer, step_losses, steps=steps, warmup=warmup, checkpoints=checkpoints, observe=observe)
+    optimizer = make_optimizer([(list(module.parameters()), config.learning_rate)], 0.01, device)
+    warmup = min(20, config.steps)
+    return run(
+        module, optimizer, step_losses, steps=config.steps, warmup=warmup, checkpoints=checkpoints, observe=observe
+    )
 
 
 def train_matching(
     module: Towers,
     split: Split,
     codec: TextCodec,
+    config: ExaminerConfig,
     *,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    seed: int,
     device: torch.device,
     checkpoints: Checkpoints | None = None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
@@ -68,21 +83,23 @@ def train_matching(
     """Train an image and a text network to find each image's text (`draw_text`) among a batch's and each text's image;
     returns the history."""
     module.to(device)
-    batch = min(batch, len(split))
+    batch = min(config.batch, len(split))
 
     def step_losses(step: int) -> dict[str, Tensor]:
-        chosen, rng = order(len(split), batch, seed, step), np.random.default_rng([seed, step])
+        chosen, rng = order(len(split), batch, config.seed, step), np.random.default_rng([config.seed, step])
         texts = [draw_text(split.captions[index], split.questions[index], rng) for index in chosen]
-        generator = stream(device, seed, step)
+        generator = stream(device, config.seed, step)
         images = augmented(to_unit(torch.from_numpy(split.images[chosen]).to(device)), generator)
         ids, valid = (values.to(device) for values in encode_captions(texts, codec))
         kept = torch.rand(ids.shape, generator=generator, device=device) >= TOKEN_DROPOUT
         kept[:, 0] = True  # the begin mark, so that no text is empty
         return {"loss": contrastive_loss(module.scores(images, ids, valid & kept), texts)}
 
-    optimizer = make_optimizer([(list(module.parameters()), learning_rate)], WEIGHT_DECAY, device)
-    warmup = min(20, steps)
-    return run(module, optimizer, step_losses, steps=steps, warmup=warmup, checkpoints=checkpoints, observe=observe)
+    optimizer = make_optimizer([(list(module.parameters()), config.learning_rate)], WEIGHT_DECAY, device)
+    warmup = min(20, config.steps)
+    return run(
+        module, optimizer, step_losses, steps=config.steps, warmup=warmup, checkpoints=checkpoints, observe=observe
+    )
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:

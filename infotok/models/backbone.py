@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
+from infotok.options import Count, Section
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,15 +19,21 @@ if TYPE_CHECKING:
 TINY = "llama"
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
+class BackboneConfig(Section):
     """name: `llama` for a new tiny one of these sizes, or a pretrained causal LM by hub name or folder, whose own
-    sizes and text tokenizer then hold."""
+    sizes and text tokenizer then hold. width: of the hidden states; divided by heads it is even, since rotary positions
+    turn pairs."""
 
-    name: str
-    width: int
-    layers: int
-    heads: int
+    name: str = TINY
+    width: Count = 64
+    layers: Count = 3
+    heads: Count = 4
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> BackboneConfig:
+        if self.name == TINY and (self.width % self.heads or (self.width // self.heads) % 2):
+            raise ValueError(f"width must be an even multiple of heads ({self.heads}), got {self.width}")
+        return self
 
 
 class Backbone(nn.Module):

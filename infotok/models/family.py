@@ -14,23 +14,29 @@ from torch import Tensor, nn
 
 from infotok.information.channel import Channel
 from infotok.models.backbone import Backbone
+from infotok.options import Count, Natural, Positive, Scale, Section, Weight
 from infotok.tokenizer.base import Tokenizer, Tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How images are drawn. guidance 1 is none; top_k 0 keeps all codes (discrete tokens).
+class Decoding(Section):
+    """How tokens are decoded, whatever the temperature and guidance. A family leaves alone what is not its own.
 
-    decoding_steps, choice_temperature: of masked decoding, at most one step per token and the noise on the confidence
-    that chooses which tokens stand. ode_steps: of the flow. A family leaves alone what is not its own.
+    top_k: codes that may be sampled, 0 for all (discrete tokens). decoding_steps, choice_temperature: of masked
+    decoding, at most one step per token and the noise on the confidence that chooses which tokens stand. ode_steps: of
+    the flow.
     """
 
-    temperature: float = 1.0
-    guidance: float = 1.0
-    top_k: int = 0
-    decoding_steps: int = 8
-    choice_temperature: float = 1.0
-    ode_steps: int = 16
+    top_k: Natural = 0
+    decoding_steps: Count = 8
+    choice_temperature: Weight = 1.0
+    ode_steps: Count = 16
+
+
+class Sampling(Decoding):
+    """How images are drawn. guidance: classifier-free, 1 is none."""
+
+    temperature: Positive = 1.0
+    guidance: Scale = 1.0
 
 
 @dataclass
@@ -61,9 +67,9 @@ class Family(nn.Module, abc.ABC):
     def __init__(self, tokenizer: Tokenizer, width: int):
         super().__init__()
         config = tokenizer.config
-        self.tokens = config.tokens
+        self.tokens = tokenizer.tokens
         self.project = nn.Linear(config.dimension, width)
-        self.place = nn.Parameter(torch.randn(2, config.tokens, width) * 0.5)  # of the size of the projected vectors
+        self.place = nn.Parameter(torch.randn(2, tokenizer.tokens, width) * 0.5)  # of the size of the projected vectors
 
     def read_inputs(self, vectors: Tensor) -> Tensor:
         """Embeddings (B, K, width) of an image to understand, from its vectors (B, K, D)."""

@@ -46,7 +46,7 @@ class UnifiedModel(nn.Module):
         self.family_name = family
         self.tokenizer, self.backbone = tokenizer, backbone
         self.family = family_class(family)(tokenizer, backbone.width)
-        self.priors = Priors(tokenizer.make_prior(), tokenizer.config.tokens, tokenizer.config.dimension)
+        self.priors = Priors(tokenizer.make_prior(), tokenizer.tokens, tokenizer.config.dimension)
 
     def forward(self, images: Tensor, texts: TextBatch, generator: torch.Generator) -> Outputs:
         """Images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family."""
@@ -140,6 +140,6 @@ class UnifiedModel(nn.Module):
         """Family and sizes as JSON, enough to build the model again."""
         return {
             "family": self.family_name,
-            "tokenizer": vars(self.tokenizer.config),
+            "tokenizer": self.tokenizer.describe(),
             "backbone": self.backbone.describe(),
         }

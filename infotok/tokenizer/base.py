@@ -8,45 +8,46 @@ from __future__ import annotations
 import abc
 import functools
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from infotok.distributed import shared_random
 from infotok.information.channel import Channel
+from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Section
 from infotok.tokenizer import patch_grid
 from infotok.tokenizer.convolutions import ConvolutionDecoder, ConvolutionEncoder
-from infotok.tokenizer.patches import PatchDecoder, PatchEncoder
+from infotok.tokenizer.patches import HEADS, PatchDecoder, PatchEncoder
 
 NETWORKS = {"patch": (PatchEncoder, PatchDecoder), "convolution": (ConvolutionEncoder, ConvolutionDecoder)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """Sizes of a tokenizer, of either kind.
+class TokenizerConfig(Section):
+    """Settings of a tokenizer, of either kind; image size and token budget come beside them.
 
     encoder: `patch`, each token from its own pixels, or `convolution`, which sees across their borders; the decoder is
-    its mirror image. channel: `sampled`, or `deterministic` (discrete tokens alone: argmax straight-through).
-    nested_dropout: share of the training images of which only a prefix of the tokens is kept, so that one training
-    serves smaller budgets.
-    Discrete: codebook, logit_scale (initial sharpness of the posterior) and relaxation (temperature of the softmax
-    that the backward pass sees; the codes that flow do not depend on it).
-    Continuous: noise, the least standard deviation of a token whose mean has mean square 1.
+    its mirror image. width, hidden, blocks: of these networks, the features of a token, the units of the MLP around
+    patches, the transformer blocks. dimension: of a token's vector. channel: `sampled`, or `deterministic` (discrete
+    tokens alone: argmax straight-through). nested_dropout: share of the training images of which only a prefix of the
+    tokens is kept, so that one training serves smaller budgets.
+    Discrete tokens: codebook, its entries C; logit_scale, the initial sharpness of q(z|x) = softmax(scale * cosine);
+    relaxation, the temperature of the softmax that the backward pass sees, whatever codes flow.
+    Continuous tokens: noise, the least standard deviation of a token whose mean has mean square 1.
     """
 
-    image_size: int
-    tokens: int
-    encoder: str
-    codebook: int
-    dimension: int
-    width: int
-    hidden: int
-    blocks: int
-    logit_scale: float
-    channel: str
-    relaxation: float
-    noise: float
-    nested_dropout: float
+    encoder: Literal["patch", "convolution"] = "patch"
+    codebook: Annotated[int, Field(ge=2)] = 128
+    dimension: Count = 16
+    width: Annotated[int, Field(ge=4, multiple_of=HEADS)] = 96
+    hidden: Count = 256
+    blocks: Natural = 2
+    logit_scale: Positive = 2000.0
+    channel: Literal["sampled", "deterministic"] = "sampled"
+    relaxation: Positive = 20.0
+    noise: Annotated[BelowOne, Field(gt=0)] = 0.3
+    nested_dropout: Fraction = 0.0
 
 
 @dataclass
@@ -76,12 +77,13 @@ class Tokenizer(nn.Module, abc.ABC):
 
     outputs = 1  # numbers that the encoder gives per dimension of a token
 
-    def __init__(self, config: TokenizerConfig):
+    def __init__(self, config: TokenizerConfig, *, image_size: int, tokens: int):
+        """image_size: pixels a side of the square images. tokens: K, the budget of one image."""
         super().__init__()
-        self.config = config
+        self.config, self.image_size, self.tokens = config, image_size, tokens
         sizes = {
-            "image_size": config.image_size,
-            "grid": patch_grid(config.image_size, config.tokens),
+            "image_size": image_size,
+            "grid": patch_grid(image_size, tokens),
             "width": config.width,
             "hidden": config.hidden,
             "blocks": config.blocks,
@@ -118,6 +120,15 @@ class Tokenizer(nn.Module, abc.ABC):
     @abc.abstractmethod
     def collapse_warning(self, health: dict[str, float]) -> str | None:
         """A sentence where little of the channel is in use."""
+
+    def describe(self) -> dict[str, Any]:
+        """Settings and sizes as JSON: the arguments that make the same tokenizer."""
+        return {"config": self.config.model_dump(), "image_size": self.image_size, "tokens": self.tokens}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Tokenizer:
+        """An untrained tokenizer of `describe`, to be filled with saved weights."""
+        return cls(TokenizerConfig(**description["config"]), **{k: description[k] for k in ("image_size", "tokens")})
 
     def decode(self, vectors: Tensor) -> Tensor:
         """Images (B, 3, S, S) around [-1, 1] from vectors (B, K, D)."""

@@ -29,22 +29,22 @@ class ContinuousTokenizer(base.Tokenizer):
 
     outputs = 2
 
-    def __init__(self, config: TokenizerConfig):
+    def __init__(self, config: TokenizerConfig, *, image_size: int, tokens: int):
         """Raises InfotokError for the deterministic channel."""
         if config.channel != "sampled":
             raise InfotokError(
                 f"tokenizer.channel: '{config.channel}' does not suit the continuous tokens of this family, whose "
                 "capacity is infinite without noise; use sampled"
             )
-        super().__init__(config)
+        super().__init__(config, image_size=image_size, tokens=tokens)
 
     def make_prior(self) -> GaussianPrior:
-        return GaussianPrior(self.config.tokens, self.config.dimension)
+        return GaussianPrior(self.tokens, self.config.dimension)
 
     @property
     def capacity_bits(self) -> float:
         """K D/2 log2(1 + 1 / noise^2), of a Gaussian channel of signal power 1."""
-        return self.config.tokens * self.config.dimension / 2 * math.log2(1 + self.config.noise**-2)
+        return self.tokens * self.config.dimension / 2 * math.log2(1 + self.config.noise**-2)
 
     def encode(self, images: Tensor) -> Gaussian:
         mean, gate = self.encoder(images).float().chunk(2, -1)
@@ -65,7 +65,7 @@ class ContinuousTokenizer(base.Tokenizer):
 
     def collapse_warning(self, health: dict[str, float]) -> str | None:
         """A sentence when under a tenth of the dimensions carry anything."""
-        dimensions = self.config.tokens * self.config.dimension
+        dimensions = self.tokens * self.config.dimension
         if health["active_dimensions"] >= 0.1 * dimensions:
             return None
         return (

@@ -26,18 +26,18 @@ from infotok.tokenizer.base import TokenizerConfig, Tokens
 class DiscreteTokenizer(base.Tokenizer):
     """Images to K codes of a codebook, and back."""
 
-    def __init__(self, config: TokenizerConfig):
-        super().__init__(config)
+    def __init__(self, config: TokenizerConfig, *, image_size: int, tokens: int):
+        super().__init__(config, image_size=image_size, tokens=tokens)
         self.codebook = nn.Parameter(torch.randn(config.codebook, config.dimension))
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
 
     def make_prior(self) -> CategoricalPrior:
-        return CategoricalPrior(self.config.tokens, self.config.codebook)
+        return CategoricalPrior(self.tokens, self.config.codebook)
 
     @property
     def capacity_bits(self) -> float:
         """K log2 C."""
-        return self.config.tokens * math.log2(self.config.codebook)
+        return self.tokens * math.log2(self.config.codebook)
 
     def features(self, images: Tensor) -> Tensor:
         """Unit features (B, K, D) of images (B, 3, S, S) in [-1, 1]; float32, outside autocast from here on."""

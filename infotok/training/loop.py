@@ -12,7 +12,8 @@ from torch import Tensor, nn, optim
 from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
 from infotok.stopping import Stopped, deferred
-from infotok.training.checkpoints import Checkpoints, module_tensors, state_digest
+from infotok.tensors import module_tensors, state_digest
+from infotok.training.checkpoints import Checkpoints
 
 LOG_EVERY = 10  # steps; logged values are means over them
 

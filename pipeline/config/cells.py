@@ -50,29 +50,12 @@ class Cell:
         """The cell's name in file names, DVC stage names and MLflow, e.g. `ar-ceb-0.01-1-8-0`."""
         return f"{self.family}-{self.arm}-{self.tokens}-{self.seed}"
 
-    @property
-    def tokenizer_key(self) -> str:
-        """The pretrained tokenizer that this cell shares with its paired twins."""
-        return f"{self.family}-{self.tokens}-{self.seed}"
-
     def baseline(self) -> Cell:
         """The paired twin without any information term."""
         return replace(self, estimator=NONE, beta=0.0, gamma=0.0)
 
     def as_dict(self) -> dict:
         return asdict(self) | {"arm": self.arm}
-
-
-def stage_key(stage: str, cell: Cell | None) -> str:
-    """What tells one run of a stage from its others; a tokenizer serves all arms."""
-    if cell is None:
-        return "all"
-    return cell.tokenizer_key if stage == "pretrain" else cell.key
-
-
-def stage_name(stage: str, cell: Cell | None) -> str:
-    """The stage as DVC names it, e.g. `train@ar-ceb-0.01-1-8-0`."""
-    return stage if cell is None else f"{stage}@{stage_key(stage, cell)}"
 
 
 def parse_arm(arm: str, where: str) -> tuple[str, float, float]:

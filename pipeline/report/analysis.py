@@ -18,7 +18,6 @@ import math
 import shlex
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import pandas as pd
 
@@ -26,6 +25,7 @@ from infotok.data.arrow import read_manifest
 from infotok.evaluation.statistics import holm, paired_interval, paired_p_value
 from pipeline.config.cells import Cell, arm_name
 from pipeline.config.params import Params
+from pipeline.config.study import Study
 from pipeline.report.factorial import factorial
 from pipeline.report.frame import (
     ARM,
@@ -40,7 +40,6 @@ from pipeline.report.frame import (
     read_frame,
 )
 from pipeline.report.metrics import CLAIMS, PAIRED, TASKS, VALIDATION, Task, elastic, short
-from pipeline.running.results import Layout
 
 COLUMNS = ["metric", "baseline", "infotok", "difference", "ci_low", "ci_high", "seeds"]
 JUDGED = ["excludes_zero", "p_value", "chosen", "p_holm", "command"]
@@ -77,8 +76,7 @@ class Analysis:
     results, judge and manifest (of the data) are empty where the files are gone and only the frame is left.
     """
 
-    params: Params
-    layout: Layout
+    study: Study
     results: Results
     judge: dict
     manifest: dict
@@ -86,6 +84,10 @@ class Analysis:
     paired: pd.DataFrame
     factorial: pd.DataFrame
     choices: list[Choice]
+
+    @property
+    def params(self) -> Params:
+        return self.study.params
 
     @property
     def tasks(self) -> list[Task]:
@@ -118,13 +120,13 @@ class Analysis:
         return rows.iloc[0].to_dict() if len(rows) else None
 
 
-def analyse(results: Results, judge: dict, layout: Layout, params: Params) -> Analysis:
+def analyse(results: Results, judge: dict, study: Study) -> Analysis:
     """The analysis of all cells' results."""
-    manifest = read_manifest(layout.data) if (layout.data / "manifest.json").is_file() else {}
-    return from_frame(frame_of(results), layout, params, results, judge, manifest)
+    manifest = read_manifest(study.data) if (study.data / "manifest.json").is_file() else {}
+    return from_frame(frame_of(results), study, results, judge, manifest)
 
 
-def read_analysis(layout: Layout, params: Params, judge: dict | None = None) -> Analysis:
+def read_analysis(study: Study, judge: dict | None = None) -> Analysis:
     """The analysis of a report that was written before, from its ablation.csv alone; the results may be gone.
 
     judge: what `metrics.json` of the judge held, for its ceilings.
@@ -132,22 +134,21 @@ def read_analysis(layout: Layout, params: Params, judge: dict | None = None) -> 
     Raises:
         InfotokError: ablation.csv is missing or damaged.
     """
-    return from_frame(read_frame(layout.reports / "ablation.csv"), layout, params, judge=judge)
+    return from_frame(read_frame(study.reports / "ablation.csv"), study, judge=judge)
 
 
 def from_frame(
     frame: pd.DataFrame,
-    layout: Layout,
-    params: Params,
+    study: Study,
     results: Results | None = None,
     judge: dict | None = None,
     manifest: dict | None = None,
 ) -> Analysis:
     """The analysis of a frame, which all numbers come from; the other arguments are what is said beside them."""
     choices = choose(frame)
-    paired = judged(paired_differences(frame), choices, params)
+    paired = judged(paired_differences(frame), choices, study)
     effects = factorial(frame, {_key(choice) for choice in choices})
-    return Analysis(params, layout, results or {}, judge or {}, manifest or {}, frame, paired, effects, choices)
+    return Analysis(study, results or {}, judge or {}, manifest or {}, frame, paired, effects, choices)
 
 
 def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
@@ -173,7 +174,7 @@ def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*ARM, *COLUMNS, "p_value"])
 
 
-def judged(paired: pd.DataFrame, choices: list[Choice], params: Params) -> pd.DataFrame:
+def judged(paired: pd.DataFrame, choices: list[Choice], study: Study) -> pd.DataFrame:
     """Paired differences with what may be claimed of them, and the command that remakes a row's cells.
 
     Not every arm is a claim: validation chooses one per family, token budget and estimator. Holm's adjustment counts
@@ -184,17 +185,16 @@ def judged(paired: pd.DataFrame, choices: list[Choice], params: Params) -> pd.Da
     for row in rows:
         arm = tuple(row[axis] for axis in ARM)
         row["excludes_zero"], row["chosen"] = excludes_zero(row), arm in chosen
-        row["p_holm"], row["command"] = math.nan, cells_command(params, *arm)
+        row["p_holm"], row["command"] = math.nan, cells_command(study, *arm)
     claims = [row for row in rows if row["chosen"] and row["metric"] in CLAIMS]
     for row, p in zip(claims, holm([row["p_value"] for row in claims]), strict=True):
         row["p_holm"] = p
     return pd.DataFrame(rows, columns=[*ARM, *COLUMNS, *JUDGED])
 
 
-def cells_command(params: Params, family: str, estimator: str, beta: float, gamma: float, tokens: int) -> str:
+def cells_command(study: Study, family: str, estimator: str, beta: float, gamma: float, tokens: int) -> str:
     """The command that remakes an arm and its baseline at one token budget, all seeds."""
-    path, arm = params.paths.params, Cell(family, estimator, beta, gamma, tokens, 0)
-    words = ["infotok", "sweep", *(["--params", path] if Path(path) != Path("params.yaml") else [])]
+    arm, words = Cell(family, estimator, beta, gamma, tokens, 0), ["infotok", "sweep", *study.options]
     for cell in (arm.baseline(), arm):
         words += ["--only", f"{family}-{cell.arm}-{tokens}-*"]
     return shlex.join(words)

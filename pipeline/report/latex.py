@@ -5,7 +5,6 @@ from __future__ import annotations
 from pipeline.report import tables
 from pipeline.report.analysis import Analysis
 from pipeline.report.tables import Table
-from pipeline.report.texts import command
 
 WIDE = 110  # characters of a row, above which a table is scaled down to the page
 _LATEX = {
@@ -48,5 +47,5 @@ def latex_table(table: Table) -> str:
 def latex(analysis: Analysis) -> str:
     """The content of ablation.tex: headline, factorial, understanding and generation tables, for \\input."""
     printed = [tables.headline(analysis), *(table for table in tables.tables(analysis) if table.printed)]
-    head = f"% Remade by `{command(analysis.params)}`. Needs \\usepackage{{booktabs,graphicx}}.\n"
+    head = f"% Remade by `{analysis.study.repro}`. Needs \\usepackage{{booktabs,graphicx}}.\n"
     return head + "\n" + "\n".join(latex_table(table) for table in printed)

@@ -6,7 +6,7 @@ from pipeline.report import tables
 from pipeline.report.analysis import Analysis
 from pipeline.report.protocol import protocol, settings, tasks_sentence, warnings
 from pipeline.report.tables import Table
-from pipeline.report.texts import captions, command, findings, seeds_sentence
+from pipeline.report.texts import captions, findings, seeds_sentence
 
 
 def _markdown_text(text: str) -> str:
@@ -28,7 +28,7 @@ def markdown(analysis: Analysis, figures: list[str]) -> str:
     head = tables.headline(analysis)
     parts = [
         f"# {_markdown_text(analysis.params.report.title)}\n",
-        f"Remade by `{command(analysis.params)}`.\n",
+        f"Remade by `{analysis.study.repro}`.\n",
         _markdown_text(tasks_sentence(analysis)) + "\n",
     ]
     parts.append("\n".join(f"- {_markdown_text(text)}" for text in findings(analysis)) + "\n")

@@ -8,7 +8,7 @@ from pipeline.report import tables
 from pipeline.report.analysis import Analysis
 from pipeline.report.protocol import protocol, settings, tasks_sentence, warnings
 from pipeline.report.tables import Table
-from pipeline.report.texts import captions, command, findings, seeds_sentence
+from pipeline.report.texts import captions, findings, seeds_sentence
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #fdfdfb; --line: #d9dde3;
@@ -69,7 +69,7 @@ def page(analysis: Analysis, figures: list[str]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>',
         f"<body><h1>{title}</h1>",
-        f'<p class="soft">Remade by <code>{html.escape(command(analysis.params))}</code></p>',
+        f'<p class="soft">Remade by <code>{html.escape(analysis.study.repro)}</code></p>',
         f"<p>{html.escape(tasks_sentence(analysis))}</p>",
         f"{items(findings(analysis))}<p>{html.escape(seeds_sentence(analysis))}</p>",
         f"<h2>{html.escape(head.title)}</h2>{html_table(head)}<h2>Figures</h2>",
@@ -79,7 +79,7 @@ def page(analysis: Analysis, figures: list[str]) -> str:
         caption = html.escape(below[name])
         vector = f"figures/{name}.svg"
         # A figure that an earlier report left has its PNG alone.
-        source = vector if (analysis.layout.reports / "page" / vector).is_file() else f"../figures/{name}.png"
+        source = vector if (analysis.study.reports / "page" / vector).is_file() else f"../figures/{name}.png"
         parts.append(f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
     note = "Mean ± standard deviation over seeds, the best of a column in bold."
     parts.append(f'<h2>Tables</h2><p class="soft">{note}</p>')

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-from pipeline.config.params import Params
 from pipeline.report.analysis import Analysis, Choice
 from pipeline.report.frame import of_arm, present, terms_of
 from pipeline.report.metrics import HEADLINE, shown
 from pipeline.report.tables import interval, p_text, signed
-
-
-def command(params: Params) -> str:
-    """The command that remakes the report."""
-    path = Path(params.paths.params)
-    return "dvc repro" if path == Path("params.yaml") else f"dvc repro {(path.parent / 'dvc.yaml').as_posix()}"
 
 
 def findings(analysis: Analysis) -> list[str]:
@@ -84,7 +76,7 @@ def seeds_sentence(analysis: Analysis) -> str:
     if seeds == 1:
         return (
             "With one seed no interval can be given: every difference here is a single observation and may "
-            f"be chance. Add seeds to grid.seed in {analysis.params.paths.params} for a claim about the method."
+            f"be chance. Add seeds to grid.seed in {analysis.study.params_file} for a claim about the method."
         )
     reach = student.ppf(0.975, seeds - 1) / math.sqrt(seeds)
     freedom = f"{seeds - 1} degree{'s' if seeds > 2 else ''} of freedom"

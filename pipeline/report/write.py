@@ -15,8 +15,8 @@ import warnings
 
 import pandas as pd
 
-from pipeline.config.params import Params
-from pipeline.files import whole, write_text
+from infotok.files import whole, write_text
+from pipeline.config.study import Study
 from pipeline.report.analysis import Analysis, analyse, read_analysis
 from pipeline.report.comparisons import budget_curve, gains
 from pipeline.report.curves import training, training_table
@@ -28,24 +28,23 @@ from pipeline.report.markdown import markdown
 from pipeline.report.page import page
 from pipeline.report.style import DPI, STYLE
 from pipeline.report.summary import summary
-from pipeline.running.results import Layout
 
 FIGURES = (gains, score_over_beta, budget_curve, information_plane, structure_nuisance, factors, samples, training)
 FROM_FILES = (samples, training)  # these also need what the stages left on disk
 COLORS = 128  # of a PNG: its figures are flat but for small images, and a palette makes the file a third as large
 
 
-def write_report(results: Results, judge: dict, layout: Layout, params: Params) -> Analysis:
-    """Write every table, figure and page into `layout.reports`; returns what they show."""
-    analysis = analyse(results, judge, layout, params)
-    layout.reports.mkdir(parents=True, exist_ok=True)
-    write_text(layout.reports / "ablation.csv", csv_text(analysis.frame))
-    write_text(layout.reports / "training.csv", csv_text(training_table(analysis)))
+def write_report(results: Results, judge: dict, study: Study) -> Analysis:
+    """Write every table, figure and page into `study.reports`; returns what they show."""
+    analysis = analyse(results, judge, study)
+    study.reports.mkdir(parents=True, exist_ok=True)
+    write_text(study.reports / "ablation.csv", csv_text(analysis.frame))
+    write_text(study.reports / "training.csv", csv_text(training_table(analysis)))
     _write_rest(analysis, save_figures(analysis))
     return analysis
 
 
-def rewrite_report(layout: Layout, params: Params, judge: dict | None = None) -> Analysis:
+def rewrite_report(study: Study, judge: dict | None = None) -> Analysis:
     """Make a report again from its `ablation.csv` alone, where the results are gone.
 
     Everything that the numbers give is written anew. Figures that need more than numbers (samples, training curves) and
@@ -54,14 +53,14 @@ def rewrite_report(layout: Layout, params: Params, judge: dict | None = None) ->
     Raises:
         InfotokError: ablation.csv is missing or damaged.
     """
-    analysis = read_analysis(layout, params, judge)
+    analysis = read_analysis(study, judge)
     _write_rest(analysis, save_figures(analysis, kept=tuple(make.__name__ for make in FROM_FILES)))
     return analysis
 
 
 def _write_rest(analysis: Analysis, figures: list[str]) -> None:
     """Everything but what only results give."""
-    reports = analysis.layout.reports
+    reports = analysis.study.reports
     write_text(reports / "paired.csv", csv_text(analysis.paired))
     write_text(reports / "factorial.csv", csv_text(analysis.factorial))
     write_text(reports / "summary.json", json.dumps(summary(analysis), indent=1) + "\n")
@@ -81,7 +80,7 @@ def save_figures(analysis: Analysis, kept: tuple[str, ...] = ()) -> list[str]:
     """
     from matplotlib import rc_context
 
-    reports, names = analysis.layout.reports, []
+    reports, names = analysis.study.reports, []
     for make in FIGURES:
         name = make.__name__
         png, svg = reports / "figures" / f"{name}.png", reports / "page" / "figures" / f"{name}.svg"

@@ -11,16 +11,16 @@ from pathlib import Path
 GRACE = 1.0  # seconds, within which a `dvc` at work has written the whole file
 
 
-def mend(root: Path, file: str) -> list[str]:
+def mend(root: Path, file: Path) -> list[str]:
     """Set aside what is cut off of DVC's locks, as `<name>.damaged`; the next `dvc` makes them anew.
 
     Args:
-        root: the workspace. file: the dvc.yaml whose dvc.lock is meant, relative to `root`.
+        root: the workspace. file: the dvc.yaml whose dvc.lock is meant.
 
     Returns:
         a line for every file set aside.
     """
-    lock, rwlock = (root / file).with_suffix(".lock"), root / ".dvc" / "tmp" / "rwlock"
+    lock, rwlock = file.with_suffix(".lock"), root / ".dvc" / "tmp" / "rwlock"
     if not lock.exists() and not rwlock.exists():
         return []
     from dvc.exceptions import DvcException

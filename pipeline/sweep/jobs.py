@@ -16,54 +16,30 @@ from rich.table import Table
 
 from infotok.errors import InfotokError
 from infotok.stopping import Stopped, deferred
-from pipeline.config.cells import Cell, stage_name
-from pipeline.config.params import Params
-from pipeline.running.results import Layout, read_result
-from pipeline.sweep import progress
+from pipeline.config.cells import Cell
+from pipeline.config.study import FOLDER, Study, stage_name
+from pipeline.graph import CELL_STAGES, CONFIGURE, ONCE, STAGES
+from pipeline.results import state
+from pipeline.running import progress
+from pipeline.sweep import watch
 from pipeline.sweep.dvc_files import mend
 from pipeline.sweep.processes import only_sweep, start, stop
 from pipeline.tracking.mirror import fill_in
 
-CELL_STAGES = ("train", "understand", "generate")
 POLL = 0.2  # seconds between looks at the running jobs
 DEFAULTS = {"INFOTOK_THREADS": "1", "OMP_NUM_THREADS": "1", "INFOTOK_TRACKING": "training"}
 
 
-def dvc_file(params: Params) -> str:
-    """The dvc.yaml that runs this configuration, relative to the repository's root."""
-    return str(Path(params.paths.params).parent / "dvc.yaml")
-
-
-def check_profile(params: Params, path: str | Path) -> None:
-    """That DVC would run these parameters, read from `path`, and no others.
-
-    Raises:
-        InfotokError: `paths.params` names another file, as in a copied profile, or no dvc.yaml lies beside it.
-    """
-    named = Path(params.paths.params)
-    if named.resolve() != Path(path).resolve():
-        raise InfotokError(f"{path}: 'paths.params' is {named}, which DVC would run instead; name this file there")
-    if not Path(dvc_file(params)).exists():
-        link = os.path.relpath("dvc.yaml", named.parent)
-        raise InfotokError(f"{dvc_file(params)}: is missing; make it with  ln -sf {link} {dvc_file(params)}")
-
-
-def state(layout: Layout, stage: str, cell: Cell | None) -> str:
-    """`done`, `missing`, or `stale`: made by another configuration or other code."""
-    folder = layout.folder(stage, cell)
-    if not (folder / "metrics.json").exists():
-        return "missing"
-    try:
-        read_result(folder, layout.params, stage, cell)
-    except InfotokError:
-        return "stale"
-    return "done"
-
-
-def cell_states(layout: Layout) -> dict[Cell, dict[str, str]]:
+def cell_states(study: Study) -> dict[Cell, dict[str, str]]:
     """State of every stage of every cell, pretraining included."""
-    stages = ("pretrain", *CELL_STAGES)
-    return {cell: {stage: state(layout, stage, cell) for stage in stages} for cell in layout.params.cells()}
+    stages = [name for name, spec in STAGES.items() if spec.axes]
+    return {cell: {stage: state(study, stage, cell) for stage in stages} for cell in study.params.cells()}
+
+
+def to_do(study: Study) -> list[str]:
+    """The stages that are not done, as DVC names them, in order; what cells share stands once."""
+    runs = [(name, cell) for name, spec in STAGES.items() for cell in (study.params.cells() if spec.axes else [None])]
+    return list(dict.fromkeys(stage_name(*run) for run in runs if state(study, *run) != "done"))
 
 
 @dataclass
@@ -79,34 +55,34 @@ class Job:
         return [stage_name(stage, cell) for stage, cell in self.stages]
 
 
-def select(params: Params, globs: Sequence[str]) -> list[Cell]:
+def select(study: Study, globs: Sequence[str]) -> list[Cell]:
     """The grid's cells whose key (`ar-ceb-0.01-1-8-0`) matches any of the globs; all of them without a glob.
 
     Raises:
         InfotokError: a glob matches no cell.
     """
-    cells = {cell.key: cell for cell in params.cells()}
+    cells = {cell.key: cell for cell in study.params.cells()}
     for glob in globs:
         if not any(fnmatchcase(key, glob) for key in cells):
             near = ", ".join(difflib.get_close_matches(glob, cells, n=3, cutoff=0))
-            raise InfotokError(f"--only '{glob}' matches no cell of the grid of {params.paths.params}; nearest: {near}")
+            raise InfotokError(f"--only '{glob}' matches no cell of the grid of {study.params_file}; nearest: {near}")
     return [cell for key, cell in cells.items() if not globs or any(fnmatchcase(key, glob) for glob in globs)]
 
 
 class Times:
     """What stages took when they last ran here, which foretells what others of the same family and budget will take."""
 
-    def __init__(self, layout: Layout):
-        self.layout = layout
+    def __init__(self, study: Study):
+        self.study = study
         self._seconds: dict[tuple, list[float]] = defaultdict(list)
-        for cell in layout.params.cells():
-            for stage in ("pretrain", *CELL_STAGES):
+        for cell in study.params.cells():
+            for stage in [name for name, spec in STAGES.items() if spec.axes]:
                 self.take(stage, cell)
 
     def take(self, stage: str, cell: Cell | None) -> None:
         """Count a stage, if it has run."""
         try:
-            seconds = float(self.layout.took(stage, cell).read_text())
+            seconds = float(self.study.duration_file(stage, cell).read_text())
         except (OSError, ValueError):
             return
         self._seconds[self._like(stage, cell)].append(seconds)
@@ -138,15 +114,13 @@ def jobs(cells: Iterable[Cell], times: Callable[[Job], float | None] = lambda jo
     longest first, so that no worker stands idle at the end: the largest budgets, and of these what took longest so
     far. A tokenizer stands before the first cell that needs it.
     """
-    out = [
-        Job("prepare", [("prepare", None)]),
-        Job("perceptual", [("perceptual", None)], ("prepare",)),
-        Job("judge", [("judge", None)], ("prepare",)),
-    ]
+    out = [Job(CONFIGURE.name, [(CONFIGURE.name, None)])]
+    out += [Job(name, [(name, None)], (CONFIGURE.name, *STAGES[name].inputs)) for name in ONCE]
 
     def job(cell: Cell) -> Job:
-        stages = [(stage, cell) for stage in CELL_STAGES]
-        return Job(cell.key, stages, ("judge", stage_name("pretrain", cell)))
+        needed = dict.fromkeys(name for stage in CELL_STAGES for name in STAGES[stage].inputs)
+        needed = {name: None for name in needed if name not in CELL_STAGES}
+        return Job(cell.key, [(stage, cell) for stage in CELL_STAGES], tuple(stage_name(name, cell) for name in needed))
 
     def place(cell: Cell) -> tuple:
         return cell.seed, -cell.tokens, -(times(job(cell)) or 0.0)
@@ -154,9 +128,14 @@ def jobs(cells: Iterable[Cell], times: Callable[[Job], float | None] = lambda jo
     for cell in sorted(cells, key=place):
         tokenizer = stage_name("pretrain", cell)
         if all(tokenizer != one.name for one in out):
-            out.append(Job(tokenizer, [("pretrain", cell)], ("perceptual",)))
+            out.append(Job(tokenizer, [("pretrain", cell)], STAGES["pretrain"].inputs))
         out.append(job(cell))
     return out
+
+
+def dvc_prefix(study: Study) -> str:
+    """What stands before a stage's name where DVC is to run it: the dvc.yaml of a study other than the root's."""
+    return "" if study.folder == study.root else f"{FOLDER}/{study.name}/dvc.yaml:"
 
 
 def environment() -> dict[str, str]:
@@ -165,16 +144,14 @@ def environment() -> dict[str, str]:
     return DEFAULTS | dict(os.environ) | {"PATH": path}
 
 
-class Running(progress.Watched):
+class Running(watch.Watched):
     """A job's process."""
 
-    def __init__(self, job: Job, params: Params, logs: Path, lock: int, options: Sequence[str]):
-        label = f"{params.paths.results.replace('/', '-')}-{job.name}"
-        super().__init__(job.name, logs / f"{label}.json")
-        self.job, self.log = job, logs / f"{label}.log"
+    def __init__(self, job: Job, study: Study, logs: Path, lock: int, options: Sequence[str]):
+        super().__init__(job.name, logs / f"{job.name}.json")
+        self.job, self.log = job, logs / f"{job.name}.log"
         self.path.unlink(missing_ok=True)
-        file = dvc_file(params)
-        prefix = "" if file == "dvc.yaml" else f"{file}:"
+        prefix = dvc_prefix(study)
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options]
         command += [f"{prefix}{target}" for target in job.targets]
         variables = environment() | {progress.VARIABLE: str(self.path.absolute())}
@@ -188,7 +165,7 @@ class Running(progress.Watched):
 
 
 def sweep(
-    layout: Layout,
+    study: Study,
     chosen: Iterable[Cell],
     workers: int,
     say: Callable[[str], None],
@@ -199,8 +176,8 @@ def sweep(
 
     Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping; results equal
     those of one `dvc repro`. What a kill cut off of DVC's own files is set aside first. Training logs to MLflow as it
-    goes, evaluations of a cell are filled in when it is done. Logs of the jobs lie in `.ckpt/logs`. On SIGTERM and
-    Ctrl-C the jobs end, their training with checkpoints.
+    goes, evaluations of a cell are filled in when it is done. Logs of the jobs lie in `.ckpt/<study>/logs`. On SIGTERM
+    and Ctrl-C the jobs end, their training with checkpoints.
 
     Args:
         say: takes a line for every job that ends. show: takes a table of the running jobs, several times a second.
@@ -213,14 +190,14 @@ def sweep(
         InfotokError: another sweep is running in this workspace.
         Stopped: a signal came, and all jobs have ended.
     """
-    times, cells = Times(layout), {cell.key: cell for cell in chosen}
+    times, cells = Times(study), {cell.key: cell for cell in chosen}
     waiting, running, done, failed = jobs(cells.values(), times.of), [], set(), []
-    kept = {job.name for job in waiting if all(state(layout, *stage) == "done" for stage in job.stages)}
-    logs = Path(".ckpt") / "logs"
+    kept = {job.name for job in waiting if all(n in STAGES and state(study, n, c) == "done" for n, c in job.stages)}
+    logs = study.scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     total = len(waiting)
-    with only_sweep(layout.root) as lock, deferred() as signals:
-        for line in mend(layout.root, dvc_file(layout.params)):
+    with only_sweep(study.root) as lock, deferred() as signals:
+        for line in mend(study.root, study.dvc_file):
             say(line)
         while waiting or running:
             if signals:
@@ -234,16 +211,16 @@ def sweep(
             ready = [job for job in waiting if all(name in done for name in job.after)]
             for job in ready[: max(0, workers - len(running))]:
                 waiting.remove(job)
-                running.append(Running(job, layout.params, logs, lock, options))
+                running.append(Running(job, study, logs, lock, options))
             for one in [one for one in running if one.ended()]:
                 running.remove(one)
                 if one.process.returncode == 0:
                     done.add(one.name)
-                    say(f"[{len(done)}/{total}] {one.name} ({progress.duration(one.elapsed)})")
+                    say(f"[{len(done)}/{total}] {one.name} ({watch.duration(one.elapsed)})")
                     for stage in one.job.stages:
                         times.take(*stage)
                     if one.name in cells:
-                        fill_in(layout, [cells[one.name]])
+                        fill_in(study, [cells[one.name]])
                 else:
                     failed.append(one.name)
                     say(f"{one.name}: failed, see {one.log}")
@@ -269,7 +246,7 @@ def _table(
 
     todo = ahead + [left(one) for one in running]
     if todo and None not in todo:
-        count += f", about {progress.duration(sum(todo) / workers)} left"
+        count += f", about {watch.duration(sum(todo) / workers)} left"
     if failed:
         count += f"; failed: {', '.join(failed)}"
-    return progress.table(running, left, count)
+    return watch.table(running, left, count)

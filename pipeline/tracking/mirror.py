@@ -17,7 +17,10 @@ from pathlib import Path
 
 from infotok.errors import InfotokError
 from pipeline.config.cells import Cell
-from pipeline.running.results import Layout, fingerprint
+from pipeline.config.recipes import fingerprint
+from pipeline.config.study import Study, stage_key
+from pipeline.graph import STAGES
+from pipeline.results import HISTORY, METRICS
 from pipeline.tracking.store import SQLITE, WITH_HISTORY, Run, Store, now, read_stored, store_uri
 
 log = logging.getLogger("infotok")
@@ -39,21 +42,21 @@ def enabled(stage: str | None = None) -> bool:
     return mode not in ("off", "0", "false", "no")
 
 
-def initialise(layout: Layout) -> str | None:
+def initialise(study: Study) -> str | None:
     """Create the database, the experiment and its saved view; safe from several processes at once.
 
     Returns:
         The experiment's id, or None (after a warning) when the store cannot be used or tracking is off.
     """
     try:
-        return Store(layout).experiment if enabled() else None
+        return Store(study).experiment if enabled() else None
     except Exception as error:
-        log.warning("MLflow's store %s cannot be used (%s)", store_uri(layout), _brief(error))
+        log.warning("MLflow's store %s cannot be used (%s)", store_uri(study), _brief(error))
         return None
 
 
 @contextmanager
-def track_stage(layout: Layout, cell: Cell | None, stage: str) -> Iterator[Tracker]:
+def track_stage(study: Study, cell: Cell | None, stage: str) -> Iterator[Tracker]:
     """Log one stage live into its run; whatever goes wrong with MLflow is one warning.
 
     Args:
@@ -61,7 +64,7 @@ def track_stage(layout: Layout, cell: Cell | None, stage: str) -> Iterator[Track
             cell (prepare, judge, perceptual), which have no run: nothing is logged.
         stage: the stage's name.
     """
-    tracker = Tracker(layout, cell, stage)
+    tracker = Tracker(study, cell, stage)
     status = "FAILED"
     try:
         yield tracker
@@ -73,7 +76,7 @@ def track_stage(layout: Layout, cell: Cell | None, stage: str) -> Iterator[Track
         tracker.close(status)
 
 
-def rebuild(layout: Layout, cells: list[Cell] | None = None) -> int:
+def rebuild(study: Study, cells: list[Cell] | None = None) -> int:
     """Fill in what the store does not show yet, from the results on disk; idempotent.
 
     Results of another configuration are left out with a warning.
@@ -90,19 +93,19 @@ def rebuild(layout: Layout, cells: list[Cell] | None = None) -> int:
     if not enabled():
         return 0
     try:
-        store = Store(layout)
-        found = _results(layout, layout.params.cells() if cells is None else cells)
+        store = Store(study)
+        found = _results(study, study.params.cells() if cells is None else cells)
         return sum(_fill(store, stage, cell, folder) for stage, cell, folder in found)
     except Exception as error:
-        uri = store_uri(layout)
+        uri = store_uri(study)
         remedy = "move it away and run `infotok track`" if uri.startswith(SQLITE) else "is the server up?"
         raise InfotokError(f"{uri}: cannot be used as MLflow's store ({_brief(error)}); {remedy}") from None
 
 
-def fill_in(layout: Layout, cells: list[Cell]) -> None:
+def fill_in(study: Study, cells: list[Cell]) -> None:
     """`rebuild` of these cells where a store that cannot be used is a warning: a sweep goes on without it."""
     try:
-        rebuild(layout, cells)
+        rebuild(study, cells)
     except InfotokError as error:
         log.warning("%s", error)
 
@@ -110,13 +113,13 @@ def fill_in(layout: Layout, cells: list[Cell]) -> None:
 class Tracker:
     """One running stage, as `track_stage` yields it. No method raises on account of MLflow."""
 
-    def __init__(self, layout: Layout, cell: Cell | None, stage: str):
+    def __init__(self, study: Study, cell: Cell | None, stage: str):
         self._run: Run | None = None
         self._label = f"{stage} {cell.key}" if cell else stage
         self._quiet = cell is None or not enabled(stage)
         self._points: list[tuple[int, dict[str, float], int]] = []
         self._sent = time.monotonic()
-        self._try(lambda: self._open(layout, cell, stage))
+        self._try(lambda: self._open(study, cell, stage))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Keep one step's metrics, sent every 2 s or 100 metrics. Names without a group get the stage's."""
@@ -137,8 +140,8 @@ class Tracker:
         self._try(self._flush)
         self._try(lambda: self._run.client.set_terminated(self._run.id, status))
 
-    def _open(self, layout: Layout, cell: Cell | None, stage: str) -> None:
-        self._run = Store(layout).run(stage, cell, fresh=stage in WITH_HISTORY)
+    def _open(self, study: Study, cell: Cell | None, stage: str) -> None:
+        self._run = Store(study).run(stage, cell, fresh=stage in WITH_HISTORY)
         self._run.client.update_run(self._run.id, status="RUNNING")
 
     def _flush(self) -> None:
@@ -159,21 +162,20 @@ class Tracker:
             )
 
 
-def _results(layout: Layout, cells: list[Cell]) -> Iterator[tuple[str, Cell, Path]]:
+def _results(study: Study, cells: list[Cell]) -> Iterator[tuple[str, Cell, Path]]:
     """Every stage of these cells that MLflow shows, with the folder of its result."""
-    for cell in {cell.tokenizer_key: cell for cell in cells}.values():
-        yield "pretrain", cell, layout.tokenizer(cell)
-    for cell in cells:
-        for stage in ("train", "understand", "generate"):
-            yield stage, cell, layout.stage(stage, cell)
+    for stage, spec in STAGES.items():
+        if spec.axes:
+            for cell in {stage_key(stage, cell): cell for cell in cells}.values():
+                yield stage, cell, study.output(stage, cell)
 
 
 def _fill(store: Store, stage: str, cell: Cell, folder: Path) -> bool:
     """Log one stage's result unless the store shows it; says whether it did."""
     if (result := read_stored(folder)) is None:
         return False
-    if result["fingerprint"] != fingerprint(store.layout.params, stage, cell):
-        log.warning("%s: is from another configuration; left out of MLflow", folder / "metrics.json")
+    if result["fingerprint"] != fingerprint(store.study, stage, cell):
+        log.warning("%s: is from another configuration; left out of MLflow", folder / METRICS)
         return False
     found = store.find(stage, cell)
     if found and found.shows(result):
@@ -188,7 +190,7 @@ def _fill(store: Store, stage: str, cell: Cell, folder: Path) -> bool:
 
 def _history(folder: Path) -> list[tuple[int, dict[str, float], int]]:
     """The steps of history.jsonl; none without such a file, or (after a warning) if it is damaged."""
-    path, at = folder / "history.jsonl", now()
+    path, at = folder / HISTORY, now()
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [(line.pop("step"), line, at) for line in lines]

@@ -27,7 +27,10 @@ from urllib.parse import quote
 from infotok.data.arrow import read_manifest
 from infotok.errors import InfotokError
 from pipeline.config.cells import Cell
-from pipeline.running.results import SECTIONS, Layout, fingerprint, parse_result
+from pipeline.config.recipes import fingerprint, parameters_of
+from pipeline.config.study import Study, stage_key
+from pipeline.graph import STAGES, ancestors
+from pipeline.results import METRICS, parse_result
 from pipeline.tracking.view import saved_view
 
 log = logging.getLogger("infotok")
@@ -39,7 +42,7 @@ PROBE_SECONDS = 5.0
 # The stage whose configuration makes a run of this kind what it is.
 BASIS = {"tokenizer": "pretrain", "cell": "train"}
 # A training run repeated from the start would mix two histories in one run, so it gets a new one.
-WITH_HISTORY = ["pretrain", "train"]
+WITH_HISTORY = [name for name, spec in STAGES.items() if spec.trains and spec.axes]
 # Without these a store that is away would hold training up for minutes, and MLflow would report on its users.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -49,9 +52,9 @@ ENVIRONMENT = {
 }
 
 
-def store_uri(layout: Layout) -> str:
+def store_uri(study: Study) -> str:
     """Where MLflow keeps its runs: MLFLOW_TRACKING_URI, else `mlflow.db` in the repository's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{layout.root.resolve()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{study.root.resolve()}/mlflow.db"
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,10 @@ class Identity:
     configuration: str
 
     @classmethod
-    def of(cls, layout: Layout, stage: str, cell: Cell) -> Identity:
-        if stage == "pretrain":
-            kind, key = "tokenizer", cell.tokenizer_key
-        else:
-            kind, key = "cell", cell.key
-        mark = fingerprint(layout.params, BASIS[kind], cell)
-        return cls(kind, key, mark, f"{layout.params.paths.results}:{mark}")
+    def of(cls, study: Study, stage: str, cell: Cell) -> Identity:
+        kind = "tokenizer" if stage == BASIS["tokenizer"] else "cell"
+        mark = fingerprint(study, BASIS[kind], cell)
+        return cls(kind, stage_key(BASIS[kind], cell), mark, f"{study.name}:{mark}")
 
     @property
     def name(self) -> str:
@@ -80,10 +80,10 @@ class Identity:
 class Store:
     """An open MLflow store and this configuration's experiment. Its methods raise what MLflow raises."""
 
-    def __init__(self, layout: Layout):
+    def __init__(self, study: Study):
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        uri = store_uri(layout)
+        uri = store_uri(study)
         _probe(uri)
         from mlflow import MlflowClient
 
@@ -92,23 +92,23 @@ class Store:
         # They print errors, the first with a traceback, that are raised too.
         for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self.layout = layout
+        self.study = study
         # Several processes that create the same new database at once would crash.
-        with _locked(layout):
+        with _locked(study):
             self.client = MlflowClient(tracking_uri=uri)
             self.experiment = self._experiment(uri)
 
     def _experiment(self, uri: str) -> str:
-        title = self.layout.params.report.title
+        title = self.study.params.report.title
         found = self.client.get_experiment_by_name(title)
         if found is None:
-            local = (self.layout.root.resolve() / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
+            local = (self.study.root.resolve() / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
             made = self.client.create_experiment(title, artifact_location=local)
             found = self.client.get_experiment(made)
         elif found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         try:
-            manifest = read_manifest(self.layout.data)
+            manifest = read_manifest(self.study.data)
         except InfotokError:  # nothing is prepared yet
             manifest = None
         for tag, value in saved_view(manifest).items():
@@ -119,7 +119,7 @@ class Store:
 
     def find(self, stage: str, cell: Cell) -> Run | None:
         """The run of this stage and cell under this configuration, if there is one."""
-        identity = Identity.of(self.layout, stage, cell)
+        identity = Identity.of(self.study, stage, cell)
         wanted = {"kind": identity.kind, "cell": identity.key, "fingerprint": identity.fingerprint}
         search = " and ".join(f"tags.{name} = '{value}'" for name, value in wanted.items())
         for run in self.client.search_runs([self.experiment], search):
@@ -130,7 +130,7 @@ class Store:
     def run(self, stage: str, cell: Cell, *, fresh: bool = False) -> Run:
         """Find the run or create it. `fresh`: one that shows this stage already is put in MLflow's bin."""
         # Two stages of one cell that start at once must not make two runs.
-        with _locked(self.layout):
+        with _locked(self.study):
             found = self.find(stage, cell)
             if found and fresh and f"logged.{stage}" in found.tags:
                 self.client.delete_run(found.id)
@@ -140,16 +140,16 @@ class Store:
     def _create(self, stage: str, cell: Cell):
         from mlflow.entities import Param
 
-        identity = Identity.of(self.layout, stage, cell)
+        identity = Identity.of(self.study, stage, cell)
         tags = {
             "cell": identity.key,
             "kind": identity.kind,
             "fingerprint": identity.fingerprint,
             "configuration": identity.configuration,
-            "git": _commit(self.layout.root.resolve()),
+            "git": _commit(self.study.root.resolve()),
         }
         run = self.client.create_run(self.experiment, tags=tags, run_name=identity.name)
-        settings = _settings(self.layout, identity.kind, cell)
+        settings = _settings(self.study, identity.kind, cell)
         params = [Param(name, str(value)) for name, value in settings.items()]
         self.client.log_batch(run.info.run_id, params=params)
         self._log_data(run.info.run_id)
@@ -158,15 +158,15 @@ class Store:
     def _log_data(self, run: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        path = self.layout.data / "manifest.json"
+        path = self.study.data / "manifest.json"
         if not path.exists():
             return
         content = path.read_bytes()
         data = Dataset(
-            name=self.layout.params.data.source,
+            name=self.study.params.data.source,
             digest=hashlib.sha256(content).hexdigest()[:16],
             source_type="local",
-            source=json.dumps({"uri": f"{self.layout.params.paths.results}/data"}),
+            source=json.dumps({"uri": self.study.data.as_posix()}),
             profile=json.dumps(json.loads(content)),
         )
         tags = [InputTag("mlflow.data.context", "training")]
@@ -177,11 +177,11 @@ class Run:
     """One stage's part of an MLflow run. Its methods raise what MLflow raises."""
 
     def __init__(self, store: Store, stage: str, cell: Cell, run):
-        self.layout, self.client, self.stage, self.cell = store.layout, store.client, stage, cell
+        self.study, self.client, self.stage, self.cell = store.study, store.client, stage, cell
         self.id: str = run.info.run_id
         self.tags: dict[str, str] = run.data.tags
         self._steps: dict[str, set[int]] = {}
-        self._uri = store_uri(store.layout)
+        self._uri = store_uri(store.study)
 
     def shows(self, result: dict) -> bool:
         """Whether this very result is in the store."""
@@ -250,15 +250,15 @@ class Run:
         return "; ".join(parts)
 
     def _pretrained(self) -> dict[str, float]:
-        found = read_stored(self.layout.tokenizer(self.cell))
-        if not found or found["fingerprint"] != fingerprint(self.layout.params, "pretrain", self.cell):
+        found = read_stored(self.study.output("pretrain", self.cell))
+        if not found or found["fingerprint"] != fingerprint(self.study, "pretrain", self.cell):
             return {}
         return _numbers(found["metrics"], "pretrain")
 
 
 def read_stored(folder: Path) -> dict | None:
     """A stage's metrics.json; None when there is none, or (after a warning) when it is damaged."""
-    path = folder / "metrics.json"
+    path = folder / METRICS
     try:
         result = parse_result(path.read_text(encoding="utf-8"))
         return {name: result[name] for name in ("fingerprint", "source", "metrics", "warnings")}
@@ -269,16 +269,16 @@ def read_stored(folder: Path) -> dict | None:
         return None
 
 
-def _settings(layout: Layout, kind: str, cell: Cell) -> dict:
+def _settings(study: Study, kind: str, cell: Cell) -> dict:
     """The run's params: the axes, then the shared settings its fingerprint depends on."""
     settings = {"family": cell.family, "tokens": cell.tokens, "seed": cell.seed}
     if kind == "cell":
         settings = cell.as_dict()
         if cell.beta > 0:
             settings["log10_beta"] = round(math.log10(cell.beta), 4)
-    for section in SECTIONS[BASIS[kind]]:
-        values = getattr(layout.params, section).model_dump()
-        settings |= {f"{section}.{name}": value for name, value in values.items()}
+    for stage in ancestors(BASIS[kind]):
+        for section, values in parameters_of(study, stage).items():
+            settings |= {f"{section}.{name}": value for name, value in values.items()}
     return settings
 
 
@@ -303,13 +303,13 @@ def _probe(uri: str, create: bool = True) -> None:
 
 
 @contextmanager
-def _locked(layout: Layout) -> Iterator[None]:
+def _locked(study: Study) -> Iterator[None]:
     """Hold this checkout's MLflow lock.
 
     Raises:
         TimeoutError: another process held it for a minute.
     """
-    path = layout.root / ".ckpt" / "mlflow.lock"
+    path = study.root / ".ckpt" / "mlflow.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LOCK_SECONDS
     with path.open("w") as file:

@@ -1,4 +1,4 @@
-"""MLflow's pages with the columns and charts that this grid needs, and the server that shows them.
+"""MLflow's pages with the columns and charts that this grid needs.
 
 A saved view is an experiment tag that MLflow's pages read when their address names it. The format is theirs
 and undocumented (seen in 3.17); a test guards it.
@@ -8,31 +8,16 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 import uuid
 import zlib
 from itertools import pairwise
-from pathlib import Path
 
-from infotok.errors import InfotokError
 from pipeline.report.metrics import Task, allowed
-from pipeline.running.results import Layout
 
 VIEW = "infotok"  # the saved view's id in tag and address
 HOST = "127.0.0.1"
-START_SECONDS = 120.0
-SERVER = {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-}
-AXES = ["family", "estimator", "beta", "tokens", "seed"]
+AXES = ["family", "estimator", "beta", "gamma", "tokens", "seed"]
 RATE = "information/rate_bits"
 USABLE = ["information/structure_bits", "information/nuisance_bits"]  # of data whose factors are known
 # MLflow adds a chart for every metric, in a section per group: ours stands first, these start closed.
@@ -65,89 +50,6 @@ def saved_view(manifest: dict | None = None) -> dict[str, str]:
 def view_url(experiment: str, port: int) -> str:
     """Where the saved view opens, on its charts; the table is one click away."""
     return f"http://{HOST}:{port}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&compareRunsMode=CHART"
-
-
-def serve(layout: Layout, port: int = 5000) -> None:
-    """Bring MLflow up to date with the results, show it on this machine, and wait for Ctrl-C.
-
-    Raises:
-        InfotokError: the port is in use, tracking is off or kept by another server, or MLflow does not start.
-    """
-    from rich.console import Console
-
-    from pipeline.tracking.mirror import enabled, initialise, rebuild, store_uri
-
-    uri = store_uri(layout)
-    if not enabled():
-        raise InfotokError("INFOTOK_TRACKING is off: nothing to show; unset it first")
-    if uri.startswith(("http:", "https:")):
-        raise InfotokError(f"MLFLOW_TRACKING_URI is {uri}, a server that runs already; open it in a browser")
-    _check_port(port)
-    rebuild(layout)
-    address = view_url(initialise(layout) or "0", port)
-    options = {
-        "--host": HOST,
-        "--port": str(port),
-        "--workers": "1",
-        "--backend-store-uri": uri,
-        "--artifacts-destination": str(layout.root.resolve() / "mlartifacts"),
-    }
-    command = [sys.executable, "-m", "mlflow", "server", *(part for pair in options.items() for part in pair)]
-    journal = layout.root / ".ckpt" / "mlflow-server.log"
-    # SIGTERM must end the server too, so both signals raise KeyboardInterrupt.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with journal.open("w") as output:
-        # A session of its own: Ctrl-C reaches this process alone, which ends server and worker together.
-        server = subprocess.Popen(
-            command, env=os.environ | SERVER, start_new_session=True, stdout=output, stderr=output
-        )
-        try:
-            _await(server, port, journal)
-            console = Console()
-            console.print(f"MLflow is at [link={address}]{address}[/link]", soft_wrap=True, highlight=False)
-            console.print("Ctrl-C stops it.")
-            server.wait()
-            raise InfotokError(f"MLflow's server ended by itself; {journal} says why")
-        except KeyboardInterrupt:
-            pass
-        finally:
-            _stop(server)
-            signal.signal(signal.SIGTERM, before)
-
-
-def _check_port(port: int) -> None:
-    """Raise InfotokError unless a server can listen on this port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "not a port"
-            raise InfotokError(f"port {port} cannot be used ({reason}); name another with --port") from None
-
-
-def _await(server: subprocess.Popen, port: int, journal: Path) -> None:
-    """Wait until the server answers; raise InfotokError if it ends or takes too long."""
-    deadline = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    raise InfotokError(f"MLflow's server did not start on port {port}; {journal} says why")
-
-
-def _stop(server: subprocess.Popen) -> None:
-    """End the server's whole session, kindly at first."""
-    for end in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(server.pid, end)
-            server.wait(timeout=10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _named(tasks: list[Task]) -> str:

@@ -43,8 +43,8 @@ class Family(family.Family):
         self.least_log_variance = 2 * math.log(tokenizer.config.noise)  # no token is less noisy than its channel
         # The flow models tokens of mean 0 and variance 1 per place and dimension, as latent diffusion does: a tokenizer
         # that compresses shrinks what varies, and the flow's errors would not shrink with it.
-        self.register_buffer("mean", torch.zeros(tokenizer.config.tokens, dimension))
-        self.register_buffer("variance", torch.ones(tokenizer.config.tokens, dimension))
+        self.register_buffer("mean", torch.zeros(tokenizer.tokens, dimension))
+        self.register_buffer("variance", torch.ones(tokenizer.tokens, dimension))
 
     def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if self.training:

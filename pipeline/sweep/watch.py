@@ -1,28 +1,14 @@
-"""How far running stages are: each leaves a line of JSON where a sweep looks, and a sweep shows them as one table.
-
-A stage that no sweep started leaves nothing.
-"""
+"""How far the jobs of a sweep are, as their stages tell (`pipeline.running.progress`), in one table."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
-
-from pipeline.files import write_text
-
-VARIABLE = "INFOTOK_PROGRESS"  # in a stage's environment: the file it writes
-
-
-def leave(stage: str, step: int = 0, steps: int = 0) -> None:
-    """Say that a stage has done so many of its steps; 0 of 0 for a stage without steps."""
-    if path := os.environ.get(VARIABLE):
-        write_text(Path(path), json.dumps({"stage": stage, "step": step, "steps": steps}))
 
 
 @dataclass

@@ -8,15 +8,16 @@ import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import typer
-
 from infotok.errors import InfotokError
+from pipeline.config.study import Study
+from pipeline.graph import STAGES
 
 if TYPE_CHECKING:
-    from pipeline.config.params import Params
+    import torch
+
+    from infotok.distributed import World
 
 VARIABLE = "INFOTOK_PROCESSES"
-SHARING = ("pretrain", "train")  # the stages that several processes run together
 DONE, GO = b"done", b"go"
 
 
@@ -36,7 +37,7 @@ def launch(stage: str, options: list[str], count: int) -> None:
     """Run `python -m stages.<stage>` in processes of this machine, as torchrun does, until all have ended.
 
     Raises:
-        typer.Exit: one has failed and the others were ended; with its exit code.
+        SystemExit: one has failed and the others were ended; with its exit code.
         InfotokError: one was killed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -55,23 +56,30 @@ def launch(stage: str, options: list[str], count: int) -> None:
                 f"process {rank} of {count} was killed by signal {-failure.exitcode}; training goes on from its last "
                 "checkpoint when it is started again"
             ) from None
-        raise typer.Exit(failure.exitcode) from None
+        raise SystemExit(failure.exitcode) from None
     except SignalException as error:  # the processes have been ended
-        raise typer.Exit(128 + error.sigval) from None
+        raise SystemExit(128 + error.sigval) from None
+
+
+def joined(stage: str, study: Study) -> Processes | None:
+    """The processes of torchrun that this one belongs to; None where it is alone.
+
+    Raises:
+        InfotokError: the processes cannot share the stage's batch evenly.
+    """
+    if not STAGES[stage].shared or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    check_batch(stage, study, int(os.environ["WORLD_SIZE"]))
+    return Processes()
 
 
 class Processes:
-    """The processes that run one stage together, this one among them; one without torchrun.
+    """The processes that run one stage together, this one among them.
 
     The first holds the stage's lock, computes what one process computes alone, and writes all results.
     """
 
-    def __init__(self, stage: str, params: Params):
-        """Raises InfotokError where the processes cannot share the stage's batch evenly."""
-        self.rank, self.size, self._store = 0, 1, None
-        if stage not in SHARING or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return
-        check_batch(stage, params, int(os.environ["WORLD_SIZE"]))
+    def __init__(self):
         from torch.distributed.rendezvous import rendezvous
 
         self._store, self.rank, self.size = next(rendezvous("env://"))
@@ -82,32 +90,31 @@ class Processes:
 
     def tell(self, done: bool) -> None:
         """Let the others go on, or say that another run has done the work."""
-        if self._store is not None:
-            self._store.set("lock", DONE if done else GO)
+        self._store.set("lock", DONE if done else GO)
 
     def hear(self) -> bool:
         """Wait for the first process, which may wait long for the lock; returns whether the work is done."""
         self._store.wait(["lock"], timedelta(days=365))
         return self._store.get("lock") == DONE
 
-    def join(self, device):
-        """Connect the processes for computing on a device each; returns the `infotok.distributed.World`."""
-        from infotok.distributed import ALONE, join
+    def join(self, device: torch.device) -> World:
+        """Connect the processes for computing on a device each."""
+        from infotok.distributed import join
 
-        return ALONE if self._store is None else join(self._store, self.rank, self.size, device)
+        return join(self._store, self.rank, self.size, device)
 
     def leave(self) -> None:
-        if self._store is not None:
-            from infotok.distributed import leave
+        """Disconnect."""
+        from infotok.distributed import leave
 
-            leave()
+        leave()
 
 
-def check_batch(stage: str, params: Params, count: int) -> None:
+def check_batch(stage: str, study: Study, count: int) -> None:
     """Raises InfotokError where `count` processes do not divide the batch of a stage."""
-    batch = getattr(params, stage).batch
+    batch = getattr(study.params, stage).batch
     if batch % count:
         raise InfotokError(
-            f"{params.paths.params}: '{stage}.batch' is {batch}, which {count} processes cannot share evenly; "
+            f"{study.params_file}: '{stage}.batch' is {batch}, which {count} processes cannot share evenly; "
             f"make it a multiple of {count}, or start another number of processes"
         )

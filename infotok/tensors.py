@@ -1,0 +1,103 @@
+"""Weights as safetensors files whose header carries their JSON; no pickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from infotok.errors import InfotokError
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
+    """Write a whole safetensors file or nothing: to a temporary name, to the disk, then in place. The header holds
+    `meta` and a digest of everything, since the format itself notices damage to its structure alone.
+
+    Raises:
+        InfotokError: it cannot be written, as on a full disk; what bore the name before is still there.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(meta)
+    # One entry alone: safetensors writes several in random order, and equal runs must give equal bytes.
+    header = {"json": json.dumps({"sha256": _digest(contiguous, text), "meta": text})}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(contiguous, temporary, metadata=header)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InfotokError(f"{path}: cannot be written ({reason}); make room and run the same again") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and JSON of a file of `write_tensors`.
+
+    Raises:
+        InfotokError: the file is missing or damaged; `remedy` says what would help.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["json"]  # noqa: SIM118
+        header = json.loads(header)
+        if header["sha256"] != _digest(tensors, header["meta"]):
+            raise ValueError("its checksum does not match")
+        return tensors, json.loads(header["meta"])
+    except FileNotFoundError:
+        raise InfotokError(f"{path}: is missing; {remedy}") from None
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise InfotokError(f"{path}: is damaged ({str(error).splitlines()[0]}); {remedy}") from None
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    """sha256 of names, types, shapes, values and the JSON text."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state, tensors that share memory (tied embeddings) once."""
+    seen, out = set(), {}
+    for name, tensor in module.state_dict().items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        out[name] = tensor
+    return out
+
+
+def state_digest(module: nn.Module, step: int) -> str:
+    """Hexadecimal digest of a module's state after a number of steps."""
+    return _digest({name: tensor.detach().cpu() for name, tensor in module_tensors(module).items()}, str(step))
+
+
+def load_module(module: nn.Module, tensors: dict[str, Tensor], path: Path, remedy: str) -> None:
+    """Fill a module with the tensors of `module_tensors`.
+
+    Raises:
+        InfotokError: names or shapes do not belong to this module.
+    """
+    wanted = module_tensors(module)
+    if wanted.keys() != tensors.keys() or any(wanted[n].shape != t.shape for n, t in tensors.items()):
+        odd = sorted(wanted.keys() ^ tensors.keys()) or [n for n, t in tensors.items() if wanted[n].shape != t.shape]
+        raise InfotokError(f"{path}: does not fit this configuration (first at '{odd[0]}'); {remedy}")
+    module.load_state_dict(tensors, strict=False)
+
+
+def save_module(module: nn.Module, path: Path, description: dict) -> None:
+    """Weights, and in the header what builds the module again."""
+    write_tensors(path, module_tensors(module), description)

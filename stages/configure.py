@@ -1,0 +1,16 @@
+"""Stage `configure`: check the parameters, and write what each stage of the grid depends on."""
+
+from pipeline.config.dvc_yaml import check_dvc_file
+from pipeline.config.recipes import write_recipes
+from pipeline.config.study import Study
+from stages.common import main
+
+
+def configure(study: Study) -> None:
+    """Write the recipe of every stage of the grid; refuse a dvc.yaml that would run something else."""
+    check_dvc_file(study)
+    write_recipes(study)
+
+
+if __name__ == "__main__":
+    main("configure")
