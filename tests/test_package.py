@@ -119,6 +119,18 @@ def test_all_estimators_need_torch_numpy_and_pydantic_alone(site):
     assert done.stdout.split("\n")[:-1] == [f"{name} True" for name in names]
 
 
+def test_information_and_the_mathematics_behind_it_need_no_more(site):
+    """Every module of `infotok.information`, and every name that it offers."""
+    code = alone("infotok") + (
+        "import importlib, pkgutil, infotok.information as information\n"
+        "for module in pkgutil.walk_packages(information.__path__, 'infotok.information.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print(all(callable(getattr(information, name)) for name in information.__all__))\n"
+    )
+    done = run(site, sys.executable, "-c", code)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
 def test_what_is_not_given_is_hidden(site):
     """So that the tests above can fail."""
     for name in ("transformers", "pipeline", "stages"):

@@ -36,6 +36,24 @@ def test_the_readmes_example_runs_in_fifteen_lines_and_compresses():
     assert entropies["0.05"] < 0.9 * entropies["0.0"]
 
 
+def test_every_way_that_the_manual_shows_gives_a_finite_term():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "plug_in.md").read_text(), re.DOTALL)
+    steps = code.split("\n\n")
+    space: dict = {}
+    exec(steps[0], space)
+    exec(steps[1], space)
+    assert len(steps) == 10
+    for step in steps[2:]:
+        space["features"].grad = None
+        exec(step, space)
+        term = space["term"]
+        assert term.loss.isfinite()
+        assert set(term.parts) & {"rate_bits", "penalty"}
+        if space["ib"].name != "none":
+            term.loss.backward(retain_graph=True)
+            assert space["features"].grad.abs().sum() > 0
+
+
 def test_the_penalties_are_their_closed_forms_and_reach_the_tokenizer_alone():
     torch.manual_seed(0)
     logits = torch.randn(6, 3, 5, requires_grad=True)
