@@ -94,8 +94,8 @@ def test_columns_of_what_the_data_lack_are_absent(read):
     assert any(name.startswith("understanding/") for name in columns) == (data != "captions")
     assert any(name.startswith("generation/") for name in columns) == (data != "questions")
     assert ("understanding/majority" in columns) == (data != "captions")
-    drawn, asked = {"retrieval", "retrieval_t1", "gfid"}, {"accuracy"}
-    wanted = {"matching": drawn | asked, "captions": drawn, "questions": asked}[data]
+    generation, understanding = {"retrieval", "retrieval_t1", "gfid"}, {"accuracy"}
+    wanted = {"matching": generation | understanding, "captions": generation, "questions": understanding}[data]
     assert paired == wanted | {"psnr", "rate_bits"}
 
 

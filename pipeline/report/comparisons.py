@@ -45,7 +45,7 @@ def gains(analysis: Analysis):
             found = {choice: rows[choice].get(metric) for choice in families[family]}
             _forest(ax, found, lines[family], hues, pale=metric != task.claim)
         _name_lines(line[0], lines[family])
-        where = {"xycoords": "axes fraction", "xytext": (-76, 6), "textcoords": "offset points"}
+        where = {"xycoords": "axes fraction", "xytext": (-7, 6), "textcoords": "offset points", "ha": "right"}
         line[0].annotate(family, (0, 1), fontweight="bold", fontsize=11.5, **where)
     for metric, ax in zip(tasks, axes[0], strict=True):
         ax.set_title(METRICS[PAIRED[metric]].label, fontweight="bold")

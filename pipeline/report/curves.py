@@ -20,6 +20,7 @@ CURVES = {
     "train/reconstruction": "reconstruction loss",
     "train/rate_bits": "rate, bits per image",
 }
+LEGEND = 2.1  # inches of an arm's name in a legend
 POINTS = 50  # of an arm in training.csv, at most
 
 
@@ -115,7 +116,7 @@ def training(analysis: Analysis):
     if len(keys) < lines * columns:  # a panel is free
         axes[lines - 1, -1].legend(handles, names, loc="upper left")
     elif len(rows) > 1:
-        figure.legend(handles, names, loc="outside lower center", ncols=min(9, len(names)))
+        figure.legend(handles, names, loc="outside lower center", ncols=max(1, int(size[0] * columns / LEGEND)))
     else:
         figure.legend(handles, names, loc="outside right upper")
     return figure

@@ -13,9 +13,9 @@ from pipeline.report.analysis import Analysis
 from pipeline.report.style import DPI, empty_figure
 
 RIGHT, WRONG = "#009E73", "#D55E00"
-ROWS, COLUMNS = 12, 6  # at most, of prompts and images per prompt; half the prompts where several families are shown
-TILE, GAP, LABELS = 96, 14, 400  # printed pixels: about a tile's side, between tiles, for row labels
-HEAD = 70  # printed pixels above a block, for its title
+ROWS, COLUMNS = 10, 5  # at most, of prompts and images per prompt; half the prompts where several families are shown
+TILE, GAP, LABELS = 96, 14, 330  # pixels of the PNG: about a tile's side, between tiles, for row labels
+HEAD = 56  # pixels above a block, for its title
 
 
 def gallery_cells(analysis: Analysis) -> list[tuple[Cell, Cell]]:
@@ -68,18 +68,18 @@ def _enlarge(tiles: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _show(figure, left: int, top: int, tiles: np.ndarray, correct: list[list[bool]], labels: list[str]):
-    """Draw tiles pixel by pixel with their left upper corner at (left, top), framed by verdict."""
+    """Show tiles pixel by pixel with their left upper corner at (left, top), framed by verdict."""
     from matplotlib.patches import Rectangle
 
     canvas, side = _enlarge(tiles)
     (height, width), (whole_width, whole_height) = canvas.shape[:2], figure.get_size_inches() * DPI
-    place = (
+    box = (
         left / whole_width,
         1 - (top + height) / whole_height,
         width / whole_width,
         height / whole_height,
     )
-    ax = figure.add_axes(place)
+    ax = figure.add_axes(box)
     ax.imshow(canvas, interpolation="nearest", extent=(0, width, height, 0), aspect="auto")
     for r, verdicts in enumerate(correct):
         for c, right in enumerate(verdicts):
@@ -98,7 +98,8 @@ def _show(figure, left: int, top: int, tiles: np.ndarray, correct: list[list[boo
 
 
 def samples(analysis: Analysis):
-    """Baseline and validated arm beside each other: same prompts, if it draws, then same images reconstructed."""
+    """Baseline and validated arm beside each other: images of the same prompts, where there are any, then test images
+    and their reconstructions."""
     size, blocks = analysis.params.data.image_size, []
     pairs = gallery_cells(analysis)
     limit = ROWS if len(pairs) == 1 else ROWS // 2
@@ -130,8 +131,8 @@ def samples(analysis: Analysis):
             if not side:
                 where = {"xytext": ((8 - LABELS) * 72 / DPI, 6), "textcoords": "offset points"}
                 text = f"{cell.family}, K={cell.tokens}, seed {cell.seed}"
-                place = shown[0].annotate(text, (0, 1), xycoords="axes fraction", va="baseline", **where)
-                place.set(fontweight="bold", fontsize=10.5)
+                label = shown[0].annotate(text, (0, 1), xycoords="axes fraction", va="baseline", **where)
+                label.set(fontweight="bold", fontsize=10.5)
     return figure
 
 

@@ -71,7 +71,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Task:
-    """One thing that data let a model be asked, and the score that answers it.
+    """One thing that data let a model be tested on, and the score that tells how well it does.
 
     score: metric of the test split, for generation at the temperature and guidance that validation chose; plain: the
     same at temperature 1. right: what counts as right. judge: the kind of judge that says so, as the manifest names it.
@@ -197,16 +197,16 @@ def elastic(names: Iterable[str], score: str) -> dict[int, str]:
 def ordered(names: Iterable[str]) -> list[str]:
     """Metrics as METRICS orders them, question families of other names after its own; then scores of elastic trainings,
     then unknown ones."""
-    places = {name: place for place, name in enumerate(METRICS)}
+    positions = {name: position for position, name in enumerate(METRICS)}
 
-    def place(name: str) -> tuple[int, int, str]:
+    def position(name: str) -> tuple[int, int, str]:
         if at := _AT.fullmatch(name):
             return len(METRICS) + _SCORES.index(at[1]), int(at[2]), name
         if name.startswith(FAMILY):
-            return places.get(name, places[FAMILY + QUESTIONS[-1]]), int(name not in places), name
-        return places.get(name, len(METRICS) + len(TASKS)), 0, name
+            return positions.get(name, positions[FAMILY + QUESTIONS[-1]]), int(name not in positions), name
+        return positions.get(name, len(METRICS) + len(TASKS)), 0, name
 
-    return sorted(set(names), key=place)
+    return sorted(set(names), key=position)
 
 
 def allowed(manifest: dict) -> list[Task]:

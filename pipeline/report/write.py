@@ -31,7 +31,6 @@ from pipeline.report.summary import summary
 
 FIGURES = (gains, score_over_beta, budget_curve, information_plane, structure_nuisance, factors, samples, training)
 FROM_FILES = (samples, training)  # these also need what the stages left on disk
-COLORS = 128  # of a PNG: its figures are flat but for small images, and a palette makes the file a third as large
 
 
 def write_report(results: Results, judge: dict, study: Study) -> Analysis:
@@ -103,11 +102,14 @@ def save_figures(analysis: Analysis, kept: tuple[str, ...] = ()) -> list[str]:
 
 
 def _png(figure) -> bytes:
-    """A figure as a PNG of few colors."""
+    """A figure as a PNG with a palette, a third as large as one without."""
     from PIL import Image
 
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    image = Image.open(drawn).convert("RGB").quantize(COLORS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    rendered, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(rendered, format="png", dpi=DPI)
+    # Charts have few colors, which must stay as they are in every figure; galleries have many, in smooth transitions.
+    gallery = any(ax.images for ax in figure.axes)
+    colors, method = (256, Image.Quantize.MEDIANCUT) if gallery else (128, Image.Quantize.MAXCOVERAGE)
+    image = Image.open(rendered).convert("RGB").quantize(colors, method, dither=Image.Dither.NONE)
     image.save(packed, format="PNG", optimize=True)
     return packed.getvalue()
