@@ -95,7 +95,7 @@ def test_the_report_says_which_task_is_missing_and_why(finished):
     text = (folder / "reports" / "mine" / "ablation.md").read_text()
     assert ("the data have no questions" in text) == (said == "captions")
     assert ("the data have no captions" in text) == (said == "questions")
-    page = (folder / "reports" / "mine" / "index.html").read_text()
+    page = (folder / "reports" / "mine" / "page" / "index.html").read_text()
     assert "jsonl" in page
     judge = json.loads((folder / "runs" / "mine" / "judge" / "metrics.json").read_text())
     if said == "questions":

@@ -39,24 +39,24 @@ def one_line_error(process: subprocess.CompletedProcess) -> str:
 def test_the_report_holds_every_cell_with_the_names_others_rely_on(workspace):
     reports = workspace / "reports" / "smoke"
     ablation = pd.read_csv(reports / "ablation.csv")
-    assert list(ablation.columns[:5]) == ["family", "estimator", "beta", "tokens", "seed"]
+    assert list(ablation.columns[:6]) == ["family", "estimator", "beta", "gamma", "tokens", "seed"]
     assert ablation.estimator.tolist() == ["none", "ceb"]
     assert ablation[NAMES].notna().all().all()
     paired = pd.read_csv(reports / "paired.csv")
-    wanted = ["family", "estimator", "beta", "tokens", "metric", "baseline", "infotok", "difference"]
+    wanted = ["family", "estimator", "beta", "gamma", "tokens", "metric", "baseline", "infotok", "difference"]
     wanted += ["ci_low", "ci_high", "seeds", "excludes_zero", "p_value", "chosen", "p_holm", "command"]
     assert list(paired.columns) == wanted
     row = paired[paired.metric == "accuracy"].iloc[0]
     accuracy = dict(zip(ablation.estimator, ablation["understanding/accuracy"], strict=True))
     assert row.difference == pytest.approx(accuracy["ceb"] - accuracy["none"], abs=1e-5)
     assert json.loads((reports / "summary.json").read_text())["cells"] == 2
-    assert "\\toprule" in (reports / "ablation.tex").read_text()
+    assert "\\toprule" in (reports / "page" / "ablation.tex").read_text()
     figures = {path.name for path in (reports / "figures").glob("*.png")}
     assert {"score_over_beta.png", "information_plane.png", "samples.png", "structure_nuisance.png"} <= figures
     for name in figures:
         with Image.open(reports / "figures" / name) as image:
             assert min(image.size) > 300
-        assert (reports / "figures" / name).with_suffix(".svg").exists()
+        assert (reports / "page" / "figures" / name).with_suffix(".svg").exists()
 
 
 def test_a_sweep_makes_the_bytes_of_a_serial_run(workspace, tmp_path):
