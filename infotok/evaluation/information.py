@@ -139,7 +139,7 @@ def usable_bits(
 
     bits = {}
     with torch.no_grad():
-        for name, out in logits(test_vectors).items():
+        for name, read in logits(test_vectors).items():
             truth = torch.from_numpy(np.array(test[name])).long().to(device)
             total = 0.0
             for slot in range(slots[name]):
@@ -149,7 +149,7 @@ def usable_bits(
                     continue
                 shares = torch.bincount(values, minlength=sizes[name]).double() / len(values)
                 entropy = -(shares[shares > 0] * shares[shares > 0].log()).sum().item()
-                gain = entropy - F.cross_entropy(out[defined, slot], values).item()
+                gain = entropy - F.cross_entropy(read[defined, slot], values).item()
                 total += max(0.0, gain) / NATS_PER_BIT * len(values) / len(truth)
             bits[name] = total
     return bits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from infotok.information.channel import Categorical, Channel, Gaussian
 from infotok.information.consistency import InfoNCE
 from infotok.information.kernels import Kernels
 from infotok.information.multiplier import Multiplier
-from infotok.information.objective import NONE, Observed, code_cost, contrast, load_estimator
+from infotok.information.objective import NONE, NOT_GIVEN, Observed, code_cost, contrast, load_estimator
 from infotok.information.priors import KINDS, AutoregressivePrior, CategoricalPrior, GaussianPrior, Priors, padded
 from infotok.information.units import NATS_PER_BIT
 from infotok.random import Purpose, stream
@@ -129,18 +130,22 @@ class InformationBottleneck(nn.Module):
         self.gather, self.average, self.kind = gather, average, prior
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         if priors is not None:
-            sizes = {"tokens": (tokens, priors.tokens), "dimension": (dimension, priors.dimension)}
-            sizes["codebook"] = (codebook, priors.codebook)
-            for name, (wanted, own) in sizes.items():
+            sizes = (
+                ("tokens", tokens, priors.tokens),
+                ("dimension", dimension, priors.dimension),
+                ("codebook", codebook, priors.codebook),
+            )
+            for name, wanted, own in sizes:
                 if wanted not in (None, own):
                     raise ValueError(f"{name} is {wanted}, but {own} in `priors`: leave it out")
             tokens, dimension, codebook = priors.tokens, priors.dimension, priors.codebook
         self.tokens, self.codebook, self.dimension = tokens, codebook, dimension
-        self.priors, self.prior = priors, None
+        self.priors = priors
+        self.prior: Any = None
         if priors is None and "posterior" in self.estimator.needs:
             self.prior = _make_prior(prior, tokens, codebook, dimension)
         learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
-        self.critic = self._make_critic(text_width) if gamma and learned else None
+        self.critic: Any = self._make_critic(text_width) if gamma and learned else None
         self.learns = self.prior is not None or self.priors is not None
         self.multiplier = None if target_bits is None else self._make_multiplier(target_bits)
         self.needs = {estimator: [name for name in self.estimator.needs if name in INPUTS]}
@@ -204,9 +209,11 @@ class InformationBottleneck(nn.Module):
         if self.training:
             self.steps += 1
         rise = (self.steps / self.warmup).clamp(max=1.0) if self.warmup else torch.ones_like(self.steps).float()
-        everyone = None if vectors is None else self._of_all(vectors)
-        shared = {"kernels": self.kernels, "generator": self._generator(generator, everyone)}
-        loss, parts, rates, q, r = torch.zeros_like(rise), {}, {}, None, None
+        everyone = NOT_GIVEN if vectors is None else self._of_all(vectors)
+        shared: dict[str, Any] = {"kernels": self.kernels, "generator": self._generator(generator, everyone)}
+        loss, q, r, p = torch.zeros_like(rise), NOT_GIVEN, NOT_GIVEN, NOT_GIVEN
+        parts: dict[str, Tensor] = {}
+        rates: dict[str, Tensor] = {}
         if self.learns:
             q = self._channel(posterior, "the posterior")
             flowing = q if channel is None else self._channel(channel, "`channel`", q.tokens)
@@ -214,12 +221,11 @@ class InformationBottleneck(nn.Module):
             loss, rates, parts = self._learn(flowing.detach(), priors)
             r = priors[self.kind].detach()
         if self.estimator.penalty is not None:
-            p = (
-                None
-                if conditional is None or q is None
-                else self._channel(conditional, "`conditional`", q.tokens).detach()
-            )
-            compared = self.gather(inputs) if "inputs" in self.estimator.needs else None
+            if conditional is not None and q is not None:
+                p = self._channel(conditional, "`conditional`", q.tokens).detach()
+            compared = NOT_GIVEN
+            if inputs is not None and "inputs" in self.estimator.needs:
+                compared = self.gather(inputs)
             observed = Observed(
                 posterior=q, prior=r, conditional=p, weight=weight, inputs=compared, vectors=everyone, **shared
             )
@@ -228,7 +234,7 @@ class InformationBottleneck(nn.Module):
             loss, parts = loss + beta * cost, parts | {"penalty": cost.detach(), "beta": beta}
             if self.estimator.independent is not None:
                 parts["penalty_independent"] = self.estimator.independent(observed).detach()
-        if self.gamma:
+        if self.gamma and text is not None:
             states = self.gather(text.detach())
             if has_text is not None:
                 present = self.gather(has_text)
@@ -253,6 +259,7 @@ class InformationBottleneck(nn.Module):
 
     def _driven(self, rate_bits: Tensor) -> Tensor:
         """The multiplier's beta, moved by a step's rate in training alone."""
+        assert self.multiplier is not None
         return self.multiplier.update(rate_bits) if self.training else self.multiplier.log_beta.exp()
 
     def _generator(self, given: torch.Generator | None, vectors: Tensor | None) -> torch.Generator | None:
@@ -264,6 +271,7 @@ class InformationBottleneck(nn.Module):
 
     def _channel(self, given: Tensor | Channel | None, name: str, count: int | None = None) -> Channel:
         """Logits or a distribution as one over the first `count` tokens of this tokenizer, or over as many as it is."""
+        assert self.tokens is not None  # as there is a prior
         discrete = self.codebook is not None
         if discrete and isinstance(given, Tensor):
             given = Categorical(given)
@@ -280,7 +288,7 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(f"{name} must be {wanted} {shape}, got {tuple(part.shape)}")
         return given
 
-    def _of_all(self, vectors: Tensor) -> Tensor | None:
+    def _of_all(self, vectors: Tensor) -> Any:
         """The vectors of all processes, where something compares them."""
         if self.tokens is not None and self.dimension is not None:
             count, size = vectors.shape[1:] if vectors.ndim == 3 else (0, 0)
@@ -290,7 +298,7 @@ class InformationBottleneck(nn.Module):
                     f"got {tuple(vectors.shape)}"
                 )
         if not self.gamma and "vectors" not in self.estimator.needs:
-            return None
+            return NOT_GIVEN
         return self.gather(vectors if self.tokens is None else padded(vectors, self.tokens))
 
     def _predicted(self, count: int, vectors: Tensor | None) -> dict[str, Channel]:
@@ -303,9 +311,13 @@ class InformationBottleneck(nn.Module):
 
 
 def _make_prior(kind: str, tokens: int | None, codebook: int | None, dimension: int | None) -> nn.Module:
-    if tokens is None or (codebook is None and dimension is None):
+    marginal: CategoricalPrior | GaussianPrior
+    if tokens is not None and codebook is not None:
+        marginal = CategoricalPrior(tokens, codebook)
+    elif tokens is not None and dimension is not None:
+        marginal = GaussianPrior(tokens, dimension)
+    else:
         raise ValueError("give `tokens` and, of discrete tokens, `codebook`, of Gaussian ones, `dimension`")
-    marginal = GaussianPrior(tokens, dimension) if codebook is None else CategoricalPrior(tokens, codebook)
     if kind == "marginal":
         return marginal
     if dimension is None:

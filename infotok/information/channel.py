@@ -52,8 +52,9 @@ class Categorical:
         """The distributions of the first tokens alone."""
         return self if tokens == self.tokens else Categorical(self.logits[..., :tokens, :], self.relaxation)
 
-    def code_length(self, prior: Categorical) -> Tensor:
+    def code_length(self, prior: Channel) -> Tensor:
         """E_q[-log r], nats, (B, K)."""
+        assert isinstance(prior, Categorical)
         exact = categorical_code_length(self.logits, prior.logits)
         if self.relaxation == 1.0 or not self.logits.requires_grad:
             return exact
@@ -115,8 +116,9 @@ class Gaussian:
             self if tokens == self.tokens else Gaussian(self.mean[..., :tokens, :], self.log_variance[..., :tokens, :])
         )
 
-    def code_length(self, prior: Gaussian) -> Tensor:
+    def code_length(self, prior: Channel) -> Tensor:
         """E_q[-log r], nats, (B, K)."""
+        assert isinstance(prior, Gaussian)
         return gaussian_rate(self.mean, self.log_variance, prior.mean, prior.log_variance) + self.entropy()
 
     def entropy(self) -> Tensor:

@@ -177,7 +177,7 @@ def _in_bandwidths(x: Tensor, bandwidth: Bandwidth, median_rows: int) -> Tensor:
         # Discrete tokens repeat until most distances are 0 up to rounding; the variance still has a scale.
         squared = torch.where(median > 100 * torch.finfo(x.dtype).eps * variance, median, variance)
     else:
-        squared = torch.full_like(variance, bandwidth**2)
+        squared = torch.full_like(variance, float(bandwidth) ** 2)
     scaled = torch.where(equal, 0.0, centred / torch.where(equal, 1.0, squared).sqrt())
     return torch.where(variance.isfinite(), scaled, torch.nan)
 

@@ -48,6 +48,8 @@ class AutoregressivePrior(nn.Module):
     It begins as the marginal prior and is read from given vectors without gradient: it learns to predict them.
     """
 
+    mask: Tensor
+
     def __init__(self, marginal: CategoricalPrior | GaussianPrior, tokens: int, dimension: int):
         super().__init__()
         self.marginal, self.tokens = marginal, tokens

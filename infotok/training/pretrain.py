@@ -11,6 +11,7 @@ from torch import Tensor
 from infotok.data.pixels import to_unit
 from infotok.distributed import ALONE, World
 from infotok.examiners.perceptual import Distortion, Perceptual, perceptual_distortion
+from infotok.information.channel import Categorical
 from infotok.options import Count, Natural, Positive, Precision, Section, Weight
 from infotok.random import Purpose, stream
 from infotok.tokenizer.base import Tokenizer
@@ -69,8 +70,11 @@ def pretrain(
             out = tokenizer.decode(tokenizer.nested_dropout(tokens.vectors, generator))
         error = perceptual_distortion(perceptual, out.float(), batch, distortion)
         losses = {"loss": error, "reconstruction": error}
-        if codebook is None:
+        if not isinstance(tokenizer, DiscreteTokenizer):
             return losses | {"posterior_entropy": posterior.entropy().sum(-1).mean()}
+        assert codebook is not None
+        assert tokens.codes is not None
+        assert isinstance(posterior, Categorical)
         codebook.saw(tokens.codes, batch)
         usage = tokenizer.usage_entropy(posterior, world)
         losses["loss"] = error - config.usage_weight * usage

@@ -37,7 +37,7 @@ def start() -> torch.device:
     # One CPU thread repeats itself anyway, and the switch alone costs a second of imports.
     if name.startswith("cuda") or threads > 1:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads an unset tensor
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no code here reads an unset tensor
     return torch.device(name)
 
 

@@ -32,6 +32,7 @@ class Family(family.Family):
         return inputs, torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
 
     def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: torch.Generator) -> Predicted:
+        assert tokens.codes is not None
         logits = self.head(hidden).float()
         return Predicted(F.cross_entropy(logits.flatten(0, 1), tokens.codes.flatten()), Categorical(logits))
 

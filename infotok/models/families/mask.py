@@ -34,7 +34,7 @@ class Family(family.Family):
         self.head = nn.Linear(width, tokenizer.config.codebook, bias=False)
 
     def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        batch, count = tokens.codes.shape
+        batch, count = tokens.vectors.shape[:2]
         ratio = torch.cos(0.5 * math.pi * shared_random(torch.rand, (batch, 1), generator))
         masked = (ratio * count).ceil().clamp(1, count)
         order = shared_random(torch.rand, (batch, count), generator).argsort(1).argsort(1)
@@ -42,6 +42,7 @@ class Family(family.Family):
         return self._inputs(self.project(tokens.vectors.detach()), asked), asked
 
     def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: torch.Generator) -> Predicted:
+        assert tokens.codes is not None
         logits = self.head(hidden).float()
         loss = F.cross_entropy(logits[asked], tokens.codes[asked])
         loss = world_of(generator).weighted(loss, asked.sum())
