@@ -84,7 +84,7 @@ def refused(path: Path, text: str) -> str:
         ("backbone:\n", "backbone:\n  heads: 5\n", "'backbone': width must be an even multiple of heads (5), got 64"),
         ("train:\n  batch: 48", "train:\n  batch: 48\n  batch: 64", 'not valid YAML (found duplicate key "batch"'),
         ("  width: 64", "  width: 64\n\tlayers: 2", "not valid YAML"),
-        ("  source: scenes\n", "", "'data.source' is missing; known sources: easy_vqa, huggingface, "),
+        ("  source: scenes\n", "", "'data.source' is missing; known sources: coco, easy_vqa, huggingface, "),
         ("train:\n", "trian:\n", "unknown key 'trian'; did you mean 'train'?"),
     ],
 )

@@ -40,6 +40,9 @@ class YamlFile:
 
     def _plain(self, node: Any, path: tuple) -> Any:
         """A node of ruamel's without its comments and classes, noting lines on the way."""
+        if tag := _tag(node):
+            key = ".".join(map(str, path))
+            raise InfotokError(f"{self.path}:{self.line(path)}: '{key}' has the tag {tag}; write a plain value")
         if isinstance(node, CommentedMap):
             for key in node:
                 self.lines[(*path, key)] = node.lc.key(key)[0] + 1
@@ -58,3 +61,8 @@ class YamlFile:
         while path not in self.lines:
             path = path[:-1]
         return self.lines[path]
+
+
+def _tag(node: Any) -> str:
+    """What a node is tagged with, such as `!!python/object`; nothing where it is plain."""
+    return str(getattr(getattr(node, "tag", None), "value", None) or "")

@@ -7,8 +7,8 @@ it, from Anole's checkpoint or from the original VQGAN's, or begins anew and is 
 from __future__ import annotations
 
 import copy
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -131,7 +131,7 @@ def _weights_from(file: Path) -> dict[str, Tensor]:
             given = load_file(file)
         else:
             given = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         raise InfotokError(
             f"model.decoder: {file} cannot be read ({one_line(error)}); give a VQGAN's weights"
         ) from None
