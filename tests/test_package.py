@@ -9,8 +9,10 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from smoke import ROOT
+from smoke import ROOT, copy_of_the_code
 from test_plugin import readme_example
+
+import infotok
 
 SOURCES = ["infotok", "pyproject.toml", "README.md", "LICENSE"]
 # Hides every installed distribution but those named and what they require in turn, and the checkout's own packages.
@@ -140,7 +142,7 @@ def test_what_is_not_given_is_hidden(site):
 
 def test_the_command_says_its_version_and_where_the_pipeline_runs(site):
     command = str(site / "bin" / "infotok")
-    assert run(site, command, "--version").stdout == "infotok 0.1.0\n"
+    assert run(site, command, "--version").stdout == f"infotok {infotok.__version__}\n"
     done = run(site, command, "sweep")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -148,11 +150,23 @@ def test_the_command_says_its_version_and_where_the_pipeline_runs(site):
     assert done.stderr.count("\n") == 1
 
 
-def test_the_checkouts_command_runs_from_any_folder(tmp_path):
+def infotok_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """The command of this checkout, called in a folder."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "infotok", "--help"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "infotok", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_checkouts_command_runs_from_any_folder(tmp_path):
+    done = infotok_in(tmp_path, "--help")
     assert done.returncode == 0, done.stderr
     assert "sweep" in done.stdout
+
+
+def test_within_another_checkout_that_ones_code_runs(tmp_path):
+    other = copy_of_the_code(tmp_path)
+    init = other / "infotok" / "__init__.py"
+    init.write_text(init.read_text().replace(f'"{infotok.__version__}"', '"9.9"'))
+    for folder in (other, other / "studies" / "smoke"):
+        assert infotok_in(folder, "--version").stdout == "infotok 9.9\n"
+    assert infotok_in(tmp_path.parent, "--version").stdout == f"infotok {infotok.__version__}\n"
