@@ -13,7 +13,7 @@ from infotok.information import (
     permuted_hsic,
     population_hsic_gaussian,
 )
-from infotok.information.dependence import pair
+from infotok.information.dependence import BANDWIDTHS, ESTIMATORS, pair
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -221,6 +221,27 @@ def test_the_median_of_tokens_that_mostly_repeat_falls_back_to_the_dimension_ban
 def test_images_and_token_grids_are_flattened_to_rows():
     images, tokens = normal(12, 3, 4, 4, seed=20), normal(12, 5, 2, seed=21)
     torch.testing.assert_close(hsic(images, tokens), hsic(images.flatten(1), tokens.flatten(1)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("where", ["one number", "one row", "everywhere"])
+@pytest.mark.parametrize("bandwidth", [*BANDWIDTHS, 1.5])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_what_is_not_finite_is_nan_and_not_independent(estimator, bandwidth, where, bad):
+    """Of either variable; 1e30 is finite, but its square is not in float32."""
+    good, broken = normal(16, 3, seed=23, dtype=torch.float32), normal(16, 2, seed=24, dtype=torch.float32)
+    broken[{"one number": (3, 1), "one row": 3, "everywhere": slice(None)}[where]] = bad
+    if where == "everywhere" and bad == 1e30:  # rows that are all the same have no spread, however large
+        broken[::2] = -bad
+    options = {"estimator": estimator, "bandwidth_x": bandwidth, "bandwidth_z": bandwidth, "generator": seeded(0)}
+    constant = torch.ones(16, 2)
+    for measure in (hsic, cka):
+        assert measure(good, broken, **options).isnan()
+        assert measure(broken, good, **options).isnan()
+        assert measure(broken, broken, **options).isnan()
+        assert measure(constant, broken, **options).isnan()
+        assert measure(good, constant, **options) == 0
+    assert permuted_hsic(good, broken, **options).isnan()
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def new_bottleneck(model, config, arm):
     if prior == "autoregressive" or arm.get("estimator") == "hsic":
         return InformationBottleneck(**NONE | arm, **settings, prior=prior, priors=model.priors)
     codebook = None if model.family_name == "flow" else sizes.codebook
-    settings |= {"tokens": sizes.tokens, "dimension": sizes.dimension, "codebook": codebook}
+    settings |= {"tokens": model.tokenizer.tokens, "dimension": sizes.dimension, "codebook": codebook}
     made = InformationBottleneck(**NONE | arm, **settings)
     made.prior.load_state_dict(model.priors.marginal.state_dict())
     return made

@@ -41,9 +41,11 @@ class Batches:
 
     def images(self, step: int) -> torch.Tensor:
         """(B, S, S, 3) uint8."""
-        return torch.from_numpy(
-            self.split.images[order(len(self.split), self.config.batch, self.seed, step)[self.rows]]
-        )
+        return torch.from_numpy(self.split.images[self._indices(step)[self.rows]])
+
+    def _indices(self, step: int) -> np.ndarray:
+        """The images of a step, those of all processes."""
+        return order(len(self.split), self.config.batch, self.seed, step)
 
     def texts(self, step: int) -> TextBatch:
         """Questions and captions of the same images; a dropped caption keeps its begin mark alone.
@@ -55,23 +57,25 @@ class Batches:
         rng = np.random.default_rng([self.seed, step, Purpose.TEXTS])
         pairs: list[list[tuple[str, str]]] = [[] for _ in range(self.config.questions)]
         captions = []
-        for index in order(len(self.split), self.config.batch, self.seed, step):
-            said, asked = self.split.captions[index], self.split.questions[index]
-            about = texts_about(said, asked)
-            captions.append(about[rng.integers(len(about))])
-            asked = asked or [{"question": DESCRIBE, "answer": caption, "family": "caption"} for caption in said]
-            odds = even_odds([pair["family"] for pair in asked]) if self.config.balance else None
-            chosen = rng.choice(len(asked), self.config.questions, replace=len(asked) < self.config.questions, p=odds)
-            for row, pair in zip(pairs, (asked[i] for i in chosen), strict=True):
+        for index in self._indices(step):
+            image_captions, questions = self.split.captions[index], self.split.questions[index]
+            texts = texts_about(image_captions, questions)
+            captions.append(texts[rng.integers(len(texts))])
+            if not questions:
+                questions = [{"question": DESCRIBE, "answer": text, "family": "caption"} for text in image_captions]
+            odds = even_odds([pair["family"] for pair in questions]) if self.config.balance else None
+            repeats = len(questions) < self.config.questions
+            chosen = rng.choice(len(questions), self.config.questions, replace=repeats, p=odds)
+            for row, pair in zip(pairs, (questions[i] for i in chosen), strict=True):
                 row.append((pair["question"], pair["answer"]))
-            if self.config.describe and said:
+            if self.config.describe and image_captions:
                 pairs[-1][-1] = (DESCRIBE, captions[-1])
         dropped = rng.random(self.config.batch) < self.config.caption_dropout
         ids, valid = encode_captions(captions[self.rows], self.codec)
         valid[torch.from_numpy(dropped[self.rows]), 1:] = False
-        return TextBatch([self._asked(row[self.rows]) for row in pairs], ids, valid)
+        return TextBatch([self._question(row[self.rows]) for row in pairs], ids, valid)
 
-    def _asked(self, pairs: list[tuple[str, str]]) -> Asked:
+    def _question(self, pairs: list[tuple[str, str]]) -> Asked:
         questions = [self.codec.encode(question) for question, _ in pairs]
         answers = [self.codec.encode(answer) for _, answer in pairs]
         ids, valid = pad([[*q, *a, self.codec.end] for q, a in zip(questions, answers, strict=True)], self.codec.pad)

@@ -19,8 +19,8 @@ def check_images(images: int, batch: int, key: str) -> None:
 
 def order(count: int, batch: int, seed: int, step: int) -> np.ndarray:
     """Indices of the images of one step: epochs of seeded permutations, cut into whole batches."""
-    epoch, place = divmod(step, count // batch)
-    return _permutation(count, seed, epoch)[place * batch : (place + 1) * batch]
+    epoch, position = divmod(step, count // batch)
+    return _permutation(count, seed, epoch)[position * batch : (position + 1) * batch]
 
 
 @lru_cache(2)  # of the images' epoch and the texts': a permutation of a large data set takes longer than a step
