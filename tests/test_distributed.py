@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import together
 import torch
-from stages.processes import check_batch, wanted
 
 from infotok.distributed import ALONE, World, shared_random
 from infotok.errors import InfotokError
@@ -19,7 +18,8 @@ from infotok.training import loop
 from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints, read_tensors
 from infotok.training.joint import JointConfig
-from pipeline.config.params import load_params
+from pipeline.config.study import Study
+from pipeline.running.processes import check_batch, wanted
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -154,8 +154,8 @@ def test_processes_that_run_already_start_no_others(monkeypatch):
 
 @pytest.mark.parametrize("stage", ["pretrain", "train"])
 def test_a_batch_that_processes_cannot_share_names_key_and_remedy(stage):
-    params = load_params(ROOT / "studies" / "smoke" / "params.yaml")
-    check_batch(stage, params, 4)
+    study = Study("smoke", ROOT)
+    check_batch(stage, study, 4)
     says = rf"studies/smoke/params.yaml: '{stage}.batch' is \d+, which 5 processes cannot share .*multiple of 5"
     with pytest.raises(InfotokError, match=says):
-        check_batch(stage, params, 5)
+        check_batch(stage, study, 5)

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from pipeline.running.results import Layout
 from synthetic import FOUR, ROOT, analysed, leave_images, synthetic
 
 from pipeline.report.analysis import analyse
 from pipeline.report.curves import training_table
 from pipeline.report.write import csv_text
-from pipeline.running.results import Layout
 
 DVC_YAML = """
 plots:

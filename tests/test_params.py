@@ -144,7 +144,11 @@ OWN = """data:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ("source: jsonl", "source: coco_api", "'data.source' is 'coco_api', unknown; known: coco, easy_vqa, huggingface, "),
+        (
+            "source: jsonl",
+            "source: coco_api",
+            "'data.source' is 'coco_api', unknown; known: coco, easy_vqa, huggingface, ",
+        ),
         ("  path: data/mine\n", "", "'data.path' is missing"),
         ("  background: white", "  backgruond: white", "unknown key 'data.backgruond'; did you mean 'background'?"),
         ("background: white", "background: whyte", "'data.background' is 'whyte'"),
