@@ -1,12 +1,12 @@
 """Stage `train`: IB-regularized joint training of one cell of the grid."""
 
-from infotok.data.arrow import read_split
+from infotok.data.arrow import read_manifest, read_split
 from infotok.examiners.perceptual import Distortion, load_perceptual
 from infotok.information.kernels import Kernels
 from infotok.models.backbone import BackboneConfig
 from infotok.models.files import load_tokenizer, new_model, save_model
 from infotok.tokenizer.passes import through
-from infotok.training.batches import Batches
+from infotok.training.batches import Batches, unseen_tasks
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.order import check_images
 from infotok.training.runtime import start
@@ -20,6 +20,8 @@ def train(run: Stage) -> None:
     world = run.join(device)
     split = read_split(data, "train")
     check_images(len(split), config.batch, "train.batch")
+    for warning in unseen_tasks(config, read_manifest(data)["tasks"]):
+        run.warn(warning)
     tokenizer = load_tokenizer(run.input("pretrain"), run.remedy("pretrain"))
     model, codec = new_model(cell.family, tokenizer, run.config(BackboneConfig), data / "text.json", cell.seed)
     checkpoints = run.checkpoints()

@@ -21,7 +21,7 @@ from infotok.random import stream
 from infotok.tokenizer.base import TokenizerConfig
 from infotok.tokenizer.passes import through
 from infotok.training import loop
-from infotok.training.batches import Batches
+from infotok.training.batches import Batches, unseen_tasks
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.order import order
@@ -92,11 +92,70 @@ def test_balanced_questions_come_evenly_from_the_families_of_an_image(split, cod
     assert binomtest(count, total, rare).pvalue > 1e-4
 
 
-def test_without_questions_balance_asks_for_captions(split, codec):
+def spoken(codec, questions):
+    """(question, answer) of every row."""
+    rows = zip(questions.ids, questions.valid, questions.answers, strict=True)
+    return [(codec.decode(ids[valid & ~answer]), codec.decode(ids[answer])) for ids, valid, answer in rows]
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_asking_for_the_caption_is_added_to_the_questions(split, codec, number):
+    """Never in place of one: with a single question an image and step, every image still asks its own."""
+    shown, bare = (batches(split, codec, questions=number, describe=on).texts(3) for on in (True, False))
+    assert (len(shown.questions), len(bare.questions)) == (number + 1, number)
+    for row, index in enumerate(order(len(split), 16, 0, 3)):
+        own = {(pair["question"], pair["answer"]) for pair in split.questions[index]}
+        assert {spoken(codec, one)[row] for one in (*shown.questions[:-1], *bare.questions)} <= own
+        question, caption = spoken(codec, shown.questions[-1])[row]
+        assert question == "describe the image"
+        assert caption in split.captions[index]
+
+
+def test_where_an_image_has_no_caption_one_more_question_is_asked(split, codec):
+    mixed = split.take(np.arange(16))
+    mixed.captions = [texts if row % 2 else [] for row, texts in enumerate(mixed.captions)]
+    text = batches(mixed, codec, questions=1).texts(0)
+    for row, index in enumerate(order(16, 16, 0, 0)):
+        first, last = (spoken(codec, one)[row] for one in text.questions)
+        own = {(pair["question"], pair["answer"]) for pair in mixed.questions[index]}
+        assert first in own
+        assert (last in own) == (not mixed.captions[index])
+
+
+@pytest.mark.parametrize("describe", [True, False])
+def test_captions_alone_are_asked_for_in_every_question_and_no_more(split, codec, describe):
     silent = split.take(np.arange(16))
     silent.questions = [[] for _ in range(16)]
-    text = batches(silent, codec, balance=True).texts(0).questions[0]
-    assert codec.decode(text.ids[0]).startswith("describe the image")
+    text = batches(silent, codec, questions=2, balance=True, describe=describe).texts(0)
+    assert len(text.questions) == 2
+    assert {question for one in text.questions for question, _ in spoken(codec, one)} == {"describe the image"}
+
+
+def test_an_image_without_questions_among_others_asks_for_its_caption(split, codec):
+    mixed = split.take(np.arange(16))
+    mixed.questions = [pairs if row % 2 else [] for row, pairs in enumerate(mixed.questions)]
+    text = batches(mixed, codec, questions=1).texts(0)
+    for row, index in enumerate(order(16, 16, 0, 0)):
+        question, _ = spoken(codec, text.questions[0])[row]
+        assert (question == "describe the image") == (not mixed.questions[index])
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks", "says"),
+    [
+        ({}, ["understanding", "generation"], []),
+        ({"understanding": 0.0}, ["understanding", "generation"], ["train.understanding is 0"]),
+        ({"understanding": 0.0}, ["generation"], []),
+        ({"generation": 0.0}, ["understanding", "generation"], ["train.generation is 0"]),
+        ({"caption_dropout": 1.0}, ["generation"], ["train.caption_dropout is 1"]),
+        ({"caption_dropout": 1.0}, ["understanding"], []),
+        ({"generation": 0.0, "understanding": 0.0}, ["understanding", "generation"],
+         ["train.understanding is 0", "train.generation is 0"]),
+    ],
+)  # fmt: skip
+def test_a_task_that_is_scored_but_never_trained_is_told(changes, tasks, says):
+    told = unseen_tasks(JointConfig(**changes), tasks)
+    assert [line.partition(":")[0] for line in told] == says
 
 
 def test_a_dropped_caption_keeps_its_begin_mark_alone(split, codec):

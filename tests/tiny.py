@@ -2,7 +2,7 @@
 
 import torch
 
-from infotok.data.texts import Asked, TextBatch
+from infotok.data.texts import QuestionBatch, TextBatch
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.family import family_class
 from infotok.models.unified import UnifiedModel
@@ -38,11 +38,11 @@ def images(count=3, seed=5):
 
 
 def question(rows, start):
-    """Rows of ids as one `Asked`, answers from column `start` on."""
+    """Rows of ids as one `QuestionBatch`, answers from column `start` on."""
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-    return Asked(ids, valid, valid & (torch.arange(width) >= start))
+    return QuestionBatch(ids, valid, valid & (torch.arange(width) >= start))
 
 
 def texts(second=(7, 8, 4, END)):

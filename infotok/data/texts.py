@@ -13,7 +13,7 @@ from infotok.data.text import TextCodec
 
 
 @dataclass
-class Asked:
+class QuestionBatch:
     """One question of every example with its answer: ids (B, L) of question, answer and end mark; valid (B, L);
     answers (B, L), True on answer and end mark, the columns to be predicted."""
 
@@ -24,16 +24,16 @@ class Asked:
 
 @dataclass
 class TextBatch:
-    """Tokenized texts of B examples. questions: one `Asked` per question of an example, each as wide as its own
+    """Tokenized texts of B examples. questions: one `QuestionBatch` per question of an example, each as wide as its own
     longest row. captions: (B, M) ids behind a begin mark; captions_valid: (B, M)."""
 
-    questions: list[Asked]
+    questions: list[QuestionBatch]
     captions: Tensor
     captions_valid: Tensor
 
     def to(self, device: torch.device) -> TextBatch:
-        asked = [Asked(*(value.to(device) for value in vars(one).values())) for one in self.questions]
-        return TextBatch(asked, self.captions.to(device), self.captions_valid.to(device))
+        questions = [QuestionBatch(*(value.to(device) for value in vars(one).values())) for one in self.questions]
+        return TextBatch(questions, self.captions.to(device), self.captions_valid.to(device))
 
 
 def pad(sequences: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:

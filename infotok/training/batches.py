@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from infotok.data.arrow import Split, texts_about
 from infotok.data.text import TextCodec
-from infotok.data.texts import Asked, TextBatch, encode_captions, pad
+from infotok.data.texts import QuestionBatch, TextBatch, encode_captions, pad
 from infotok.distributed import ALONE, World
 from infotok.random import Purpose
 from infotok.training.joint import JointConfig
 from infotok.training.order import order
 
 DESCRIBE = "describe the image"
+
+
+def unseen_tasks(config: JointConfig, tasks: Sequence[str]) -> list[str]:
+    """One line for each task that the data allow, and that is scored therefore, but that a training never sees."""
+    found = []
+    for task in tasks:
+        if not getattr(config, task):
+            found.append(f"train.{task} is 0: this training never sees {task}, on which it is scored; raise it")
+    if "generation" in tasks and config.generation and config.caption_dropout == 1:
+        found.append("train.caption_dropout is 1: drawing never sees a caption, from which it is scored; lower it")
+    return found
 
 
 def even_odds(families: list[str]) -> np.ndarray:
@@ -38,6 +50,8 @@ class Batches:
     ):
         self.rows = world.rows(config.batch)
         self.split, self.codec, self.config, self.seed = split, codec, config, seed
+        # Where no image has a question, asking for the caption stands for all of them already.
+        self.describe = config.describe and any(split.questions)
 
     def images(self, step: int) -> torch.Tensor:
         """(B, S, S, 3) uint8."""
@@ -51,11 +65,13 @@ class Batches:
         """Questions and captions of the same images; a dropped caption keeps its begin mark alone.
 
         With `balance` the families of an image's questions are drawn equally often, however many questions each has.
-        With `describe` the last question asks for the caption. Where an image has no caption, a question with its
-        answer stands for it; where it has no question, asking for the caption stands for one.
+        With `describe` asking for the caption is added to the questions. Where an image has no caption, a question with
+        its answer stands for it, and one more is asked; where it has no question, asking for the caption stands for
+        one.
         """
         rng = np.random.default_rng([self.seed, step, Purpose.TEXTS])
-        pairs: list[list[tuple[str, str]]] = [[] for _ in range(self.config.questions)]
+        number = self.config.questions + self.describe
+        pairs: list[list[tuple[str, str]]] = [[] for _ in range(number)]
         captions = []
         for index in self._indices(step):
             image_captions, questions = self.split.captions[index], self.split.questions[index]
@@ -64,20 +80,19 @@ class Batches:
             if not questions:
                 questions = [{"question": DESCRIBE, "answer": text, "family": "caption"} for text in image_captions]
             odds = even_odds([pair["family"] for pair in questions]) if self.config.balance else None
-            repeats = len(questions) < self.config.questions
-            chosen = rng.choice(len(questions), self.config.questions, replace=repeats, p=odds)
+            chosen = rng.choice(len(questions), number, replace=len(questions) < number, p=odds)
             for row, pair in zip(pairs, (questions[i] for i in chosen), strict=True):
                 row.append((pair["question"], pair["answer"]))
-            if self.config.describe and image_captions:
+            if self.describe and image_captions:
                 pairs[-1][-1] = (DESCRIBE, captions[-1])
         dropped = rng.random(self.config.batch) < self.config.caption_dropout
         ids, valid = encode_captions(captions[self.rows], self.codec)
         valid[torch.from_numpy(dropped[self.rows]), 1:] = False
         return TextBatch([self._question(row[self.rows]) for row in pairs], ids, valid)
 
-    def _question(self, pairs: list[tuple[str, str]]) -> Asked:
+    def _question(self, pairs: list[tuple[str, str]]) -> QuestionBatch:
         questions = [self.codec.encode(question) for question, _ in pairs]
         answers = [self.codec.encode(answer) for _, answer in pairs]
         ids, valid = pad([[*q, *a, self.codec.end] for q, a in zip(questions, answers, strict=True)], self.codec.pad)
         starts = torch.tensor([len(question) for question in questions])
-        return Asked(ids, valid, valid & (torch.arange(ids.shape[1]) >= starts[:, None]))
+        return QuestionBatch(ids, valid, valid & (torch.arange(ids.shape[1]) >= starts[:, None]))

@@ -41,7 +41,7 @@ class JointConfig(Section):
     bits per image, the target coming down from the first step's rate over `beta_warmup`; prior: `marginal`, or
     `autoregressive`, which is tighter: the one whose code length is penalized; both are learned and reported.
     What a step shows: questions per image, packed into one sequence; balance: drawn evenly from the families of an
-    image's questions, not as often as the data ask; describe: the last of them asks for the caption; caption_dropout:
+    image's questions, not as often as the data ask; describe: beside them, what asks for the caption; caption_dropout:
     share of captions left out, for classifier-free guidance.
     """
 
@@ -60,7 +60,7 @@ class JointConfig(Section):
     understanding: Weight = 1.0
     generation: Weight = 1.0
     reconstruction: Weight = 1.0
-    questions: Count = 2
+    questions: Count = 1
     balance: bool = False
     describe: bool = True
     caption_dropout: Fraction = 0.1
