@@ -90,9 +90,8 @@ def _answer(
     run: Stage, model: UnifiedModel, codec: TextCodec, train: Split, seen: dict[str, Seen]
 ) -> tuple[dict[str, float], dict]:
     """Accuracies, what guessing without the image would reach, and their protocol."""
-    rule = read_manifest(run.input("prepare"))["config"]["answers"]
     config, precision = run.config(UnderstandingConfig), run.config(JointConfig).precision
-    longest = config.longest_answer
+    rule, longest = config.answers, config.longest_answer
     settings = {"batch": config.batch, "longest": longest, "precision": precision, "rule": rule}
 
     def answer(name: str, budget: int = 0) -> Answers:
@@ -108,6 +107,11 @@ def _answer(
         if name == "validation":
             metrics["understanding/validation"] = answers.accuracy
             continue
+        if unseen := guess.unseen(seen[name].split):
+            first = f", the first in {unseen[0]}" if unseen[0] else ""
+            run.warn(
+                f"{len(unseen)} of {len(answers.right)} {name} questions have answers that training never shows{first}"
+            )
         if answers.beyond:
             run.warn(
                 f"{answers.beyond} of {len(answers.right)} {name} questions have answers longer than {longest} tokens, "

@@ -102,9 +102,7 @@ def test_columns_of_what_the_data_lack_are_absent(read):
 def test_the_protocol_tells_what_was_read_left_out_and_found_twice(read):
     data, found, reports = read
     rows = dict(protocol(found))
-    assert rows["data"] == (
-        "jsonl, 32×32 pixels, answers exact, path data/mine, fit pad, background white, file data.jsonl"
-    )
+    assert rows["data"] == ("jsonl, 32×32 pixels, path data/mine, fit pad, background white, file data.jsonl")
     assert rows["images"] == "1000 train, 120 validation, 130 test"
     assert rows["rejects"] == "3: caption is empty (2); image is <b>cut</b> | off (1)"
     assert rows["kept, but worth a look"] == "4: question in test has an answer that training never shows (4)"
@@ -158,7 +156,7 @@ def test_captions_say_what_the_figures_show(read):
 def test_images_are_counted_by_the_manifest_or_where_it_is_not_there_by_the_params(tmp_path):
     params, results, judge = synthetic(seeds=(0,))
     study = study_with(params, tmp_path)
-    settled = "scenes, 32×32 pixels, answers exact, nuisance 1"
+    settled = "scenes, 32×32 pixels, nuisance 1"
     rows = dict(protocol(analyse(results, judge, study)))
     assert (rows["data"], rows["images"]) == (settled, "16000 train, 1000 validation, 1000 test, 1000 novel")
     assert "rejects" not in rows

@@ -165,17 +165,18 @@ def test_an_image_of_which_nothing_is_said_is_rejected(tmp_path):
         prepared(tmp_path / "in", tmp_path / "out")
 
 
-def test_a_test_answer_that_training_never_shows_is_kept_and_noted(tmp_path):
+def test_a_test_answer_that_training_never_shows_is_kept_and_told(tmp_path):
     lines = listed(
         tmp_path / "in", 60, question=lambda i: "why?", answer=lambda i: "odd" if i == 3 else "so",
         split=lambda i: "test" if i < 20 else "train",
     )  # fmt: skip
     write(tmp_path / "in", lines)
-    manifest = prepared(tmp_path / "in", tmp_path / "out")
-    train, test = (read_split(tmp_path / "out", name).questions for name in ("train", "test"))
-    assert Guess(train).accuracies(test) == {"question_only": 19 / 20, "majority": 19 / 20}
-    assert [(line["line"], line["kept"]) for line in rejects(tmp_path / "out")] == [(4, True)]
-    assert manifest["rejects"]["kept"] == {"question in test has an answer that training never shows": 1}
+    prepared(tmp_path / "in", tmp_path / "out")
+    train, test = (read_split(tmp_path / "out", name) for name in ("train", "test"))
+    guess = Guess(train.questions)
+    assert guess.accuracies(test.questions) == {"question_only": 19 / 20, "majority": 19 / 20}
+    assert guess.unseen(test) == ["data.jsonl:4"]
+    assert guess.unseen(train) == []
 
 
 def test_questions_alone_and_captions_alone_allow_their_task(tmp_path):

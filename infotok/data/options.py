@@ -11,16 +11,12 @@ from infotok.options import BelowOne, Natural, Section
 
 
 class DataOptions(Section):
-    """A source's `Options` derive from this and narrow `source` to their own name.
-
-    answers: when an answer is the right one, for accuracies and floors: `exact`, `lmms_eval` or `vqa` of
-    `infotok.data.answers`."""
+    """A source's `Options` derive from this and narrow `source` to their own name."""
 
     source: str
     seed: Natural = 0
     image_size: Annotated[int, Field(ge=16, multiple_of=8)] = 32
     vocabulary: Annotated[int, Field(ge=300)] = 512  # of the text tokenizer
-    answers: Literal["exact", "lmms_eval", "vqa"] = "exact"
 
 
 class FileOptions(DataOptions):

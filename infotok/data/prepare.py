@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from infotok.data.answers import accepted, normalized
 from infotok.data.arrow import Split, SplitWriter, read_split
 from infotok.data.options import DataOptions
 from infotok.data.rejects import Rejects
@@ -48,7 +47,6 @@ def prepare(options: DataOptions, folder: Path, root: Path = Path()) -> dict:
         tasks, why_not = _tasks(read)
         for name, split in read.items():
             splits[name] |= _counts(split)
-        _note_unseen(read, options.answers, rejects)
         text = train_text_tokenizer(_texts(read["train"]), options.vocabulary).to_str()
     except BaseException:
         rejects.close()
@@ -140,17 +138,6 @@ def _tasks(read: dict[str, Split]) -> tuple[list[str], dict[str, str]]:
         else:
             why_not[task] = f"the {' and '.join(lacking)} images have no {column}"
     return tasks, why_not
-
-
-def _note_unseen(read: dict[str, Split], rule: str, rejects: Rejects) -> None:
-    """Questions that no model can have learned to answer; they stay, and count as wrong."""
-    train = itertools.chain.from_iterable(read["train"].questions)
-    shown = {normalized(pair["answer"], rule) for pair in train}
-    for name, split in read.items():
-        for where, questions in zip(split.origins, split.questions, strict=True) if name != "train" and shown else ():
-            for pair in questions:
-                if not any(normalized(answer, rule) in shown for answer in accepted(pair)):
-                    rejects.note(where, "question", f"in {name} has an answer that training never shows")
 
 
 def _texts(split: Split) -> Iterator[str]:

@@ -6,7 +6,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 
-from infotok.data.answers import normalized, score
+from infotok.data.answers import accepted, normalized, score
+from infotok.data.arrow import Split
 
 
 class Guess:
@@ -20,11 +21,23 @@ class Guess:
         for pair in itertools.chain.from_iterable(train):
             for key in self._keys(pair):
                 seen.setdefault(key, Counter())[normalized(pair["answer"], rule)] += 1
+        self._known = set(seen.get(None, ()))
         self._guesses = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
 
     @staticmethod
     def _keys(pair: dict) -> list:
         return [pair["question"], tuple(pair["question"].split()[:3]), ("family", pair["family"]), None]
+
+    def unseen(self, split: Split) -> list[str]:
+        """Where those questions stand, `file` or `file:line`, of whose right answers training shows none: no model can
+        have learned them."""
+        origins = split.origins or [""] * len(split)
+        return [
+            where
+            for where, questions in zip(origins, split.questions, strict=True)
+            for pair in questions
+            if not any(normalized(answer, self.rule) in self._known for answer in accepted(pair))
+        ]
 
     def accuracies(self, test: Iterable[list[dict[str, str]]]) -> dict[str, float]:
         """Scores of the answers, as the model's are scored: `question_only` and `majority`."""

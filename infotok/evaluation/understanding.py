@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,9 +19,12 @@ from infotok.training.runtime import autocast
 
 
 class UnderstandingConfig(Section):
-    """batch: questions that are answered at once. longest_answer: tokens of an answer, at most; more are cut.
+    """answers: when an answer is right, for accuracies and floors alike: `exact`, `lmms_eval` or `vqa` of
+    `infotok.data.answers`. batch: questions that are answered at once. longest_answer: tokens of an answer, at most;
+    more are cut.
     probe_images, probe_steps: training images that the probes of usable information learn from, and their steps."""
 
+    answers: Literal["exact", "lmms_eval", "vqa"] = "exact"
     batch: Count = 256
     longest_answer: Count = 64
     probe_images: Count = 4000

@@ -28,7 +28,7 @@ REASONS = 6  # for rejects, at most, that are named
 
 def tasks_sentence(analysis: Analysis) -> str:
     """The data set, the tasks it allows, and why one is left out."""
-    right = {"understanding": f"the answer is right, by {DESCRIPTIONS[analysis.params.data.answers]}"}
+    right = {"understanding": f"the answer is right, by {DESCRIPTIONS[analysis.params.understanding.answers]}"}
     tasks = [f"{task.name} ({task.label}: {right.get(task.name, task.right)})" for task in analysis.tasks]
     left = [f"{name}, because {reason}" for name, reason in analysis.manifest.get("why_not", {}).items()]
     sentence = f"Data: {analysis.params.data.source}. Tasks: {' and '.join(tasks) or 'none'}."
