@@ -312,17 +312,55 @@ def test_factored_logits_are_those_of_a_language_model_s_head():
     torch.testing.assert_close(length, -log_r.gather(-1, codes[..., None])[..., 0].detach())
 
 
-def test_the_plug_in_s_terms_are_its_terms():
-    """`dib` of the plug-in on the plain logits against ours, as it combines them."""
-    q, features, _ = channel(torch.float32)
-    bottleneck = InformationBottleneck("dib", beta=0.7, tokens=K, codebook=C)
-    with torch.no_grad():
-        bottleneck.prior.logits.copy_(randn(K, C, seed=3))
-    term = bottleneck(q.dense())
-    r = bottleneck.prior()
-    cost, length = q.code_cost(r.detach(), 0.0), q.detach().code_cost(r, 0.0)
-    loss = 0.7 * cost + length - length.detach()
-    torch.testing.assert_close(loss, term.loss, rtol=1e-6, atol=1e-6)
-    tensors = [features, bottleneck.prior.logits]
-    for one, other in zip(torch.autograd.grad(loss, tensors), torch.autograd.grad(term.loss, tensors), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("estimator", ["vib", "dib", "ceb", "none"])
+def test_the_plug_in_s_term_is_that_of_the_logits(estimator):
+    """The same module, the same prior, the same generator's p(z | text): loss, parts and gradients."""
+    found = []
+    for plain in (False, True):
+        q, features, codebook = channel(torch.float32, relaxation=1.0 if estimator == "vib" else 2.0)
+        given = priors(torch.float32)["conditional"]
+        beta = 0.0 if estimator == "none" else 0.7
+        bottleneck = InformationBottleneck(estimator, beta=beta, tokens=K, codebook=C)
+        with torch.no_grad():
+            bottleneck.prior.logits.copy_(randn(K, C, seed=3))
+        weight = randn(B, K, seed=9, dtype=torch.float32).square()
+        term = bottleneck(q.dense(), given.dense(), weight=weight) if plain else bottleneck(q, given, weight=weight)
+        term.loss.backward()
+        gradients = [features.grad, codebook.grad, bottleneck.prior.logits.grad, given.left.grad]
+        found.append((term.loss.detach(), term.parts, gradients))
+    (loss, parts, gradients), (wanted, wanted_parts, wanted_gradients) = found
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-6)
+    assert parts.keys() == wanted_parts.keys()
+    for name in parts:
+        torch.testing.assert_close(parts[name], wanted_parts[name], rtol=1e-5, atol=1e-6)
+    for one, other in zip(gradients, wanted_gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("prior", ["shared", "low_rank"])
+def test_the_plug_in_s_priors_of_large_codebooks(prior):
+    """By name; of fewer tokens than K too, as elastic tokens are."""
+    bottleneck = InformationBottleneck("dib", beta=0.7, tokens=K, codebook=C, prior=prior, rank=R)
+    q, features, codebook = channel(torch.float32)
+    parts = bottleneck(q).parts
+    assert parts["code_length_bits"].item() == pytest.approx(K * math.log2(C), rel=1e-5)  # uniform
+    fewer = NearestCodes(features[:, :2], codebook, 0.4)
+    assert bottleneck(fewer).parts["code_length_bits"].item() == pytest.approx(2 * math.log2(C), rel=1e-5)
+    bottleneck(q).loss.backward()
+    assert sum(p.grad.abs().sum() for p in bottleneck.prior.parameters()) > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda plug: plug(NearestCodes(randn(B, K + 1, D), randn(C, D), 1.0)), "5, 11"),
+        (lambda plug: plug(NearestCodes(randn(B, K, D), randn(C + 1, D), 1.0)), "5, 11"),
+        (lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, dimension=D, prior="shared"), "discrete tokens"),
+        (lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, codebook=C, prior="wide"), "low_rank"),
+    ],
+)
+def test_the_plug_in_says_what_does_not_fit(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        wrong(InformationBottleneck("dib", beta=1.0, tokens=K, codebook=C))

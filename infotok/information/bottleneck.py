@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 from infotok.information.channel import Categorical, Channel, Gaussian
 from infotok.information.consistency import InfoNCE
+from infotok.information.factored import Factored, LowRankPrior, SharedPrior
 from infotok.information.kernels import Kernels
 from infotok.information.multiplier import Multiplier
+from infotok.information.nearest import NearestCodes
 from infotok.information.objective import NONE, NOT_GIVEN, Observed, code_cost, contrast, load_estimator
 from infotok.information.priors import KINDS, AutoregressivePrior, CategoricalPrior, GaussianPrior, Priors, padded
 from infotok.information.units import NATS_PER_BIT
 from infotok.random import Purpose, stream
 
 FEWEST_TEXTS = 4  # that consistency needs, over all processes: fewer, after caption dropout, say nothing of it
+Given = Channel | NearestCodes | Factored
+LARGE = ("shared", "low_rank")  # priors of large codebooks
 INPUTS = {
     "posterior": "q(z|x)",
     "conditional": "what the generator says of these tokens given their text",
@@ -83,7 +87,8 @@ class InformationBottleneck(nn.Module):
             dependence. A batch of fewer than four texts has none. text_width: of the text states.
         tokens: K. codebook: C of discrete tokens. dimension: D of Gaussian tokens; of discrete ones, D of their
             vectors, which the autoregressive prior and the learned bound need.
-        prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other.
+        prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other; of large codebooks
+            `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`.
         priors: ready ones instead of one of its own. All of them learn, whatever the estimator, and the penalty uses
             the one that `prior` names.
         warmup: training steps over which beta and gamma rise linearly from 0, or the target comes down from the first
@@ -109,6 +114,7 @@ class InformationBottleneck(nn.Module):
         codebook: int | None = None,
         dimension: int | None = None,
         prior: str = "marginal",
+        rank: int = 16,
         priors: Priors | None = None,
         warmup: float = 0,
         target_bits: float | None = None,
@@ -124,8 +130,8 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(f"{name} must be at least 0, got {value}")
         if estimator == NONE and beta:
             raise ValueError(f"estimator 'none' has no penalty for beta {beta} to weigh: set beta to 0")
-        if prior not in KINDS:
-            raise ValueError(f"unknown prior {prior!r}: choose one of {', '.join(KINDS)}")
+        if prior not in KINDS + LARGE:
+            raise ValueError(f"unknown prior {prior!r}: choose one of {', '.join(KINDS + LARGE)}")
         self.name, self.beta, self.gamma, self.warmup, self.kernels = estimator, beta, gamma, warmup, kernels
         self.gather, self.average, self.kind = gather, average, prior
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -143,7 +149,7 @@ class InformationBottleneck(nn.Module):
         self.priors = priors
         self.prior: Any = None
         if priors is None and "posterior" in self.estimator.needs:
-            self.prior = _make_prior(prior, tokens, codebook, dimension)
+            self.prior = _make_prior(prior, tokens, codebook, dimension, rank)
         learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
         self.critic: Any = self._make_critic(text_width) if gamma and learned else None
         self.learns = self.prior is not None or self.priors is not None
@@ -170,10 +176,10 @@ class InformationBottleneck(nn.Module):
 
     def forward(
         self,
-        posterior: Tensor | Channel | None = None,
-        conditional: Tensor | Channel | None = None,
+        posterior: Tensor | Given | None = None,
+        conditional: Tensor | Given | None = None,
         *,
-        channel: Tensor | Channel | None = None,
+        channel: Tensor | Given | None = None,
         weight: Tensor | None = None,
         inputs: Tensor | None = None,
         vectors: Tensor | None = None,
@@ -187,9 +193,10 @@ class InformationBottleneck(nn.Module):
 
         Args:
             posterior: q(z|x), logits (B, K, C) of discrete tokens, `Categorical` of them with the relaxation of the
-                channel's backward pass, or `Gaussian(mean, log_variance)`, each (B, K, D).
-            conditional: what your generator says of the same tokens given their text, for `ceb`, in the same form; its
-                gradients are stopped.
+                channel's backward pass, `NearestCodes` of a codebook too large for logits, or
+                `Gaussian(mean, log_variance)`, each (B, K, D).
+            conditional: what your generator says of the same tokens given their text, for `ceb`, in the same form, or
+                `Factored` beside `NearestCodes`; its gradients are stopped.
             channel: the distribution that tokens really follow where that is not the posterior, as in a deterministic
                 quantizer: the priors learn from it, and it has the rate.
             weight: (B, K), how often the code length of each token counts, for `ceb`.
@@ -269,12 +276,18 @@ class InformationBottleneck(nn.Module):
             return given
         return stream(vectors.device, int(self.steps), Purpose.KERNELS)
 
-    def _channel(self, given: Tensor | Channel | None, name: str, count: int | None = None) -> Channel:
+    def _channel(self, given: Tensor | Given | None, name: str, count: int | None = None) -> Any:
         """Logits or a distribution as one over the first `count` tokens of this tokenizer, or over as many as it is."""
         assert self.tokens is not None  # as there is a prior
         discrete = self.codebook is not None
         if discrete and isinstance(given, Tensor):
             given = Categorical(given)
+        if discrete and isinstance(given, NearestCodes | Factored):
+            found, most = tuple(given.shape), self.tokens if count is None else count
+            fits = len(found) == 3 and found[2] == self.codebook and found[1] <= most
+            if not fits or count not in (None, found[1]):
+                raise ValueError(f"{name} must be of (B, {most}, {self.codebook}) codes, got {found}")
+            return given
         kind, size = (Categorical, self.codebook) if discrete else (Gaussian, self.dimension)
         wanted = "logits" if discrete else "Gaussian(mean, log_variance), each"
         shape = f"(B, {self.tokens if count is None else count}, {size})"
@@ -310,9 +323,13 @@ class InformationBottleneck(nn.Module):
         return {kind: prior.first(count) for kind, prior in found.items()}
 
 
-def _make_prior(kind: str, tokens: int | None, codebook: int | None, dimension: int | None) -> nn.Module:
+def _make_prior(kind: str, tokens: int | None, codebook: int | None, dimension: int | None, rank: int) -> nn.Module:
     marginal: CategoricalPrior | GaussianPrior
+    if kind in LARGE and codebook is None:
+        raise ValueError(f"the {kind} prior is of discrete tokens: give `codebook`")
     if tokens is not None and codebook is not None:
+        if kind in LARGE:
+            return SharedPrior(codebook) if kind == "shared" else LowRankPrior(tokens, codebook, rank)
         marginal = CategoricalPrior(tokens, codebook)
     elif tokens is not None and dimension is not None:
         marginal = GaussianPrior(tokens, dimension)

@@ -30,6 +30,15 @@ class Factored:
     def detach(self) -> Factored:
         return Factored(self.left.detach(), self.right.detach(), None if self.bias is None else self.bias.detach())
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its logits: K, C or B, K, C."""
+        return *self.left.shape[:-1], len(self.right)
+
+    def first(self, count: int) -> Factored:
+        """Of the first `count` tokens; where all share one row, itself."""
+        return self if self.left.shape[-2] == 1 else Factored(self.left[..., :count, :], self.right, self.bias)
+
     def dense(self) -> Categorical:
         """The same with all logits, (K, C) or (B, K, C)."""
         logits = self.left @ self.right.T

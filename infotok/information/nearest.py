@@ -63,6 +63,11 @@ class NearestCodes:
         """B, K, C."""
         return self.features.shape[0], self.features.shape[1], self.codebook.shape[0]
 
+    @property
+    def tokens(self) -> int:
+        """K."""
+        return self.features.shape[1]
+
     def detach(self) -> NearestCodes:
         """The same without gradient; what has been computed of one serves the other."""
         settings = (self.variance, self.relaxation, self.scores)

@@ -77,6 +77,8 @@ def code_cost(posterior: Channel, prior: Channel, entropy_weight: float, weight:
     The one formula of the variational estimators: entropy_weight 1 is the rate, 0 the code length. weight: (B, K), how
     often a token's code length counts.
     """
+    if hasattr(posterior, "code_cost"):  # of one whose tensors per token would not fit in memory
+        return posterior.code_cost(prior, entropy_weight, weight)
     length = posterior.code_length(prior)
     cost = (length if weight is None else length * weight).sum(-1)
     if entropy_weight:
