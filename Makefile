@@ -11,6 +11,7 @@ repro: $(VENV)/installed  ## the default grid, from data to tables
 test: $(VENV)/installed  ## ruff, types and the test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses $(JOBS) --dist loadgroup
 
 $(VENV)/installed: requirements.lock pyproject.toml

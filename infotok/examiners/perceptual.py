@@ -39,7 +39,7 @@ class Perceptual(nn.Module):
         if classes is not None:
             self.classes = {"presence": 2, **classes}
             self.head = nn.Linear(64, sum(self.classes.values()))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, images: Tensor) -> list[Tensor]:
         out = []

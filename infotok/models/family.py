@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import importlib
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from infotok.information.channel import Channel
 from infotok.models.backbone import Backbone
 from infotok.options import Count, Natural, Positive, Scale, Section, Weight
 from infotok.tokenizer.base import Tokenizer, Tokens
+
+Kind = TypeVar("Kind", bound=Tokenizer)
 
 
 class Decoding(Section):
@@ -53,7 +56,7 @@ class Predicted:
     weight: Tensor | None = None
 
 
-class Family(nn.Module, abc.ABC):
+class Family(nn.Module, abc.ABC, Generic[Kind]):
     """Base of `infotok.models.families.<name>.Family`.
 
     `tokenizer_class` makes its tokens; `bidirectional` says how the tokens of the image being drawn attend to each
@@ -64,7 +67,7 @@ class Family(nn.Module, abc.ABC):
     tokenizer_class: type[Tokenizer]
     bidirectional = False
 
-    def __init__(self, tokenizer: Tokenizer, width: int):
+    def __init__(self, tokenizer: Kind, width: int):
         super().__init__()
         config = tokenizer.config
         self.tokens = tokenizer.tokens
@@ -89,7 +92,7 @@ class Family(nn.Module, abc.ABC):
     def draw(
         self,
         backbone: Backbone,
-        tokenizer: Tokenizer,
+        tokenizer: Kind,
         captions: Tensor,
         valid: Tensor,
         sampling: Sampling,

@@ -65,9 +65,9 @@ class UnifiedModel(nn.Module):
         hidden = self.backbone(*pack(parts)).split([part.embeddings.shape[1] for part in parts], 1)
         _, *questions, captions, drawing = hidden
 
-        asked = texts.questions
-        states = torch.cat([h[:, :-1][one.answers[:, 1:]] for h, one in zip(questions, asked, strict=True)])
-        wanted = torch.cat([one.ids[:, 1:][one.answers[:, 1:]] for one in asked])
+        questioned = texts.questions
+        states = torch.cat([h[:, :-1][one.answers[:, 1:]] for h, one in zip(questions, questioned, strict=True)])
+        wanted = torch.cat([one.ids[:, 1:][one.answers[:, 1:]] for one in questioned])
         answer_loss = F.cross_entropy(self.backbone.text_logits(states).float(), wanted)
         answer_loss = world_of(generator).weighted(answer_loss, len(wanted))
         predicted = self.family.predict(drawing, tokens, to_predict, generator)

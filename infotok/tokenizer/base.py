@@ -8,19 +8,21 @@ from __future__ import annotations
 import abc
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from infotok.distributed import shared_random
-from infotok.information.channel import Channel
+from infotok.information.channel import Categorical, Gaussian
+from infotok.information.priors import CategoricalPrior, GaussianPrior
 from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Section
 from infotok.tokenizer import patch_grid
 from infotok.tokenizer.convolutions import ConvolutionDecoder, ConvolutionEncoder
 from infotok.tokenizer.patches import HEADS, PatchDecoder, PatchEncoder
 
+Posterior = TypeVar("Posterior", Categorical, Gaussian)
 NETWORKS = {"patch": (PatchEncoder, PatchDecoder), "convolution": (ConvolutionEncoder, ConvolutionDecoder)}
 
 
@@ -68,12 +70,13 @@ class Tokens:
     @staticmethod
     def cat(parts: list[Tokens]) -> Tokens:
         """Tokens of several batches as one."""
-        codes = None if parts[0].codes is None else torch.cat([part.codes for part in parts])
+        given = [part.codes for part in parts if part.codes is not None]
+        codes = torch.cat(given) if given else None
         return Tokens(torch.cat([part.vectors for part in parts]), codes)
 
 
-class Tokenizer(nn.Module, abc.ABC):
-    """Images to K tokens, and back."""
+class Tokenizer(nn.Module, abc.ABC, Generic[Posterior]):
+    """Images to K tokens, and back; `Posterior` is the kind of distribution that its tokens have."""
 
     outputs = 1  # numbers that the encoder gives per dimension of a token
 
@@ -81,7 +84,7 @@ class Tokenizer(nn.Module, abc.ABC):
         """image_size: pixels a side of the square images. tokens: K, the budget of one image."""
         super().__init__()
         self.config, self.image_size, self.tokens = config, image_size, tokens
-        sizes = {
+        sizes: dict[str, Any] = {
             "image_size": image_size,
             "grid": patch_grid(image_size, tokens),
             "width": config.width,
@@ -93,7 +96,7 @@ class Tokenizer(nn.Module, abc.ABC):
         self.decoder = decoder(**sizes, dimension=config.dimension)
 
     @abc.abstractmethod
-    def make_prior(self) -> nn.Module:
+    def make_prior(self) -> CategoricalPrior | GaussianPrior:
         """A learnable marginal prior over this tokenizer's tokens."""
 
     @property
@@ -102,19 +105,19 @@ class Tokenizer(nn.Module, abc.ABC):
         """Bits per image that the channel can carry at most."""
 
     @abc.abstractmethod
-    def encode(self, images: Tensor) -> Channel:
+    def encode(self, images: Tensor) -> Posterior:
         """q(z|x) of images (B, 3, S, S) in [-1, 1], float32 outside autocast."""
 
     @abc.abstractmethod
-    def sample(self, posterior: Channel, generator: torch.Generator) -> Tokens:
+    def sample(self, posterior: Posterior, generator: torch.Generator) -> Tokens:
         """Send images through the channel."""
 
     @abc.abstractmethod
-    def channel_of(self, posterior: Channel) -> Channel:
+    def channel_of(self, posterior: Posterior) -> Posterior:
         """The distribution that tokens really follow."""
 
     @abc.abstractmethod
-    def health(self, tokens: Tokens, channel: Channel) -> dict[str, float]:
+    def health(self, tokens: Tokens, channel: Posterior) -> dict[str, float]:
         """How much of the channel is in use, from the tokens of many images and the distributions they follow."""
 
     @abc.abstractmethod

@@ -24,7 +24,7 @@ ACTIVE = 0.01  # variance of the mean over images above which a dimension counts
 START = -4.0  # initial logit of where the log variance stands between its bounds: near the least noise
 
 
-class ContinuousTokenizer(base.Tokenizer):
+class ContinuousTokenizer(base.Tokenizer[Gaussian]):
     """Images to K vectors, and back."""
 
     outputs = 2

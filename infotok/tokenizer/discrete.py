@@ -23,7 +23,7 @@ from infotok.tokenizer import base
 from infotok.tokenizer.base import TokenizerConfig, Tokens
 
 
-class DiscreteTokenizer(base.Tokenizer):
+class DiscreteTokenizer(base.Tokenizer[Categorical]):
     """Images to K codes of a codebook, and back."""
 
     def __init__(self, config: TokenizerConfig, *, image_size: int, tokens: int):
@@ -78,6 +78,7 @@ class DiscreteTokenizer(base.Tokenizer):
 
     def health(self, tokens: Tokens, channel: Categorical) -> dict[str, float]:
         """`code_statistics`."""
+        assert tokens.codes is not None
         return code_statistics(tokens.codes, self.config.codebook)
 
     def collapse_warning(self, health: dict[str, float]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ def through(tokenizer: Tokenizer, images: np.ndarray, seed: int, batch: int = 50
     Returns:
         their tokens, and the distribution that the tokens follow.
     """
-    device, tokens, channels = next(tokenizer.parameters()).device, [], []
+    device, tokens = next(tokenizer.parameters()).device, []
+    channels: list[Any] = []  # all of one kind
     for start in range(0, len(images), batch):
         posterior = tokenizer.encode(to_unit(torch.from_numpy(images[start : start + batch].copy()).to(device)))
         tokens.append(tokenizer.sample(posterior, stream(device, seed, start, Purpose.CHANNEL)))

@@ -77,12 +77,11 @@ class Checkpoints:
         """
         for left in self.folder.glob("*.tmp"):
             left.unlink(missing_ok=True)
-        found = None
-        while found is None:
-            path = self.latest()
-            if path is None:
-                return 0, [], []
-            found = self._read(path)
+        while path := self.latest():
+            if found := self._read(path):
+                break
+        else:
+            return 0, [], []
         (tensors, meta), remedy = found, "delete it to train again from the start"
         model = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
         load_module(module, model, path, remedy)

@@ -58,14 +58,15 @@ def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[s
     for (given, split), images in about.items():
         if split == SKIP:
             found["skipped"][f"a split that is skipped: {given}"] = len(images)
-    given = {split for _, split in about} - {None, SKIP}
-    yield from intake(_examples(options, about, rejects), options, given, rejects, found)
+    named = {split for _, split in about if split is not None and split != SKIP}
+    yield from intake(_examples(options, about, rejects), options, named, rejects, found)
 
 
 def _read(options: Options, names: SplitNames) -> dict[tuple[str, str | None], dict[Any, _About]]:
     """(split as named, our split) -> image number -> what is said of it."""
     about: dict = defaultdict(dict)
-    answers, asked = {}, []
+    answers: dict[Any, dict[str, Any]] = {}
+    asked = []
     for file in options.files:
         path = Path(options.path) / file
         content = read_json(path)
@@ -155,7 +156,8 @@ def _examples(options: Options, about: dict, rejects: Rejects) -> Iterator[Examp
 
 def _index(root: Path) -> tuple[dict[str, str], dict[int, str]]:
     """Images in a folder and the folders in it, by their names and by the numbers that these end with."""
-    by_name, by_number = {}, {}
+    by_name: dict[str, str] = {}
+    by_number: dict[int, str] = {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in SUFFIXES:
             name = path.relative_to(root).as_posix()

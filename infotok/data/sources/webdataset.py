@@ -50,7 +50,9 @@ def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[s
     splits = _splits(root, shards, names)
     found |= {"given_splits": names.became, "skipped": {}}
     examples = _examples(root, splits, rejects, found["skipped"])
-    yield from intake(examples, options, set(splits.values()) - {None, SKIP}, rejects, found)
+    yield from intake(
+        examples, options, {split for split in splits.values() if split not in (None, SKIP)}, rejects, found
+    )
 
 
 def _splits(root: Path, shards: list[Path], names: SplitNames) -> dict[Path, str | None]:
@@ -87,7 +89,9 @@ def _examples(root: Path, splits: dict[Path, str | None], rejects: Rejects, skip
 
 def _texts(files: dict[str, bytes | None]) -> tuple[list[Any], list[dict[str, Any]], list[tuple[str, str]]]:
     """Captions, questions and what is wrong, of a sample's JSON and of its texts, which often hold the same caption."""
-    captions, questions, wrong = [], [], []
+    captions: list[Any] = []
+    questions: list[dict[str, Any]] = []
+    wrong: list[tuple[str, str]] = []
     for kind in (kind for kind in (".json", *CAPTIONS) if kind in files):
         what = "json" if kind == ".json" else "caption"
         try:
@@ -134,11 +138,16 @@ class _Shard:
         return self._last == bytes(tarfile.BLOCKSIZE)
 
 
+def _opened(stream: Any) -> tarfile.TarFile:
+    """An archive that is only read, and never sought in."""
+    return tarfile.open(fileobj=stream, mode="r|")
+
+
 def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes | None]]]:
     """(name, ending -> content) of the files that follow each other under one name; None of one that is too large."""
-    key, files = None, {}
+    key, files = "", dict[str, bytes | None]()
     try:
-        with _Shard(shard) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with _Shard(shard) as stream, _opened(stream) as archive:
             for member in archive:
                 if not member.isfile():
                     continue
@@ -149,7 +158,8 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes | None]]]:
                         yield key, files
                     key, files = name, {}
                 large = member.size > LARGEST
-                files["." + ending.lower()] = None if large else archive.extractfile(member).read()
+                content = None if large else archive.extractfile(member)
+                files["." + ending.lower()] = content.read() if content else None
             if not stream.is_whole():
                 raise EOFError("it ends too early")
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -15,7 +15,7 @@ from infotok.tokenizer.base import Tokens
 from infotok.tokenizer.discrete import DiscreteTokenizer
 
 
-class Family(family.Family):
+class Family(family.Family[DiscreteTokenizer]):
     """Codes left to right: place k holds code k - 1, place 0 a begin mark."""
 
     tokenizer_class = DiscreteTokenizer

@@ -29,10 +29,12 @@ MOMENTUM = 0.05  # of the moving statistics of the tokens
 FREQUENCIES = 16  # of the embedding of time
 
 
-class Family(family.Family):
+class Family(family.Family[ContinuousTokenizer]):
     """Vectors left to right: place k holds vector k - 1, place 0 a begin mark."""
 
     tokenizer_class = ContinuousTokenizer
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, tokenizer: ContinuousTokenizer, width: int):
         super().__init__(tokenizer, width)
@@ -116,6 +118,8 @@ class Family(family.Family):
 class VelocityHead(nn.Module):
     """Velocity of a noised token given a hidden state: residual layers modulated by state and time (Peebles & Xie 2023,
     adaLN-Zero)."""
+
+    frequencies: Tensor
 
     def __init__(self, dimension: int, condition: int):
         super().__init__()

@@ -22,7 +22,7 @@ from infotok.tokenizer.base import Tokens
 from infotok.tokenizer.discrete import DiscreteTokenizer
 
 
-class Family(family.Family):
+class Family(family.Family[DiscreteTokenizer]):
     """Every place holds its own code or a mask."""
 
     tokenizer_class = DiscreteTokenizer
