@@ -1,7 +1,9 @@
 """The numbers of the report: differences, intervals, tests and choices over a grid worked by hand."""
 
+import copy
 import math
 import shlex
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -89,6 +91,19 @@ def test_consistency_alone_is_a_candidate_and_the_baseline_is_none():
     found = changed(params, results, judge)
     assert found.best("ar").arm == summary(found)["ar"]["arm"] == "none-0-1"
     assert "validation chooses none-0-1 (consistency alone)" in findings(found)[0]
+    assert "No arm with compression validates higher." in findings(found)[0]
+
+
+def test_a_gamma_at_the_edge_of_those_tried_is_said_and_one_between_is_not():
+    params, results, judge = synthetic(arms=FOUR)
+    for gamma in (0.5, 2.0):  # beside 1, which validates at .64 and at .70 with compression
+        results |= {replace(c, gamma=gamma): copy.deepcopy(r) for c, r in results.items() if c.gamma == 1}
+    for cell, stages in results.items():
+        if cell.arm in ("none-0-2", "ceb-0.01-1"):
+            stages["understand"]["metrics"]["understanding/validation"] = 0.9
+    chosen = {choice.estimator: choice for choice in changed(params, results, judge).choices}
+    assert (chosen["none"].arm, chosen["none"].edges, chosen["none"].tried) == ("none-0-2", "γ", 3)
+    assert (chosen["ceb"].arm, chosen["ceb"].edges, chosen["ceb"].tried) == ("ceb-0.01-1", "", 4)
 
 
 def test_arms_without_a_baseline_are_skipped():

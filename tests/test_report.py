@@ -325,6 +325,7 @@ def test_a_report_is_made_again_from_its_numbers_alone(written, tmp_path):
     parser = Resources()
     parser.feed((study.reports / "page/index.html").read_text())
     assert "../figures/samples.png" in parser.loads
+    assert "Warnings of the stages\n\n- not known" in (study.reports / "ablation.md").read_text()
     assert all((study.reports / "page" / value).is_file() for value in parser.loads)
 
 

@@ -47,5 +47,5 @@ def markdown(analysis: Analysis, figures: list[str]) -> str:
     if chosen := settings(analysis):
         parts += [f"### {chosen.title}\n", markdown_table(chosen)]
     parts.append("## Warnings of the stages\n")
-    parts.append("\n".join(f"- {_markdown_text(text)}" for text in warnings(analysis) or ["none"]) + "\n")
+    parts.append("\n".join(f"- {_markdown_text(text)}" for text in warnings(analysis)) + "\n")
     return "\n".join(parts)

@@ -88,5 +88,5 @@ def page(analysis: Analysis, figures: list[str]) -> str:
     parts.append(f"<h2>Protocol</h2><dl>{pairs}</dl>")
     if chosen := settings(analysis):
         parts.append(f"<h3>{html.escape(chosen.title)}</h3>{html_table(chosen)}")
-    parts.append(f"<h2>Warnings of the stages</h2>{items(warnings(analysis) or ['none'])}</body></html>\n")
+    parts.append(f"<h2>Warnings of the stages</h2>{items(warnings(analysis))}</body></html>\n")
     return "\n".join(parts)

@@ -130,7 +130,9 @@ def settings(analysis: Analysis) -> Table | None:
 
 
 def warnings(analysis: Analysis) -> list[str]:
-    """Warnings of all stages, each once, with the cells that gave it."""
+    """Warnings of all stages, each once, with the cells that gave it; `none` where there are none."""
+    if not analysis.results:
+        return ["not known: this report was made again from its ablation.csv, and what the stages recorded is gone"]
     given: dict[str, list[str]] = {}
     for text in analysis.judge.get("warnings", []):
         given.setdefault(f"judge: {text}", [])
@@ -138,7 +140,7 @@ def warnings(analysis: Analysis) -> list[str]:
         for stage, result in stages.items():
             for text in result.get("warnings", []):
                 given.setdefault(f"{stage}: {text}", []).append(cell.key)
-    return [f"{text} ({', '.join(cells)})" if cells else text for text, cells in given.items()]
+    return [f"{text} ({', '.join(cells)})" if cells else text for text, cells in given.items()] or ["none"]
 
 
 def _list(values: Iterable[float]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from infotok.evaluation.statistics import mean_and_deviation
-from pipeline.config.cells import arm_name
+from pipeline.config.cells import NONE, arm_name
 from pipeline.report.analysis import Analysis, luck_of_choice
 from pipeline.report.factorial import complete
 from pipeline.report.frame import ARM, TERMS, Arm, present, terms_of
@@ -165,10 +165,12 @@ def _choosing(analysis: Analysis) -> list[str]:
     score = (
         f"{tasks[0].label} on the validation split" if len(tasks) == 1 else "the mean of both tasks' validation scores"
     )
+    alone = any(choice.estimator == NONE for choice in analysis.choices)
+    rival = ", consistency alone being a candidate beside the estimators" * alone
     sentences = [
-        f"Per family, token budget and estimator, {score} chooses β and γ, consistency alone being a candidate beside "
-        "the estimators; the arm in bold validates best of its budget. All numbers are of the test split, means over "
-        "seeds: validation chooses, test reports, so no correction counts the arms tried."
+        f"Per family, token budget and estimator, {score} chooses β and γ{rival}; the arm in bold validates best of "
+        "its budget. All numbers are of the test split, means over seeds: validation chooses, test reports, so no "
+        "correction counts the arms tried."
     ]
     if luck := _luck(analysis):
         sentences.append(luck)
@@ -193,7 +195,7 @@ def _luck(analysis: Analysis) -> str:
     ]
     if not counts:
         return ""
-    arms, seeds = max(counts)
+    arms, seeds = max(dict.fromkeys(counts), key=lambda count: luck_of_choice(*count))
     share = f"{100 * luck_of_choice(arms, seeds):.0f} %"
     return (
         f"The luck of a training is in both splits and stays: of {arms} arms without effect the chosen one excludes "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pipeline.config.cells import NONE
 from pipeline.report.analysis import Analysis, Choice
 from pipeline.report.frame import of_arm, present, terms_of
 from pipeline.report.metrics import HEADLINE, shown
@@ -32,6 +33,8 @@ def findings(analysis: Analysis) -> list[str]:
             text += f" Validation itself does not prefer it to none-0-0 ({scores})."
         if added := _added(analysis, choice):
             text += f" {added}"
+        if choice.estimator == NONE and len(analysis.chosen(choice.family, choice.tokens)) > 1:
+            text += " No arm with compression validates higher."
         if choice.edges:
             lie = "lie" if "and" in choice.edges else "lies"
             text += f" Its {choice.edges} {lie} at the edge of the grid, so the optimum may lie outside it."
