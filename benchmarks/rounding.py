@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,8 @@ from benchmarks.common import Result, Row
 from benchmarks.overhead import copied
 from infotok.errors import InfotokError
 from pipeline.config.params import Params
+from pipeline.config.study import Study
+from pipeline.graph import ONCE, STAGES
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 PLAIN = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
@@ -32,33 +35,26 @@ VARIANTS = {
     "bf16": ("bf16", {}),
 }
 SCORES = ("understanding/accuracy", "generation/geneval", "information/rate_bits", "reconstruction/psnr", "train/loss")
-STAGES = """
-import sys
-from importlib import import_module
-for name in sys.argv[1:]:
-    options = {} if name in ("prepare", "perceptual", "judge") else {"tokens": 4}
-    if name in ("train", "understand", "generate"):
-        options["arm"] = "ceb-0.01-1"
-    getattr(import_module(f"stages.{name}"), name)(**options)
-"""
+CELL = {"family": "ar", "arm": "ceb-0.01-1", "tokens": "4", "seed": "0"}
 
 
 def measure(params: Params, quick: bool) -> Result:
     with tempfile.TemporaryDirectory() as name:
         folder, found = Path(name), {}
+        study = Study(root=folder)
         for variant, (precision, environment) in VARIANTS.items():
-            content = params.model_dump()
-            content["paths"] |= {"root": ".", "params": "params.yaml", "results": "runs", "reports": "reports"}
+            content = params.model_dump(mode="json")
             for section in ("pretrain", "train"):
                 content[section]["precision"] = precision
             if not found:
                 copied(folder, content)
-                _run(folder, {}, "prepare", "perceptual", "judge")
+                _run(folder, {}, ONCE)
             (folder / "params.yaml").write_text(yaml.safe_dump(content))
-            for stage in ("tokenizer", "train", "understand", "generate"):
-                shutil.rmtree(folder / "runs" / stage, ignore_errors=True)
-            _run(folder, environment, "pretrain", "train", "understand", "generate")
-            found[variant] = _metrics(folder / "runs")
+            varied = [stage for stage in STAGES if stage not in ONCE]
+            for stage in varied:
+                shutil.rmtree(study.results / stage, ignore_errors=True)
+            _run(folder, environment, varied)
+            found[variant] = _metrics(study.results)
             if quick and len(found) == 2:
                 break
     (first, base), *others = found.items()
@@ -67,14 +63,16 @@ def measure(params: Params, quick: bool) -> Result:
     return Result({"variants": VARIANTS}, {f"Against {first}": rows, "Scores": scores})
 
 
-def _run(folder: Path, environment: dict[str, str], *stages: str) -> None:
-    command = [sys.executable, "-c", STAGES, *stages]
+def _run(folder: Path, environment: dict[str, str], stages: Iterable[str]) -> None:
     one = {"OMP_NUM_THREADS": "1", "INFOTOK_TRACKING": "off", "INFOTOK_DEVICE": "cpu", "PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | one | environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise InfotokError(f"{' '.join(stages)} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+    for stage in stages:
+        options = [part for axis in STAGES[stage].axes for part in (f"--{axis}", CELL[axis])]
+        command = [sys.executable, "-m", f"stages.{stage}", *options]
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | one | environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise InfotokError(f"{stage} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
 
 
 def _metrics(results: Path) -> dict[str, float]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from infotok.errors import InfotokError
 from pipeline.config.cells import NONE, Cell
+from pipeline.graph import CELL_STAGES
 from pipeline.report.metrics import ordered
 
 Results = dict[Cell, dict[str, dict]]  # metrics.json of every stage of every cell
@@ -37,7 +38,7 @@ def frame_of(results: Results) -> pd.DataFrame:
     rows = []
     for cell, stages in results.items():
         metrics = {}
-        for stage in ("train", "understand", "generate"):
+        for stage in CELL_STAGES:
             metrics |= stages.get(stage, {}).get("metrics", {})
         axes = {axis: getattr(cell, axis) for axis in AXES}
         rows.append(axes | {name: math.nan if value is None else float(value) for name, value in metrics.items()})

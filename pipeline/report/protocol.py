@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from infotok.data.answers import DESCRIPTIONS
 from pipeline.config.cells import arm_name
+from pipeline.graph import CELL_STAGES
 from pipeline.report.analysis import Analysis
 from pipeline.report.frame import ARM, present
 from pipeline.report.tables import MISSING, Table
@@ -59,7 +60,7 @@ def protocol(analysis: Analysis) -> list[tuple[str, str]]:
         if {"understanding/accuracy_low", "understanding/accuracy_high"} <= set(group):
             half = (group["understanding/accuracy_high"] - group["understanding/accuracy_low"]).mean() / 2
             rows.append((f"{family}: accuracy of one cell", f"known to ±{half:.3f} (mean Wilson 95 % half-width)"))
-    for stage in ("train", "understand", "generate"):
+    for stage in CELL_STAGES:
         found = [stages[stage].get("protocol", {}) for stages in analysis.results.values() if stage in stages]
         rows += [(f"{stage}: {key}", value) for key, value in _shared(found)]
     return rows

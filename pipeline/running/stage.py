@@ -26,7 +26,7 @@ from pipeline.config.study import Study, stage_key
 from pipeline.graph import STAGES, Spec
 from pipeline.results import HISTORY, read_result, write_result
 from pipeline.running import progress
-from pipeline.tracking.mirror import Tracker, track_stage
+from pipeline.tracking.mirror import Tracker, pictures, track_stage
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("infotok")
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 SHOWN = ("loss", "understanding", "generation", "reconstruction", "rate_bits")  # in the progress line
-PICTURES = ("samples", "reconstructions")  # PNG files of a stage that MLflow shows
 
 Config = TypeVar("Config", bound=Section)
 
@@ -141,8 +140,7 @@ class Stage:
             warnings=self.warnings,
         )
         write_text(self.study.duration_file(name, self._cell), f"{time.monotonic() - self.started:.2f}\n")
-        pictures = {picture: self.folder / f"{picture}.png" for picture in PICTURES}
-        self.tracker.finish(result, {picture: path for picture, path in pictures.items() if path.exists()})
+        self.tracker.finish(result, pictures(self.folder))
         return result
 
 

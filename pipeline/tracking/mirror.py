@@ -26,7 +26,6 @@ from pipeline.tracking.store import SQLITE, WITH_HISTORY, Run, Store, now, read_
 log = logging.getLogger("infotok")
 
 FLUSH_METRICS, FLUSH_SECONDS = 100, 2.0
-IMAGES = ["samples", "reconstructions"]  # PNG files that the stage generate leaves
 
 
 def enabled(stage: str | None = None) -> bool:
@@ -162,6 +161,11 @@ class Tracker:
             )
 
 
+def pictures(folder: Path) -> dict[str, Path]:
+    """The PNG files that a stage left, by name."""
+    return {path.stem: path for path in sorted(folder.glob("*.png"))}
+
+
 def _results(study: Study, cells: list[Cell]) -> Iterator[tuple[str, Cell, Path]]:
     """Every stage of these cells that MLflow shows, with the folder of its result."""
     for stage, spec in STAGES.items():
@@ -182,8 +186,7 @@ def _fill(store: Store, stage: str, cell: Cell, folder: Path) -> bool:
         return False
     run = store.run(stage, cell, fresh=stage in WITH_HISTORY)
     run.history(_history(folder))
-    images = {name: folder / f"{name}.png" for name in IMAGES if stage == "generate"}
-    run.finish(result, {name: path for name, path in images.items() if path.exists()})
+    run.finish(result, pictures(folder))
     run.client.set_terminated(run.id)
     return True
 
