@@ -5,6 +5,7 @@ Heavy imports wait inside the commands, so that help answers at once.
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -25,6 +26,7 @@ for spec in COMMANDS.values():
     app.command(rich_help_panel=ONE if spec.name in STAGES else GRID)(stage_command(spec))
 app.command(rich_help_panel="A trained cell")(draw)
 MARKS = {"done": "[green]●[/]", "stale": "[yellow]◐[/]", "missing": "[dim]○[/]"}
+PLAIN = {"done": "x", "stale": "~", "missing": "-"}  # where the terminal has no such letters
 
 
 @app.callback()
@@ -36,11 +38,19 @@ def root(
         raise typer.Exit
 
 
+def _marks() -> dict[str, str]:
+    try:
+        "".join(MARKS.values()).encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return PLAIN
+    return MARKS
+
+
 def _table(states, title):
     """Rows: arm and seed; columns: token budgets; a mark per stage."""
     from rich.table import Table
 
-    budgets = sorted({cell.tokens for cell in states})
+    shown, budgets = _marks(), sorted({cell.tokens for cell in states})
     table = Table(title=title)
     for name in ("family", "arm", "seed", *(f"K={tokens}" for tokens in budgets)):
         table.add_column(name)
@@ -49,7 +59,7 @@ def _table(states, title):
         marks = []
         for tokens in budgets:
             found = [s for c, s in states.items() if (c.family, c.arm, c.seed) == row and c.tokens == tokens]
-            marks.append(" ".join(MARKS[value] for value in found[0].values()) if found else "")
+            marks.append(" ".join(shown[value] for value in found[0].values()) if found else "")
         table.add_row(row[0], row[1], str(row[2]), *marks)
     return table
 
@@ -106,7 +116,7 @@ def status(study: StudyOption = "default") -> None:
     states = cell_states(Study(study))
     console.print(_table(states, _title()))
     counts = [value for found in states.values() for value in found.values()]
-    console.print("  ".join(f"{mark} {name} {counts.count(name)}" for name, mark in MARKS.items()))
+    console.print("  ".join(f"{mark} {name} {counts.count(name)}" for name, mark in _marks().items()))
 
 
 @app.command(rich_help_panel=GRID)

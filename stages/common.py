@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import io
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -59,6 +61,9 @@ def clear_errors(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal of few letters loses some, and no result
         handler = RichHandler(console=errors, show_time=False, show_path=False, markup=False)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
         here, root = Path.cwd(), find_root()
