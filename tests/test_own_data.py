@@ -9,43 +9,59 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from smoke import PROFILE, ROOT, copy_of_the_code, environment
+from smoke import ROOT, copy_of_the_code, environment
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240, 240, 240)}
-PLACES = {"left": 6, "right": 20}
+SIDES = {"left": 6, "right": 20}
 SIZE = 40  # neither of the sizes that are trained at, so that images are scaled
 
 ALL_STAGES = """
 import sys
-from stages import cli
-params, arms = sys.argv[1], sys.argv[2:]
-for stage in ("prepare", "judge", "perceptual"):
-    getattr(cli, stage)(params=params)
-cli.pretrain(family="ar", tokens=4, seed=0, params=params)
+from stages.cli import make_study
+from stages.common import COMMANDS, stage_command
+
+def run(name, **axes):
+    stage_command(COMMANDS[name])(study="mine", **axes)
+
+make_study(name="mine", like="smoke")
+tokens, arms = int(sys.argv[1]), sys.argv[2:]
+for name in ("configure", "prepare", "judge", "perceptual"):
+    run(name)
+run("pretrain", family="ar", tokens=tokens, seed=0)
 for arm in arms:
-    for stage in ("train", "understand", "generate"):
-        getattr(cli, stage)(family="ar", arm=arm, tokens=4, seed=0, params=params)
-cli.report(params=params)
+    for name in ("train", "understand", "generate"):
+        run(name, family="ar", arm=arm, tokens=tokens, seed=0)
+run("report")
 """
 
 
-def squares(folder, captions, questions):
+def all_stages(folder, params):
+    """Run a study `mine` of one family, budget and seed."""
+    (folder / "studies" / "mine").mkdir()
+    (folder / "studies" / "mine" / "params.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, "-c", ALL_STAGES, str(params["grid"]["tokens"][0]), *params["grid"]["arm"]]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def squares(folder, captions, questions, count=400):
     """Colored squares at the left or right of a noisy ground, with what may be said of them."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     with open(folder / "data.jsonl", "w") as file:
-        for index in range(400):
-            color, place = list(COLORS)[rng.integers(4)], list(PLACES)[rng.integers(2)]
+        for index in range(count):
+            color, side = list(COLORS)[rng.integers(4)], list(SIDES)[rng.integers(2)]
             pixels = rng.integers(60, 100, (SIZE, SIZE, 3)).astype(np.uint8)
-            pixels[12:28, PLACES[place] : PLACES[place] + 14] = COLORS[color]
+            pixels[12:28, SIDES[side] : SIDES[side] + 14] = COLORS[color]
             Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
             line = {"image": f"images/{index}.png"}
             if captions:
-                line["caption"] = f"a {color} square at the {place} number {index}"
+                line["caption"] = f"a {color} square at the {side} number {index}"
             if questions:
                 line["questions"] = [
                     {"question": "what color is it?", "answer": color, "family": "hue"},
-                    {"question": "where is it?", "answer": place},
+                    {"question": "where is it?", "answer": side},
                 ]
             file.write(json.dumps(line) + "\n")
 
@@ -55,19 +71,12 @@ def finished(request, tmp_path_factory):
     """(what was said, folder in which all stages have run)."""
     folder = copy_of_the_code(tmp_path_factory.mktemp(request.param))
     squares(folder / "data" / "mine", request.param != "questions", request.param != "captions")
-    params = yaml.safe_load((ROOT / PROFILE).read_text())
-    params["paths"] |= {"input": "data/mine", "params": "studies/mine/params.yaml"}
-    params["paths"] |= {"results": "runs/mine", "reports": "reports/mine"}
+    params = yaml.safe_load((ROOT / "studies" / "smoke" / "params.yaml").read_text())
     size = 64 if request.param == "both" else 32
     params["data"] = {"source": "jsonl", "path": "data/mine", "image_size": size, "vocabulary": 400}
     params["tokenizer"]["encoder"] = "convolution" if request.param == "both" else "patch"
-    arms = ["none-0-0", "ceb-0.01-1"]
-    params["grid"] = {"family": ["ar"], "arm": arms, "tokens": [4], "seed": [0]}
-    (folder / "studies" / "mine").mkdir()
-    (folder / "studies" / "mine" / "params.yaml").write_text(yaml.safe_dump(params))
-    command = [sys.executable, "-c", ALL_STAGES, params["paths"]["params"], *arms]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    params["grid"] = {"family": ["ar"], "arm": ["none-0-0", "ceb-0.01-1"], "tokens": [4], "seed": [0]}
+    all_stages(folder, params)
     return request.param, folder
 
 
