@@ -7,24 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline.running.results import Layout
-from synthetic import FOUR, ROOT, analysed, leave_images, synthetic
+import yaml
+from synthetic import FOUR, ROOT, analysed, leave_images, study_with, synthetic
 
 from pipeline.report.analysis import analyse
 from pipeline.report.curves import training_table
 from pipeline.report.write import csv_text
-
-DVC_YAML = """
-plots:
-  - scores:
-      template: beta
-      x: {reports/ablation.csv: beta}
-      y: {reports/ablation.csv: understanding/accuracy}
-  - curves:
-      template: arms
-      x: {reports/training.csv: step}
-      y: {reports/training.csv: train/loss}
-"""
 
 
 def dvc(folder: Path, *words: str) -> str:
@@ -41,20 +29,22 @@ def repository(tmp_path_factory):
     dvc(folder, "init", "--quiet")
     shutil.copytree(ROOT / ".dvc" / "plots", folder / ".dvc" / "plots", dirs_exist_ok=True)
     params, results, judge = synthetic(arms=FOUR, seeds=(0, 1))
-    layout = Layout(params, folder)
-    leave_images(layout, results)
-    (folder / "reports").mkdir()
-    (folder / "reports/ablation.csv").write_text(csv_text(analysed(arms=FOUR, seeds=(0, 1)).frame))
-    (folder / "reports/training.csv").write_text(csv_text(training_table(analyse(results, judge, layout, params))))
-    (folder / "dvc.yaml").write_text(DVC_YAML)
+    study = study_with(params, folder)
+    leave_images(study, results)
+    study.reports.mkdir(parents=True)
+    (study.reports / "ablation.csv").write_text(csv_text(analysed(arms=FOUR, seeds=(0, 1)).frame))
+    (study.reports / "training.csv").write_text(csv_text(training_table(analyse(results, judge, study))))
+    # The plots of the default study as they are, without its stages.
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"plots": plots}))
     return folder
 
 
 @pytest.mark.parametrize(
     ("plot", "x", "y", "color", "rows"),
     [
-        ("scores", "beta", "understanding/accuracy", "curve", 4 * 2),  # arms and seeds
-        ("curves", "step", "train/loss", "arm", 4 * 20),  # arms and steps
+        ("scores over beta", "beta", "understanding/accuracy", "curve", 4 * 2),  # arms and seeds
+        ("training", "step", "train/loss", "arm", 4 * 20),  # arms and steps
     ],
 )
 def test_dvc_shows_a_line_per_arm(repository, plot, x, y, color, rows):

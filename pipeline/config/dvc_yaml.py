@@ -19,9 +19,10 @@ from pipeline.graph import CONFIGURE, REPORT, STAGES, Spec
 # What the report leaves in reports/<study>: for git, and apart from it what is made but not committed.
 TABLES = ("ablation.csv", "paired.csv", "factorial.csv", "training.csv", "ablation.md", "figures", "page")
 SUMMARY = "summary.json"
+# Templates are those of .dvc/plots, which tell the arms of these files apart.
 PLOTS = {
-    "scores over beta": {"y": {"ablation.csv": "understanding/accuracy"}, "x": "beta", "template": "scatter"},
-    "training": {"y": {"training.csv": "train/loss"}, "x": "step", "template": "linear"},
+    "scores over beta": {"y": {"ablation.csv": "understanding/accuracy"}, "x": "beta", "template": "beta"},
+    "training": {"y": {"training.csv": "train/loss"}, "x": "step", "template": "arms"},
 }
 
 
