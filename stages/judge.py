@@ -8,8 +8,8 @@ from infotok.examiners.judge import Judge
 from infotok.examiners.matcher import Matcher
 from infotok.examiners.matching import CANDIDATES, chance, retrieval
 from infotok.examiners.reading import accuracies, attribute_classes
-from infotok.examiners.training import ExaminerConfig, train_examiner, train_matching
 from infotok.tensors import save_module
+from infotok.training.examiners import ExaminerConfig, train_examiner, train_matching
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main

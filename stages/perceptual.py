@@ -8,8 +8,8 @@ from infotok.data.text import TextCodec
 from infotok.examiners.matching import CANDIDATES, STATEMENTS, Towers, draw_text, retrieval
 from infotok.examiners.perceptual import Perceptual
 from infotok.examiners.reading import accuracies, attribute_classes
-from infotok.examiners.training import PerceptualConfig, train_examiner, train_matching
 from infotok.tensors import save_module
+from infotok.training.examiners import PerceptualConfig, train_examiner, train_matching
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main

@@ -16,7 +16,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    """A copy of the repository in which `dvc repro` of the smoke profile has run undisturbed."""
+    """A copy of the repository in which `dvc repro` of the study `smoke` has run undisturbed."""
     folder = copy_of_the_code(tmp_path_factory.mktemp("pipeline"))
     done = run(folder, "dvc", "repro", FILE)
     assert done.returncode == 0, done.stdout + done.stderr

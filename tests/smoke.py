@@ -1,4 +1,4 @@
-"""The smoke profile in a copy of this repository, run by the real `dvc repro`."""
+"""The study `smoke` in a copy of this repository, run by the real `dvc repro`."""
 
 import hashlib
 import os
@@ -9,9 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CODE = ["infotok", "pipeline", "stages", "studies", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"]
-PROFILE, FILE = "studies/smoke/params.yaml", "studies/smoke/dvc.yaml"
+STUDY, PARAMS, FILE = ["--study", "smoke"], "studies/smoke/params.yaml", "studies/smoke/dvc.yaml"
 CELLS = ["ar-none-0-0-4-0", "ar-ceb-0.01-1-4-0"]
-CELL = ["--params", PROFILE, "--family", "ar", "--arm", "ceb-0.01-1", "--tokens", "4", "--seed", "0"]
+CELL = [*STUDY, "--family", "ar", "--arm", "ceb-0.01-1", "--tokens", "4", "--seed", "0"]
+MADE_BY_OTHERS = shutil.ignore_patterns("__pycache__", "dvc.lock")
 
 
 def environment() -> dict[str, str]:
@@ -20,10 +21,30 @@ def environment() -> dict[str, str]:
     return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def ran(said: str) -> list[str]:
+    """The stages that DVC ran, rather than restored, without the file that they stand in."""
+    lines = [line for line in said.splitlines() if line.startswith("Running stage")]
+    return [line.split("'")[1].split(":")[-1] for line in lines]
+
+
+def one_line_error(process: subprocess.CompletedProcess) -> str:
+    """The single line of a refused command."""
+    assert process.returncode == 2, process.stdout + process.stderr
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
 
 
 def sha256(path: Path) -> str:
@@ -33,7 +54,7 @@ def sha256(path: Path) -> str:
 def copy_of_the_code(folder: Path) -> Path:
     for name in CODE:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=MADE_BY_OTHERS)
         else:
             shutil.copy(ROOT / name, folder / name)
     (folder / ".dvc").mkdir()

@@ -18,13 +18,13 @@ from infotok.errors import InfotokError
 from infotok.evaluation.generation import GenerationConfig
 from infotok.evaluation.understanding import UnderstandingConfig
 from infotok.examiners.perceptual import Distortion
-from infotok.examiners.training import ExaminerConfig, PerceptualConfig
 from infotok.information.kernels import Kernels
 from infotok.models import family_names
 from infotok.models.backbone import BackboneConfig
 from infotok.options import Count, Natural, Section
 from infotok.tokenizer import halvings, patch_grid
 from infotok.tokenizer.base import TokenizerConfig
+from infotok.training.examiners import ExaminerConfig, PerceptualConfig
 from infotok.training.joint import JointConfig
 from infotok.training.pretrain import PretrainConfig
 from pipeline.config.cells import Cell, parse_arm

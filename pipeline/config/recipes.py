@@ -36,7 +36,6 @@ FRAME = (
     "pipeline.sweep",
     "pipeline.tracking",
     "stages.common",
-    "stages.processes",
 )
 PLUGINS = {
     "source": "infotok.data.sources",
