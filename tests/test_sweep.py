@@ -4,6 +4,7 @@ report; two sweeps at once, and the end of one. DVC is not run."""
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,26 +19,42 @@ from typer.testing import CliRunner
 from infotok.errors import InfotokError
 from infotok.files import write_text
 from pipeline.config.cells import Cell
+from pipeline.config.dvc_yaml import write_dvc_file
 from pipeline.config.params import load_params
-from pipeline.results import Layout
-from pipeline.sweep import progress
-from pipeline.sweep.jobs import Times, check_profile, jobs, select, sweep
-from pipeline.sweep.jobs import sweep as module
+from pipeline.config.study import Study
+from pipeline.running import progress
+from pipeline.sweep import jobs as module
+from pipeline.sweep import watch
+from pipeline.sweep.jobs import Times, jobs, select, sweep
 from stages.cli import app
 
 ROOT = Path(__file__).parent.parent
 
 
-def grid(**axes):
-    """The default parameters with another grid."""
+def grid(root: Path = Path(), **axes) -> Study:
+    """The default study with another grid."""
     params = load_params(ROOT / "params.yaml")
     update = {"family": ["ar"], "arm": ["none-0-0", "ceb-0.01-1"], "tokens": [4, 8], "seed": [0, 1]} | axes
-    return params.model_copy(update={"grid": params.grid.model_copy(update=update)})
+    study = Study(root=root)
+    study.__dict__["params"] = params.model_copy(update={"grid": params.grid.model_copy(update=update)})
+    return study
+
+
+def cells(**axes) -> list[Cell]:
+    return grid(**axes).params.cells()
+
+
+def looks_like_a_checkout(folder: Path) -> None:
+    """With the default study's params.yaml and dvc.yaml."""
+    for name in ("pipeline", "stages"):
+        (folder / name).mkdir()
+    shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
+    write_dvc_file(Study(root=folder))
 
 
 def test_seeds_complete_one_after_the_other_largest_budgets_first():
-    assert [job.name for job in jobs(grid().cells())] == [
-        "prepare", "perceptual", "judge",
+    assert [job.name for job in jobs(cells())] == [
+        "configure", "prepare", "perceptual", "judge",
         "pretrain@ar-8-0", "ar-none-0-0-8-0", "ar-ceb-0.01-1-8-0",
         "pretrain@ar-4-0", "ar-none-0-0-4-0", "ar-ceb-0.01-1-4-0",
         "pretrain@ar-8-1", "ar-none-0-0-8-1", "ar-ceb-0.01-1-8-1",
@@ -45,31 +62,30 @@ def test_seeds_complete_one_after_the_other_largest_budgets_first():
     ]  # fmt: skip
 
 
-def measured(layout: Layout, stage: str, cell: Cell, seconds: float) -> None:
+def measured(study: Study, stage: str, cell: Cell, seconds: float) -> None:
     """Leave how long a stage took, as a stage does."""
-    write_text(layout.took(stage, cell), f"{seconds}\n")
+    write_text(study.duration_file(stage, cell), f"{seconds}\n")
 
 
 def test_of_equal_budgets_what_took_longest_before_starts_first(tmp_path):
-    params = grid(family=["ar", "flow", "mask"], arm=["none-0-0"], tokens=[8], seed=[0, 1])
-    layout = Layout(params, tmp_path)
+    study = grid(tmp_path, family=["ar", "flow", "mask"], arm=["none-0-0"], tokens=[8], seed=[0, 1])
     for family, train, generate in (("ar", 80.0, 10.0), ("flow", 90.0, 30.0), ("mask", 95.0, 5.0)):
         cell = Cell(family, "none", 0.0, 0.0, 8, 0)
-        measured(layout, "train", cell, train)
-        measured(layout, "generate", cell, generate)
-    times = Times(layout)
-    made = [job for job in jobs(params.cells(), times.of) if "-none-" in job.name]
+        measured(study, "train", cell, train)
+        measured(study, "generate", cell, generate)
+    times = Times(study)
+    made = [job for job in jobs(study.params.cells(), times.of) if "-none-" in job.name]
     assert [job.name.split("-")[0] for job in made] == ["flow", "mask", "ar"] * 2
     # A cell takes what the stages of its family and budget took on average: seed 1 as seed 0.
     assert [times.of(job) for job in made] == [120.0, 100.0, 90.0] * 2
     assert times.after(made[0], "train") == 30.0
-    assert times.of(jobs(grid(tokens=[4]).cells())[-1]) is None
+    assert times.of(jobs(cells(tokens=[4]))[-1]) is None
 
 
 def test_time_left_counts_the_steps_since_a_stage_was_first_seen(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
-    watched = progress.Watched("ar-none-0-0-8-0", tmp_path / "job.json", started=90.0)
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock.now)
+    watched = watch.Watched("ar-none-0-0-8-0", tmp_path / "job.json", started=90.0)
     monkeypatch.setenv(progress.VARIABLE, str(watched.path))
     watched.look()
     assert watched.left_in_stage() is None
@@ -84,7 +100,7 @@ def test_time_left_counts_the_steps_since_a_stage_was_first_seen(tmp_path, monke
     watched.look()
     assert watched.left_in_stage() is None
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(progress.table([watched], lambda one: 250.0, "1 of 9 jobs done, about 2 h 05 min left"))
+    console.print(watch.table([watched], lambda one: 250.0, "1 of 9 jobs done, about 2 h 05 min left"))
     text = console.export_text()
     assert re.search(r"ar-none-0-0-8-0 +understand +40 s +4 min", text)
     assert "1 of 9 jobs done, about 2 h 05 min left" in text
@@ -94,27 +110,28 @@ def test_time_left_counts_the_steps_since_a_stage_was_first_seen(tmp_path, monke
     ("seconds", "text"), [(None, ""), (0.4, "0 s"), (99.4, "99 s"), (150, "2 min"), (7500, "2 h 05 min")]
 )
 def test_durations_as_text(seconds, text):
-    assert progress.duration(seconds) == text
+    assert watch.duration(seconds) == text
 
 
 def test_a_cell_waits_for_judge_and_its_own_tokenizer():
-    made = {job.name: job for job in jobs(grid(family=["ar", "mask"]).cells())}
-    assert made["mask-ceb-0.01-1-4-1"].after == ("judge", "pretrain@mask-4-1")
+    made = {job.name: job for job in jobs(cells(family=["ar", "mask"]))}
+    assert made["mask-ceb-0.01-1-4-1"].after == ("prepare", "perceptual", "pretrain@mask-4-1", "judge")
     assert made["mask-ceb-0.01-1-4-1"].targets == [
         f"{stage}@mask-ceb-0.01-1-4-1" for stage in ("train", "understand", "generate")
     ]
-    assert made["pretrain@mask-4-1"].after == ("perceptual",)
+    assert made["pretrain@mask-4-1"].after == ("prepare", "perceptual")
+    assert made["judge"].after == ("configure", "prepare")
 
 
 def test_globs_choose_cells_and_what_they_need():
-    params = grid(family=["ar", "mask"], tokens=[4, 8, 16])
-    chosen = select(params, ["ar-none-0-0-8-*", "ar-ceb-0.01-1-8-1"])
+    study = grid(family=["ar", "mask"], tokens=[4, 8, 16])
+    chosen = select(study, ["ar-none-0-0-8-*", "ar-ceb-0.01-1-8-1"])
     assert [cell.key for cell in chosen] == ["ar-none-0-0-8-0", "ar-none-0-0-8-1", "ar-ceb-0.01-1-8-1"]
     assert [job.name for job in jobs(chosen)] == [
-        "prepare", "perceptual", "judge",
+        "configure", "prepare", "perceptual", "judge",
         "pretrain@ar-8-0", "ar-none-0-0-8-0", "pretrain@ar-8-1", "ar-none-0-0-8-1", "ar-ceb-0.01-1-8-1",
     ]  # fmt: skip
-    assert select(params, []) == params.cells()
+    assert select(study, []) == study.params.cells()
     # A glob spans the whole key: seed 1 alone, not 11.
     assert [cell.seed for cell in select(grid(seed=[1, 11], tokens=[8], arm=["none-0-0"]), ["*-1"])] == [1]
 
@@ -140,7 +157,7 @@ def dvc(monkeypatch, tmp_path):
         return SimpleNamespace(poll=lambda: 0, returncode=int(record.failing in targets))
 
     monkeypatch.chdir(tmp_path)
-    Path("dvc.yaml").touch()
+    looks_like_a_checkout(tmp_path)
     monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(module.time, "sleep", lambda _: None)
     monkeypatch.setattr(module, "fill_in", lambda *_: None)
@@ -148,9 +165,9 @@ def dvc(monkeypatch, tmp_path):
 
 
 def test_a_failed_tokenizer_takes_only_its_own_cells_with_it(dvc):
-    params, said = grid(seed=[0], tokens=[4, 8]), []
+    study, said = grid(seed=[0], tokens=[4, 8]), []
     dvc.failing = "pretrain@ar-8-0"
-    failed = sweep(Layout(params), params.cells(), 2, said.append)
+    failed = sweep(study, study.params.cells(), 2, said.append)
     assert sorted(failed) == ["ar-ceb-0.01-1-8-0", "ar-none-0-0-8-0", "pretrain@ar-8-0"]
     ran = [target for targets in dvc.commands for target in targets]
     assert "train@ar-ceb-0.01-1-4-0" in ran
@@ -160,13 +177,14 @@ def test_a_failed_tokenizer_takes_only_its_own_cells_with_it(dvc):
 
 @pytest.mark.parametrize(("missing", "closes"), [(1, False), (0, True)])
 def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, monkeypatch, missing, closes):
-    params = grid(seed=[0])
+    params = grid(seed=[0]).params
     closing = []
 
-    def states(layout):
-        cells = layout.params.cells()
+    def states(study):
         done = dict.fromkeys(("pretrain", *module.CELL_STAGES), "done")
-        return {cell: done | ({"generate": "stale"} if i < missing else {}) for i, cell in enumerate(cells)}
+        return {
+            cell: done | ({"generate": "stale"} if i < missing else {}) for i, cell in enumerate(study.params.cells())
+        }
 
     def close(command, **_):
         closing.append(command[-1])
@@ -186,14 +204,14 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
 
 
 def test_other_machines_results_are_pulled_when_asked_for(dvc):
-    params = grid(seed=[0], tokens=[4], arm=["none-0-0"])
+    study = grid(seed=[0], tokens=[4], arm=["none-0-0"])
     for options in ([], ["--pull"]):
-        assert sweep(Layout(params), params.cells(), 2, lambda line: None, options=options) == []
+        assert sweep(study, study.params.cells(), 2, lambda line: None, options=options) == []
         assert dvc.pulled == bool(options)
 
 
 def test_a_wrong_glob_is_one_line_and_runs_nothing(dvc, monkeypatch):
-    monkeypatch.setattr("pipeline.config.params.load_params", lambda _: grid())
+    monkeypatch.setattr("pipeline.config.params.load_params", lambda _: grid().params)
     finished = CliRunner().invoke(app, ["sweep", "--only", "flow-*"])
     assert finished.exit_code == 2
     assert dvc.commands == []
@@ -202,22 +220,31 @@ def test_a_wrong_glob_is_one_line_and_runs_nothing(dvc, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["sweep", "plan"])
-def test_a_copied_profile_that_dvc_would_not_run_is_told_what_to_do(dvc, command):
-    mine = Path("studies") / "mine" / "params.yaml"
-    text = (ROOT / "studies" / "smoke" / "params.yaml").read_text()
-    write_text(mine, text)
-    finished = CliRunner().invoke(app, [command, "--params", str(mine)])
-    assert finished.exit_code == 2
-    wrong = "'paths.params' is studies/smoke/params.yaml, which DVC would run instead; name this file there"
-    assert finished.stderr.strip() == f"error: {mine}: {wrong}"
-    write_text(mine, text.replace("studies/smoke/", "studies/mine/"))
-    finished = CliRunner().invoke(app, [command, "--params", str(mine)])
-    assert finished.exit_code == 2
-    advice = "ln -sf ../../dvc.yaml studies/mine/dvc.yaml"
-    assert finished.stderr.strip() == f"error: studies/mine/dvc.yaml: is missing; make it with  {advice}"
-    Path(advice.split()[3]).symlink_to(advice.split()[2])
-    check_profile(load_params(mine), mine)
+def test_a_copied_study_that_dvc_would_not_run_is_told_what_to_do(dvc, command):
+    smoke, mine = Study("smoke"), Study("mine")
+    shutil.copytree(ROOT / "studies/smoke", smoke.folder)
+    write_dvc_file(smoke)
+    shutil.copytree(smoke.folder, mine.folder)  # a copy, whose dvc.yaml would run smoke again
+    said = "does not fit this study's folder and parameters"
+    assert refusal(command, "mine") == f"studies/mine/dvc.yaml: {said}; write it with `infotok study mine`"
+    mine.dvc_file.unlink()
+    assert refusal(command, "mine") == "studies/mine/dvc.yaml: is missing; write it with `infotok study mine`"
+    mine.dvc_file.symlink_to("../../dvc.yaml")
+    assert said in refusal(command, "mine")
+    finished = CliRunner().invoke(app, ["study", "mine"])
+    assert finished.output == "studies/mine/dvc.yaml: written\n"
+    assert not mine.dvc_file.is_symlink()
+    assert "--study mine" in mine.dvc_file.read_text()
+    assert refusal(command, "nowhere").startswith("--study: there is no folder studies/nowhere; known: default, mine, ")
     assert dvc.commands == []
+
+
+def refusal(command: str, study: str) -> str:
+    """The one line of a command that refuses."""
+    finished = CliRunner().invoke(app, [command, "--study", study])
+    assert finished.exit_code == 2, finished.output
+    (line,) = finished.stderr.strip().splitlines()
+    return line.removeprefix("error: ")
 
 
 # Instead of DVC: like it, it runs its stage as a process and leaves SIGINT to that. The stage takes its time to stop.
@@ -250,9 +277,8 @@ def sweeping(tmp_path):
     `infotok sweep &` does."""
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake/dvc.py").write_text(FAKE)
-    text = (ROOT / "studies/smoke/params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text.replace("studies/smoke/params.yaml", "params.yaml"))
-    (tmp_path / "dvc.yaml").touch()
+    looks_like_a_checkout(tmp_path)
+    shutil.copy(ROOT / "studies/smoke/params.yaml", tmp_path / "params.yaml")
     started = []
 
     def start():
@@ -296,9 +322,9 @@ def test_a_second_sweep_is_refused_and_a_stopped_one_waits_for_the_checkpoints_o
     said, complained = first.communicate()
     assert first.returncode == 143, complained
     assert (tmp_path / "checkpoint").exists()
-    assert "waiting for the checkpoints of prepare" in said
+    assert "waiting for the checkpoints of configure" in said
     (line,) = complained.splitlines()
-    assert line.startswith("stopped by SIGTERM (0 of 6 jobs are done): ")
+    assert line.startswith("stopped by SIGTERM (0 of 7 jobs are done): ")
     assert len((tmp_path / "dvc.log").read_text().splitlines()) == 1  # nothing was started after it
 
 
