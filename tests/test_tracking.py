@@ -18,11 +18,13 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from infotok.errors import InfotokError
-from pipeline.config.params import load_params
-from pipeline.results import Layout, fingerprint, write_result
+from pipeline.config.recipes import fingerprint
+from pipeline.config.study import Study
+from pipeline.results import write_result
 from pipeline.tracking import store
 from pipeline.tracking.mirror import fill_in, initialise, rebuild, store_uri, track_stage
-from pipeline.tracking.view import saved_view, serve
+from pipeline.tracking.server import serve
+from pipeline.tracking.view import saved_view
 
 ROOT = Path(__file__).parent.parent
 METRICS = {
@@ -34,31 +36,29 @@ METRICS = {
 OPEN = """
 import sys
 from pathlib import Path
-from pipeline.config.params import load_params
-from pipeline.results import Layout
-from pipeline.tracking.mirror import fill_in, initialise, rebuild
-layout = Layout(load_params(Path(sys.argv[1]) / "params.yaml"), Path(sys.argv[1]))
-print({"initialise": initialise, "rebuild": rebuild}[sys.argv[2]](layout))
+from pipeline.config.study import Study
+from pipeline.tracking.mirror import initialise, rebuild
+print({"initialise": initialise, "rebuild": rebuild}[sys.argv[2]](Study(root=Path(sys.argv[1]))))
 """
 
 
 @pytest.fixture
-def layout(tmp_path, monkeypatch):
+def study(tmp_path, monkeypatch):
     """The repository's params with two cells, results under tmp_path."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("INFOTOK_TRACKING", raising=False)
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     raw["grid"] = {"family": ["ar"], "arm": ["none-0-0", "ceb-0.01-1"], "tokens": [8], "seed": [0]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
-    layout = Layout(load_params(tmp_path / "params.yaml"), tmp_path)
-    layout.data.mkdir(parents=True)
-    (layout.data / "manifest.json").write_text(json.dumps({"counts": {"train": 16000}}))
-    return layout
+    study = Study(root=tmp_path)
+    study.data.mkdir(parents=True)
+    (study.data / "manifest.json").write_text(json.dumps({"counts": {"train": 16000}}))
+    return study
 
 
-def in_process(layout, action):
+def in_process(study, action):
     """A fresh process running `initialise` or `rebuild`, as another stage or `infotok track` would."""
-    command = [sys.executable, "-c", OPEN, str(layout.root), action]
+    command = [sys.executable, "-c", OPEN, str(study.root), action]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -68,33 +68,32 @@ def output(process):
     return out.strip()
 
 
-def write(layout, stage, cell, source="code", warnings=()):
+def write(study, stage, cell, source="code", warnings=()):
     """A finished stage's metrics.json."""
-    folder = layout.tokenizer(cell) if stage == "pretrain" else layout.stage(stage, cell)
     values = {"source": source, "protocol": {}, "warnings": list(warnings)}
-    return write_result(folder, layout.params, stage, cell, metrics=METRICS[stage], **values)
+    return write_result(study, stage, cell, metrics=METRICS[stage], **values)
 
 
-def finish_cell(layout, cell):
+def finish_cell(study, cell):
     """What DVC leaves of one finished cell, without MLflow."""
-    write(layout, "pretrain", cell)
-    write(layout, "train", cell, warnings=["codebook collapsed"])
+    write(study, "pretrain", cell)
+    write(study, "train", cell, warnings=["codebook collapsed"])
     lines = [{"step": step, "train/loss": 1 / step, "train/rate_bits": 30.0} for step in range(1, 151)]
-    (layout.stage("train", cell) / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    write(layout, "understand", cell)
-    write(layout, "generate", cell)
-    Image.new("RGB", (4, 4)).save(layout.stage("generate", cell) / "samples.png")
+    (study.output("train", cell) / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    write(study, "understand", cell)
+    write(study, "generate", cell)
+    Image.new("RGB", (4, 4)).save(study.output("generate", cell) / "samples.png")
 
 
-def runs(layout, kind="cell"):
-    client = MlflowClient(tracking_uri=store_uri(layout))
-    experiment = client.get_experiment_by_name(layout.params.report.title).experiment_id
+def runs(study, kind="cell"):
+    client = MlflowClient(tracking_uri=store_uri(study))
+    experiment = client.get_experiment_by_name(study.params.report.title).experiment_id
     return client, client.search_runs([experiment], f"tags.kind = '{kind}'")
 
 
-def shown(layout):
+def shown(study):
     """Everything a reader sees of the cells, but for times and ids."""
-    client, found = runs(layout)
+    client, found = runs(study)
     content = {}
     for run in found:
         history = client.get_metric_history(run.info.run_id, "train/loss")
@@ -105,23 +104,23 @@ def shown(layout):
     return content
 
 
-def test_one_run_per_cell_with_steps(layout):
-    cell = layout.params.cells()[1]
-    with track_stage(layout, cell, "pretrain") as tracker:
+def test_one_run_per_cell_with_steps(study):
+    cell = study.params.cells()[1]
+    with track_stage(study, cell, "pretrain") as tracker:
         tracker.log(10, {"loss": 2.0})
-        tracker.finish(write(layout, "pretrain", cell))
-    with track_stage(layout, cell, "train") as tracker:
+        tracker.finish(write(study, "pretrain", cell))
+    with track_stage(study, cell, "train") as tracker:
         for step in range(1, 6):
             tracker.log(step, {"train/loss": 1 / step, "train/rate_bits": 30.0 + step})
-        tracker.finish(write(layout, "train", cell, warnings=["codebook collapsed", "3 dead; more"]))
+        tracker.finish(write(study, "train", cell, warnings=["codebook collapsed", "3 dead; more"]))
     for stage in ("understand", "generate"):
-        result = write(layout, stage, cell)
-        image = layout.stage(stage, cell) / "samples.png"
+        result = write(study, stage, cell)
+        image = study.output(stage, cell) / "samples.png"
         Image.new("RGB", (4, 4)).save(image)
-        with track_stage(layout, cell, stage) as tracker:
+        with track_stage(study, cell, stage) as tracker:
             tracker.finish(result, {"samples": image})
 
-    client, (run,) = runs(layout)
+    client, (run,) = runs(study)
     assert run.info.run_name == "ar-ceb-0.01-1-8-0"
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "train/loss")
@@ -135,56 +134,56 @@ def test_one_run_per_cell_with_steps(layout):
     params, tags = run.data.params, run.data.tags
     axes = [params[name] for name in ("family", "estimator", "beta", "tokens", "seed", "arm", "log10_beta")]
     assert axes == ["ar", "ceb", "0.01", "8", "0", "ceb-0.01-1", "-2.0"]
-    assert params["train.steps"] == str(layout.params.train.steps)
+    assert params["train.steps"] == str(study.params.train.steps)
     assert tags["stage"] == "generate"
     assert tags["warning"] == "train: codebook collapsed, 3 dead, more"
     assert tags["git"] == "none"
-    assert tags["logged.train"] == fingerprint(layout.params, "train", cell)
+    assert tags["logged.train"] == fingerprint(study, "train", cell)
     images = client.list_artifacts(run.info.run_id, "samples")
     assert [image.path for image in images] == ["samples/samples.png"]
     (data,) = run.inputs.dataset_inputs
     assert (data.dataset.name, data.tags[0].value) == ("scenes", "training")
     assert json.loads(data.dataset.profile)["counts"] == {"train": 16000}
 
-    _, (tokenizer,) = runs(layout, "tokenizer")
+    _, (tokenizer,) = runs(study, "tokenizer")
     assert tokenizer.info.run_name == "tokenizer-ar-8-0"
     assert tokenizer.data.metrics == {"pretrain/loss": 2.0, "reconstruction/psnr": 19.0}
-    assert rebuild(layout) == 0  # all of it was logged live
+    assert rebuild(study) == 0  # all of it was logged live
 
 
-def test_resumed_training_repeats_no_step_and_a_new_training_gets_a_new_run(layout):
-    cell = layout.params.cells()[0]
+def test_resumed_training_repeats_no_step_and_a_new_training_gets_a_new_run(study):
+    cell = study.params.cells()[0]
 
     def cut_off():
-        with track_stage(layout, cell, "train") as tracker:
+        with track_stage(study, cell, "train") as tracker:
             tracker.log(1, {"train/loss": 3.0})
             tracker.log(2, {"train/loss": 2.0})
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         cut_off()
-    client, (failed,) = runs(layout)
+    client, (failed,) = runs(study)
     assert failed.info.status == "FAILED"
-    with track_stage(layout, cell, "train") as tracker:
+    with track_stage(study, cell, "train") as tracker:
         tracker.log(2, {"train/loss": 2.0})
         tracker.log(3, {"train/loss": 1.0})
-        tracker.finish(write(layout, "train", cell))
-    _, (resumed,) = runs(layout)
+        tracker.finish(write(study, "train", cell))
+    _, (resumed,) = runs(study)
     assert resumed.info.run_id == failed.info.run_id
     history = client.get_metric_history(resumed.info.run_id, "train/loss")
     assert [point.step for point in history] == [1, 2, 3]
-    with track_stage(layout, cell, "train") as tracker:
+    with track_stage(study, cell, "train") as tracker:
         tracker.log(1, {"train/loss": 9.0})
-    _, (repeated,) = runs(layout)
+    _, (repeated,) = runs(study)
     assert repeated.info.run_id != resumed.info.run_id
     assert repeated.data.metrics == {"train/loss": 9.0}
 
 
-def test_rebuild_restores_a_deleted_store(layout, caplog, monkeypatch):
-    for cell in layout.params.cells():
-        finish_cell(layout, cell)
-    assert rebuild(layout) == 7  # a shared tokenizer, and three stages of two cells
-    before = shown(layout)
+def test_rebuild_restores_a_deleted_store(study, caplog, monkeypatch):
+    for cell in study.params.cells():
+        finish_cell(study, cell)
+    assert rebuild(study) == 7  # a shared tokenizer, and three stages of two cells
+    before = shown(study)
     assert set(before) == {"ar-none-0-0-8-0", "ar-ceb-0.01-1-8-0"}
     status, metrics, _, tags, steps, images = before["ar-ceb-0.01-1-8-0"]
     assert status == "FINISHED"
@@ -192,59 +191,60 @@ def test_rebuild_restores_a_deleted_store(layout, caplog, monkeypatch):
     assert tags["warning"] == "train: codebook collapsed"
     assert steps == [(step, 1 / step) for step in range(1, 151)]
     assert images == ["samples/samples.png"]
-    (layout.root / "mlflow.db").unlink()
+    (study.root / "mlflow.db").unlink()
     # In processes of their own: MLflow keeps a deleted database open in this one.
-    assert output(in_process(layout, "rebuild")) == "7"
-    assert output(in_process(layout, "rebuild")) == "0"
-    copy = layout.root / "copy.db"
-    (layout.root / "mlflow.db").rename(copy)
+    assert output(in_process(study, "rebuild")) == "7"
+    assert output(in_process(study, "rebuild")) == "0"
+    copy = study.root / "copy.db"
+    (study.root / "mlflow.db").rename(copy)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
-    assert shown(layout) == before
+    assert shown(study) == before
 
     # Code that changed is told by its digest, and a configuration that changed by its fingerprint.
-    cell = layout.params.cells()[0]
-    write(layout, "understand", cell, source="newer code")
-    assert rebuild(layout) == 1
-    assert rebuild(layout) == 0
-    path = layout.stage("generate", cell) / "metrics.json"
-    other = {n: v for n, v in json.loads(path.read_text()).items() if n != "sha256"} | {"fingerprint": "another"}
-    path.write_text(json.dumps(other))
-    (layout.stage("train", cell) / "metrics.json").write_text("{")
-    assert rebuild(layout) == 0
+    cell = study.params.cells()[0]
+    write(study, "understand", cell, source="newer code")
+    assert rebuild(study) == 1
+    assert rebuild(study) == 0
+    other = Study(root=study.root)
+    raw = yaml.safe_load(study.params_file.read_text())
+    study.params_file.write_text(yaml.safe_dump(raw | {"generation": {"prompts": 7}}))
+    write(other, "generate", cell)
+    (study.output("train", cell) / "metrics.json").write_text("{")
+    assert rebuild(study) == 0
     assert "another configuration" in caplog.text
     assert "is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("broken", ["folder", "garbage", "away"])
-def test_training_goes_on_without_a_store(layout, broken, caplog, monkeypatch):
+def test_training_goes_on_without_a_store(study, broken, caplog, monkeypatch):
     if broken == "folder":
-        (layout.root / "mlflow.db").mkdir()
+        (study.root / "mlflow.db").mkdir()
     elif broken == "garbage":
-        (layout.root / "mlflow.db").write_bytes(b"no database " * 1000)
+        (study.root / "mlflow.db").write_bytes(b"no database " * 1000)
     else:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{layout.root}/missing/mlflow.db")
-    cell, steps = layout.params.cells()[0], 0
-    with caplog.at_level(logging.WARNING, "infotok"), track_stage(layout, cell, "train") as tracker:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{study.root}/missing/mlflow.db")
+    cell, steps = study.params.cells()[0], 0
+    with caplog.at_level(logging.WARNING, "infotok"), track_stage(study, cell, "train") as tracker:
         for step in range(300):
             tracker.log(step, {"train/loss": 1.0})
             steps += 1
-        tracker.finish(write(layout, "train", cell))
+        tracker.finish(write(study, "train", cell))
     assert steps == 300
     assert len(caplog.records) == 1
     assert "no longer mirrors train ar-none-0-0-8-0" in caplog.text
-    assert initialise(layout) is None
+    assert initialise(study) is None
     with pytest.raises(InfotokError, match="cannot be used as MLflow's store"):
-        rebuild(layout)
+        rebuild(study)
 
 
 @pytest.mark.parametrize("fault", ["locked", "deleted", "server gone", "server silent"])
-def test_a_store_that_breaks_in_mid_run_is_one_warning_and_filled_in_later(layout, fault, caplog, capfd, monkeypatch):
+def test_a_store_that_breaks_in_mid_run_is_one_warning_and_filled_in_later(study, fault, caplog, capfd, monkeypatch):
     monkeypatch.setattr(store, "PROBE_SECONDS", 0.2)
-    cell, database = layout.params.cells()[0], layout.root / "mlflow.db"
+    cell, database = study.params.cells()[0], study.root / "mlflow.db"
     lines = [{"step": step, "train/loss": 1 / step} for step in range(1, 301)]
-    (layout.stage("train", cell)).mkdir(parents=True)
-    (layout.stage("train", cell) / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    with caplog.at_level(logging.WARNING, "infotok"), track_stage(layout, cell, "train") as tracker:
+    (study.output("train", cell)).mkdir(parents=True)
+    (study.output("train", cell) / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    with caplog.at_level(logging.WARNING, "infotok"), track_stage(study, cell, "train") as tracker:
         for line in lines:
             if line["step"] == 151:  # a hundred are sent
                 assert caplog.records == []
@@ -260,7 +260,7 @@ def test_a_store_that_breaks_in_mid_run_is_one_warning_and_filled_in_later(layou
                     if fault == "server gone":
                         server.close()
             tracker.log(line["step"], {"train/loss": line["train/loss"]})
-        tracker.finish(write(layout, "train", cell))
+        tracker.finish(write(study, "train", cell))
     (warning,) = caplog.records
     assert "no longer mirrors train ar-none-0-0-8-0" in warning.message
     assert "Traceback" not in capfd.readouterr().err
@@ -269,41 +269,41 @@ def test_a_store_that_breaks_in_mid_run_is_one_warning_and_filled_in_later(layou
     elif fault == "server silent":
         server.close()
     # In a process of its own: MLflow keeps a deleted database open in this one.
-    assert output(in_process(layout, "rebuild")) == "1"
+    assert output(in_process(study, "rebuild")) == "1"
     with closing(sqlite3.connect(database)) as whole:
         shown = "SELECT step FROM metrics JOIN runs USING (run_uuid) WHERE lifecycle_stage = 'active' AND key = ?"
         assert [step for (step,) in whole.execute(f"{shown} ORDER BY step", ["train/loss"])] == list(range(1, 301))
 
 
-def test_a_result_made_again_after_the_clock_was_set_back_is_the_one_shown(layout, monkeypatch):
-    cell, clock = layout.params.cells()[0], time.time
+def test_a_result_made_again_after_the_clock_was_set_back_is_the_one_shown(study, monkeypatch):
+    cell, clock = study.params.cells()[0], time.time
     for source, accuracy, behind in (("code", 0.75, 0), ("newer code", 0.5, 3600), ("newest code", 0.25, 7200)):
         monkeypatch.setattr(time, "time", lambda behind=behind: clock() - behind)
         monkeypatch.setitem(METRICS, "understand", {"understanding/accuracy": accuracy})
-        result = write(layout, "understand", cell, source=source)
-        with track_stage(layout, cell, "understand") as tracker:
+        result = write(study, "understand", cell, source=source)
+        with track_stage(study, cell, "understand") as tracker:
             tracker.finish(result)
-        _, (run,) = runs(layout)
+        _, (run,) = runs(study)
         assert run.data.metrics["understanding/accuracy"] == accuracy
-    assert rebuild(layout) == 0
+    assert rebuild(study) == 0
 
 
-def test_processes_may_initialise_a_fresh_store_at_once(layout):
-    processes = [in_process(layout, "initialise") for _ in range(4)]
+def test_processes_may_initialise_a_fresh_store_at_once(study):
+    processes = [in_process(study, "initialise") for _ in range(4)]
     assert len({output(process) for process in processes}) == 1
-    client = MlflowClient(tracking_uri=store_uri(layout))
+    client = MlflowClient(tracking_uri=store_uri(study))
     names = [experiment.name for experiment in client.search_experiments()]
-    assert names.count(layout.params.report.title) == 1
+    assert names.count(study.params.report.title) == 1
 
 
-def test_saved_view_has_the_grids_columns(layout):
-    experiment = MlflowClient(tracking_uri=store_uri(layout)).get_experiment(initialise(layout))
+def test_saved_view_has_the_grids_columns(study):
+    experiment = MlflowClient(tracking_uri=store_uri(study)).get_experiment(initialise(study))
     value = experiment.tags["mlflow.sharedViewState.infotok"]
     assert json.loads(value)["state"] == json.loads(saved_view()["mlflow.sharedViewState.infotok"])["state"]
     packed = json.loads(value)["state"].removeprefix("deflate;")
     state = json.loads(zlib.decompress(base64.b64decode(packed)))
     assert state["searchFilter"] == "tags.kind = 'cell'"
-    axes = [f"params.`{name}`" for name in ("family", "estimator", "beta", "tokens", "seed")]
+    axes = [f"params.`{name}`" for name in ("family", "estimator", "beta", "gamma", "tokens", "seed")]
     scores = ["understanding/accuracy", "generation/geneval", "generation/geneval_t1"]
     bits = [f"information/{name}_bits" for name in ("rate", "structure", "nuisance")]
     assert state["selectedColumns"] == axes + [f"metrics.`{name}`" for name in scores + bits]
@@ -312,38 +312,38 @@ def test_saved_view_has_the_grids_columns(layout):
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= sections
 
 
-def test_tracking_can_be_off(layout, monkeypatch):
+def test_tracking_can_be_off(study, monkeypatch):
     monkeypatch.setenv("INFOTOK_TRACKING", "off")
-    cell = layout.params.cells()[0]
-    with track_stage(layout, cell, "train") as tracker:
+    cell = study.params.cells()[0]
+    with track_stage(study, cell, "train") as tracker:
         tracker.log(1, {"train/loss": 1.0})
-        tracker.finish(write(layout, "train", cell))
-    assert initialise(layout) is None
-    assert rebuild(layout) == 0
-    assert not (layout.root / "mlflow.db").exists()
+        tracker.finish(write(study, "train", cell))
+    assert initialise(study) is None
+    assert rebuild(study) == 0
+    assert not (study.root / "mlflow.db").exists()
     with pytest.raises(InfotokError, match="INFOTOK_TRACKING"):
-        serve(layout)
+        serve(study)
 
 
-def test_tracking_can_be_left_to_the_stages_that_train(layout, monkeypatch):
+def test_tracking_can_be_left_to_the_stages_that_train(study, monkeypatch):
     monkeypatch.setenv("INFOTOK_TRACKING", "training")
-    cell = layout.params.cells()[0]
-    finish_cell(layout, cell)
-    with track_stage(layout, cell, "understand") as tracker:
-        tracker.finish(json.loads((layout.stage("understand", cell) / "metrics.json").read_text()))
-    assert not Path(store_uri(layout).removeprefix("sqlite:///")).exists()
-    with track_stage(layout, cell, "train") as tracker:
-        tracker.finish(json.loads((layout.stage("train", cell) / "metrics.json").read_text()))
-    (run,) = runs(layout)[1]
+    cell = study.params.cells()[0]
+    finish_cell(study, cell)
+    with track_stage(study, cell, "understand") as tracker:
+        tracker.finish(json.loads((study.output("understand", cell) / "metrics.json").read_text()))
+    assert not Path(store_uri(study).removeprefix("sqlite:///")).exists()
+    with track_stage(study, cell, "train") as tracker:
+        tracker.finish(json.loads((study.output("train", cell) / "metrics.json").read_text()))
+    (run,) = runs(study)[1]
     assert "logged.understand" not in run.data.tags
-    fill_in(layout, [cell])
-    (run,) = runs(layout)[1]
+    fill_in(study, [cell])
+    (run,) = runs(study)[1]
     assert {"logged.train", "logged.understand", "logged.generate"} <= set(run.data.tags)
 
 
-def test_a_port_in_use_is_named(layout):
+def test_a_port_in_use_is_named(study):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InfotokError, match="--port"):
-            serve(layout, taken.getsockname()[1])
+            serve(study, taken.getsockname()[1])
