@@ -17,8 +17,8 @@ from infotok.evaluation.understanding import answer_all
 from infotok.examiners.judge import Judge
 from infotok.examiners.perceptual import Perceptual
 from infotok.examiners.reading import accuracies, examine, objects_right
-from infotok.training.examiners import ExaminerConfig, train_examiner
 from infotok.tensors import load_module, read_tensors, save_module
+from infotok.training.examiners import ExaminerConfig, train_examiner
 
 CLASSES = {"shape": 4, "color": 6, "size": 2}
 

@@ -11,7 +11,7 @@ INFOTOK = [
     ["options", "stopping", "distributed", "files", "tensors"],
     ["random"],
     ["information", "data"],
-    ["tokenizer"],
+    ["mllm", "tokenizer"],
     ["models"],
     ["examiners"],
     ["training"],

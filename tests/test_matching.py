@@ -18,9 +18,9 @@ from infotok.examiners.judges import load_judge
 from infotok.examiners.matcher import Matcher
 from infotok.examiners.matching import Towers, chance, contrastive_loss, draw_text, retrieval
 from infotok.examiners.perceptual import Perceptual, load_perceptual
-from infotok.training.examiners import ExaminerConfig, augmented, train_matching
 from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
+from infotok.training.examiners import ExaminerConfig, augmented, train_matching
 from stages import judge as judging
 from stages import perceptual as perceiving
 
