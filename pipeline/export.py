@@ -179,7 +179,7 @@ def record_of(study: Study, cell: Cell, prompts: list[Prompt], recipe: Recipe) -
         "cell": cell.as_dict(),
         "model": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "prompts": {"count": len(prompts), "sha256": hashlib.sha256(lines.encode()).hexdigest()},
-        **asdict(recipe),
+        **asdict(recipe) | {"sampling": recipe.sampling.model_dump()},
         "prompts_drawn_together": BLOCK,
         "enlarged": "bicubic",
     }

@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline.running.artifacts import save_model
 from tiny import TINY, tokenizer
 from typer.testing import CliRunner
 
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.models.backbone import Backbone
+from infotok.models.files import save_model
 from infotok.models.unified import UnifiedModel
 from pipeline.config.cells import Cell
-from pipeline.config.params import load_params
-from pipeline.results import Layout, source_digest, write_result
+from pipeline.config.recipes import source_digest
+from pipeline.config.study import Study
+from pipeline.results import write_result
 from stages.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -39,46 +40,46 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def params(tmp_path_factory):
-    """A params file whose results hold one tiny trained cell."""
+def study(tmp_path_factory):
+    """The default study in what looks like a checkout, whose results hold one tiny trained cell."""
     folder = tmp_path_factory.mktemp("trained")
+    for name in ("pipeline", "stages"):
+        (folder / name).mkdir()
+    shutil.copy(ROOT / "dvc.yaml", folder / "dvc.yaml")
     text = (ROOT / "params.yaml").read_text()
-    for old, new in (("  results: runs", f"  results: {folder}/runs"), ("image_size: 32", "image_size: 16")):
-        assert old in text
-        text = text.replace(old, new)
-    path = folder / "params.yaml"
-    path.write_text(text)
+    (folder / "params.yaml").write_text(text.replace("  source: scenes\n", "  source: scenes\n  image_size: 16\n"))
+    study = Study(root=folder)
+    assert study.params.data.image_size == 16
     trained = train_text_tokenizer(["a red bench", "a cow"], 300)
     codec = TextCodec(trained, trained.token_to_id("<pad>"), trained.token_to_id("<end>"))
     made = tokenizer(tokens=CELL.tokens)
     torch.manual_seed(1)
     model = UnifiedModel("ar", made, Backbone.create(TINY, codec.vocabulary))
-    save_model(model, codec, Layout(load_params(path)).stage("train", CELL))
-    return path
+    save_model(model, codec, study.output("train", CELL))
+    return study
 
 
 @pytest.fixture(autouse=True)
-def _in_the_repository(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def _in_the_checkout(study, monkeypatch):
+    monkeypatch.chdir(study.root)
     monkeypatch.setenv("INFOTOK_DEVICE", "cpu")
     yield
     torch.set_flush_denormal(False)
 
 
-def command(params, *options) -> list[str]:
-    cell = ["--params", params, "--arm", "ceb-0.01-1", "--tokens", 4]
-    return [str(word) for word in ("draw", *cell, *options)]
+def command(*options) -> list[str]:
+    return [str(word) for word in ("draw", "--arm", "ceb-0.01-1", "--tokens", 4, *options)]
 
 
-def drawn(params, prompts, out, *options) -> str:
-    finished = CliRunner().invoke(app, command(params, "--prompts", prompts, "--out", out, *options))
+def drawn(prompts, out, *options) -> str:
+    finished = CliRunner().invoke(app, command("--prompts", prompts, "--out", out, *options))
     assert finished.exit_code == 0, finished.output
     return finished.output
 
 
-def refused(params, prompts, out, *options) -> str:
+def refused(prompts, out, *options) -> str:
     """The one line of a command that refuses."""
-    finished = CliRunner().invoke(app, command(params, "--prompts", prompts, "--out", out, *options))
+    finished = CliRunner().invoke(app, command("--prompts", prompts, "--out", out, *options))
     assert finished.exit_code == 2, finished.output
     (line,) = finished.stderr.strip().splitlines()
     assert line.startswith("error: ")
@@ -106,8 +107,8 @@ def everything(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_the_evaluator_finds_every_prompt_with_its_own_line_and_images(params, tmp_path):
-    said = drawn(params, written(tmp_path / "prompts.jsonl"), tmp_path / "out")
+def test_the_evaluator_finds_every_prompt_with_its_own_line_and_images(tmp_path):
+    said = drawn(written(tmp_path / "prompts.jsonl"), tmp_path / "out")
     found = as_the_evaluator_reads(tmp_path / "out")
     assert list(found) == [f"{index:05}" for index in range(21)]
     assert [metadata for metadata, _ in found.values()] == PROMPTS
@@ -124,10 +125,10 @@ def test_the_evaluator_finds_every_prompt_with_its_own_line_and_images(params, t
     assert "lack" not in last
 
 
-def test_the_same_command_gives_the_same_bytes_and_another_seed_others(params, tmp_path):
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(tmp_path):
     prompts = written(tmp_path / "prompts.jsonl")
     for name, seed in (("first", 3), ("second", 3), ("third", 4)):
-        drawn(params, prompts, tmp_path / name, "--sampling-seed", seed)
+        drawn(prompts, tmp_path / name, "--sampling-seed", seed)
     first, second, third = (everything(tmp_path / name) for name in ("first", "second", "third"))
     assert first == second
     assert first.keys() == third.keys()
@@ -135,9 +136,9 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(params, t
     assert first["00000/samples/00000.png"] != first["00003/samples/00000.png"]  # the same prompt at another place
 
 
-def test_what_is_missing_comes_back_with_the_same_bytes_and_the_rest_stays(params, tmp_path):
+def test_what_is_missing_comes_back_with_the_same_bytes_and_the_rest_stays(tmp_path):
     prompts, out = written(tmp_path / "prompts.jsonl"), tmp_path / "out"
-    drawn(params, prompts, out)
+    drawn(prompts, out)
     before = everything(out)
     shutil.rmtree(out / "00001")
     (out / "00018/samples/00002.png").unlink()
@@ -146,10 +147,10 @@ def test_what_is_missing_comes_back_with_the_same_bytes_and_the_rest_stays(param
     (out / ".unfinished/00001/grid.png").write_bytes(b"half")
     (out / "results.jsonl").write_text("what the evaluator wrote")
     kept = (out / "00000/samples/00000.png").stat().st_mtime_ns
-    assert "goes on from 18 of 21 prompts" in drawn(params, prompts, out)
+    assert "goes on from 18 of 21 prompts" in drawn(prompts, out)
     assert (out / "00000/samples/00000.png").stat().st_mtime_ns == kept
     assert everything(out) == before | {"results.jsonl": b"what the evaluator wrote"}
-    assert "goes on from 21 of 21 prompts" in drawn(params, prompts, out)
+    assert "goes on from 21 of 21 prompts" in drawn(prompts, out)
 
 
 def official_prompts() -> Path:
@@ -159,11 +160,12 @@ def official_prompts() -> Path:
     return path
 
 
-def test_the_official_prompts_killed_on_the_way_end_as_if_undisturbed(params, tmp_path):
+def test_the_official_prompts_killed_on_the_way_end_as_if_undisturbed(tmp_path):
     prompts, out = official_prompts(), tmp_path / "killed"
-    words = command(params, "--prompts", prompts, "--out", out, "--images", 2)[1:]
+    words = command("--prompts", prompts, "--out", out, "--images", 2)[1:]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, "-m", "stages.draw", *words], cwd=ROOT, start_new_session=True, **quiet)
+    quiet["env"] = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-m", "stages.draw", *words], start_new_session=True, **quiet)
     while process.poll() is None and not (out / "00020").exists():
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
@@ -173,18 +175,18 @@ def test_the_official_prompts_killed_on_the_way_end_as_if_undisturbed(params, tm
     found = as_the_evaluator_reads(out)
     assert 20 < len(found) < 553
     assert all(images == ["00000.png", "00001.png"] for _, images in found.values())
-    assert "goes on from" in drawn(params, prompts, out, "--images", 2)
-    drawn(params, prompts, tmp_path / "whole", "--images", 2)
+    assert "goes on from" in drawn(prompts, out, "--images", 2)
+    drawn(prompts, tmp_path / "whole", "--images", 2)
     assert [metadata for metadata, _ in as_the_evaluator_reads(out).values()] == lines
     assert everything(out) == everything(tmp_path / "whole")
     record = json.loads((out / "export.json").read_text())
     assert record["prompts"] == {"count": 553, "sha256": hashlib.sha256(prompts.read_bytes()).hexdigest()}
 
 
-def test_a_text_file_has_a_prompt_a_line_and_the_last_line_says_what_the_evaluator_will_miss(params, tmp_path):
+def test_a_text_file_has_a_prompt_a_line_and_the_last_line_says_what_the_evaluator_will_miss(tmp_path):
     path = tmp_path / "prompts.TXT"
     path.write_bytes(b'\xef\xbb\xbfa cow\r\n\r\n  {"a": "zebra"} \n')
-    said = drawn(params, path, tmp_path / "out", "--images", 1)
+    said = drawn(path, tmp_path / "out", "--images", 1)
     found = as_the_evaluator_reads(tmp_path / "out")
     assert found == {
         "00000": ({"prompt": "a cow"}, ["00000.png"]),
@@ -193,10 +195,10 @@ def test_a_text_file_has_a_prompt_a_line_and_the_last_line_says_what_the_evaluat
     assert 'needs "tag" and "include" of every prompt, which 2 of these lack' in said
 
 
-def test_resolution_enlarges_and_nothing_else(params, tmp_path):
+def test_resolution_enlarges_and_nothing_else(tmp_path):
     prompts = written(tmp_path / "prompts.jsonl", PROMPTS[:1])
-    drawn(params, prompts, tmp_path / "small", "--images", 3)
-    drawn(params, prompts, tmp_path / "large", "--images", 3, "--resolution", 64)
+    drawn(prompts, tmp_path / "small", "--images", 3)
+    drawn(prompts, tmp_path / "large", "--images", 3, "--resolution", 64)
     for name in ("00000.png", "00001.png", "00002.png"):
         small, large = (Image.open(tmp_path / which / "00000/samples" / name) for which in ("small", "large"))
         assert large.size == (64, 64)
@@ -204,12 +206,12 @@ def test_resolution_enlarges_and_nothing_else(params, tmp_path):
     assert Image.open(tmp_path / "large/00000/grid.png").size == (48, 16)
 
 
-def test_sampling_is_what_validation_chose_unless_given_and_the_command_says_which(params, tmp_path):
-    prompts, config = written(tmp_path / "prompts.jsonl", PROMPTS[:1]), load_params(params)
-    folder = Layout(config).stage("generate", CELL)
+def test_sampling_is_what_validation_chose_unless_given_and_the_command_says_which(study, tmp_path):
+    prompts = written(tmp_path / "prompts.jsonl", PROMPTS[:1])
+    ours = source_digest(study, "generate", CELL)
 
     def sampling(out, *options):
-        said = drawn(params, prompts, tmp_path / out, *options)
+        said = drawn(prompts, tmp_path / out, *options)
         record = json.loads((tmp_path / out / "export.json").read_text())
         return said.splitlines()[0], (record["sampling"]["temperature"], record["sampling"]["guidance"])
 
@@ -219,23 +221,23 @@ def test_sampling_is_what_validation_chose_unless_given_and_the_command_says_whi
     common = {"protocol": {}, "warnings": []}
     chosen = {"generation/temperature": 0.3, "generation/guidance": 2.5}
     try:
-        write_result(folder, config, "generate", CELL, source=source_digest("generate", "ar"), metrics=chosen, **common)
+        write_result(study, "generate", CELL, source=ours, metrics=chosen, **common)
         said, values = sampling("chosen")
         assert values == (0.3, 2.5)
         assert "temperature 0.3 (chosen by validation), guidance 2.5 (chosen by validation)" in said
         said, values = sampling("mixed", "--temperature", 0.7)
         assert values == (0.7, 2.5)
         assert "temperature 0.7 (given)" in said
-        write_result(folder, config, "generate", CELL, source=source_digest("generate", "ar"), metrics={}, **common)
+        write_result(study, "generate", CELL, source=ours, metrics={}, **common)
         said, values = sampling("unscored")
         assert values == (1.0, 1.0)
         assert "scored no drawing" in said
-        write_result(folder, config, "generate", CELL, source="other", metrics=chosen, **common)
-        assert "give both --temperature and --guidance" in refused(params, prompts, tmp_path / "stale")
+        write_result(study, "generate", CELL, source="other", metrics=chosen, **common)
+        assert "give both --temperature and --guidance" in refused(prompts, tmp_path / "stale")
         assert not (tmp_path / "stale").exists()
         assert sampling("given", "--temperature", 1, "--guidance", 2)[1] == (1.0, 2.0)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(study.output("generate", CELL))
 
 
 @pytest.mark.parametrize(
@@ -255,9 +257,9 @@ def test_sampling_is_what_validation_chose_unless_given_and_the_command_says_whi
         ("p.txt", b"a cow\n" + b"zebra " * 2000, ":2", "tokens, and the model room for 2043; shorten it"),
     ],
 )
-def test_a_bad_prompts_file_is_named_with_its_line_and_remedy(params, tmp_path, name, content, line, says):
+def test_a_bad_prompts_file_is_named_with_its_line_and_remedy(tmp_path, name, content, line, says):
     (tmp_path / name).write_bytes(content)
-    message = refused(params, tmp_path / name, tmp_path / "out")
+    message = refused(tmp_path / name, tmp_path / "out")
     assert message.startswith(f"{tmp_path / name}{line}: ")
     assert says in message
     assert not (tmp_path / "out").exists()
@@ -280,29 +282,29 @@ def test_a_bad_prompts_file_is_named_with_its_line_and_remedy(params, tmp_path, 
         (["--prompts", "."], ".: cannot be read (Is a directory)"),
     ],
 )
-def test_a_bad_option_is_one_line_and_writes_nothing(params, tmp_path, options, says):
+def test_a_bad_option_is_one_line_and_writes_nothing(tmp_path, options, says):
     prompts = written(tmp_path / "prompts.jsonl", PROMPTS[:1])
-    assert says in refused(params, prompts, tmp_path / "out", *options)
+    assert says in refused(prompts, tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_anything_else_is_left_as_it_is(params, tmp_path):
+def test_a_folder_of_anything_else_is_left_as_it_is(tmp_path):
     prompts, out = written(tmp_path / "prompts.jsonl", PROMPTS[:2]), tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("ten years")
-    assert f"{out}: holds something else, such as 'thesis.tex'; name a new" in refused(params, prompts, out)
+    assert f"{out}: holds something else, such as 'thesis.tex'; name a new" in refused(prompts, out)
     assert everything(out) == {"thesis.tex": b"ten years"}
     for text in ("{", "[]", '{"command": "other"}'):
         (out / "export.json").write_text(text)
-        assert "export.json: is not the record of an `infotok draw`" in refused(params, prompts, out)
-    assert f"{prompts}: cannot be written (File exists)" in refused(params, prompts, prompts)
-    below = refused(params, prompts, prompts / "below")
+        assert "export.json: is not the record of an `infotok draw`" in refused(prompts, out)
+    assert f"{prompts}: cannot be written (File exists)" in refused(prompts, prompts)
+    below = refused(prompts, prompts / "below")
     assert "cannot be written (Not a directory); name another folder" in below
 
 
-def test_another_export_is_refused_by_what_differs(params, tmp_path):
+def test_another_export_is_refused_by_what_differs(study, tmp_path):
     prompts, out = written(tmp_path / "prompts.jsonl", PROMPTS[:2]), tmp_path / "out"
-    drawn(params, prompts, out)
+    drawn(prompts, out)
     before = everything(out)
     for options, says in (
         (["--images", 5], "images is 4 there and 5 now"),
@@ -311,28 +313,28 @@ def test_another_export_is_refused_by_what_differs(params, tmp_path):
         (["--resolution", 64], "pixels is 16 there and 64 now"),
         (["--prompts", written(tmp_path / "one", PROMPTS[:1])], "prompts.count is 2 there and 1 now, prompts.sha256"),
     ):
-        assert says in refused(params, prompts, out, *options)
-    weights = Layout(load_params(params)).stage("train", CELL) / "model.safetensors"
+        assert says in refused(prompts, out, *options)
+    weights = study.output("train", CELL) / "model.safetensors"
     original = weights.read_bytes()
     try:
         again = tokenizer(tokens=CELL.tokens)
         codec = TextCodec.from_saved(weights.with_name("text.json"), "")
         save_model(UnifiedModel("ar", again, Backbone.create(TINY, codec.vocabulary)), codec, weights.parent)
-        assert "model.model.safetensors is " in refused(params, prompts, out)
+        assert "model.model.safetensors is " in refused(prompts, out)
     finally:
         weights.write_bytes(original)
     assert everything(out) == before
 
 
-def test_two_processes_do_not_write_one_folder(params, tmp_path):
+def test_two_processes_do_not_write_one_folder(tmp_path):
     prompts, out = written(tmp_path / "prompts.jsonl", PROMPTS[:2]), tmp_path / "out"
-    drawn(params, prompts, out)
+    drawn(prompts, out)
     with open(out / "export.json") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert "another process is drawing into it; wait, or" in refused(params, prompts, out)
+        assert "another process is drawing into it; wait, or" in refused(prompts, out)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_that_the_evaluator_would_score(params, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_the_evaluator_would_score(study, tmp_path, monkeypatch):
     prompts, out, save, saved = written(tmp_path / "prompts.jsonl", PROMPTS[:3]), tmp_path / "out", Image.Image.save, []
 
     def fails(image, path, **options):
@@ -342,9 +344,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_that_the_evaluator_would_sco
         save(image, path, **options)
 
     monkeypatch.setattr(Image.Image, "save", fails)
-    assert "cannot be written (No space left on device)" in refused(params, prompts, out)
+    assert "cannot be written (No space left on device)" in refused(prompts, out)
     assert list(as_the_evaluator_reads(out)) == ["00000"]
     monkeypatch.undo()
-    monkeypatch.chdir(ROOT)
-    drawn(params, prompts, out)
+    monkeypatch.chdir(study.root)
+    drawn(prompts, out)
     assert list(as_the_evaluator_reads(out)) == ["00000", "00001", "00002"]
