@@ -1,4 +1,4 @@
-"""The whole pipeline at the smoke profile's size, run by the real `dvc repro` in a copy of this repository."""
+"""The whole pipeline at the size of the study `smoke`, run by the real `dvc repro` in a copy of this repository."""
 
 import json
 import math
@@ -14,7 +14,20 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from smoke import CELL, CELLS, FILE, PROFILE, contents, copy_of_the_code, environment, run, sha256
+from smoke import (
+    CELL,
+    CELLS,
+    FILE,
+    PARAMS,
+    STUDY,
+    contents,
+    copy_of_the_code,
+    environment,
+    one_line_error,
+    ran,
+    run,
+    sha256,
+)
 
 pytestmark = pytest.mark.xdist_group("smoke")  # one worker makes the finished run
 
@@ -24,16 +37,8 @@ METRICS = {
     "reconstruction": ["psnr", "objects"],
     "information": ["rate_bits", "code_entropy_bits", "perplexity", "structure_bits", "nuisance_bits"],
 }
+ARMS = ["none-0-0", "ceb-0.01-1"]
 NAMES = [f"{group}/{name}" for group, names in METRICS.items() for name in names]
-
-
-def one_line_error(process: subprocess.CompletedProcess) -> str:
-    """The single line of a refused command."""
-    assert process.returncode == 2, process.stdout + process.stderr
-    lines = process.stderr.strip().splitlines()
-    assert len(lines) == 1, process.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 def test_the_report_holds_every_cell_with_the_names_others_rely_on(workspace):
@@ -50,6 +55,8 @@ def test_the_report_holds_every_cell_with_the_names_others_rely_on(workspace):
     accuracy = dict(zip(ablation.estimator, ablation["understanding/accuracy"], strict=True))
     assert row.difference == pytest.approx(accuracy["ceb"] - accuracy["none"], abs=1e-5)
     assert json.loads((reports / "summary.json").read_text())["cells"] == 2
+    assert pd.read_csv(reports / "training.csv").groupby("arm").step.max().to_dict() == dict.fromkeys(ARMS, 40)
+    assert list(pd.read_csv(reports / "factorial.csv").columns[:2]) == ["family", "estimator"]
     assert "\\toprule" in (reports / "page" / "ablation.tex").read_text()
     figures = {path.name for path in (reports / "figures").glob("*.png")}
     assert {"score_over_beta.png", "information_plane.png", "samples.png", "structure_nuisance.png"} <= figures
@@ -61,7 +68,7 @@ def test_the_report_holds_every_cell_with_the_names_others_rely_on(workspace):
 
 def test_a_sweep_makes_the_bytes_of_a_serial_run(workspace, tmp_path):
     folder = copy_of_the_code(tmp_path)
-    swept = run(folder, "stages.cli", "sweep", "--jobs", "2", "--params", PROFILE)
+    swept = run(folder, "stages.cli", "sweep", "--jobs", "2", *STUDY)
     assert swept.returncode == 0, swept.stdout + swept.stderr
     serial, parallel = contents(workspace), contents(folder)
     assert serial.keys() == parallel.keys()
@@ -89,7 +96,7 @@ def test_one_mlflow_run_per_cell_also_after_the_store_was_deleted(workspace):
     assert sorted(before) == sorted(CELLS)
     assert all(set(NAMES) <= set(metrics) for metrics in before.values())
     (workspace / "mlflow.db").rename(workspace / "gone.db")
-    rebuilt = run(workspace, "stages.cli", "track", "--params", PROFILE)
+    rebuilt = run(workspace, "stages.cli", "track", *STUDY)
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert shown_in_mlflow(workspace) == before
 
@@ -107,7 +114,7 @@ NEW = "ar-dib-0.01-1-4-0"
 @pytest.fixture
 def grown(workspace):
     """The workspace with one more arm in its grid."""
-    path = workspace / PROFILE
+    path = workspace / PARAMS
     text = path.read_text()
     path.write_text(text.replace("ceb-0.01-1]", "ceb-0.01-1, dib-0.01-1]"))
     yield workspace
@@ -115,7 +122,7 @@ def grown(workspace):
 
 
 def checkpoints(folder: Path, key: str) -> list[Path]:
-    return list((folder / ".ckpt").glob(f"*train-{key}/*/step-*.safetensors"))
+    return list(folder.glob(f".ckpt/smoke/checkpoints/train/{key}/*/step-*.safetensors"))
 
 
 def kill_after_first_checkpoint(folder: Path, key: str) -> bool:
@@ -132,7 +139,7 @@ def kill_after_first_checkpoint(folder: Path, key: str) -> bool:
 
 def test_a_new_cell_runs_alone_and_killed_training_ends_with_the_weights_of_an_undisturbed_run(grown):
     new = [f"{stage}@{NEW}" for stage in ("train", "understand", "generate")]
-    plan = run(grown, "stages.cli", "plan", "--params", PROFILE).stdout
+    plan = run(grown, "stages.cli", "plan", *STUDY).stdout
     assert [line.strip() for line in plan.splitlines() if "@" in line] == new
 
     # A run may end between its first checkpoint and the signal: it left nothing to resume.
@@ -144,8 +151,7 @@ def test_a_new_cell_runs_alone_and_killed_training_ends_with_the_weights_of_an_u
     assert resumed.returncode == 0, said
     assert f"train {NEW}: goes on from " in said
     assert not checkpoints(grown, NEW)
-    ran = [line.split("'")[1].split(":")[-1] for line in said.splitlines() if line.startswith("Running stage")]
-    assert sorted(ran) == sorted([*new, "report"])
+    assert sorted(ran(said)) == sorted(["configure", *new, "report"])
 
     after_the_kill = sha256(weights)
     undisturbed = run(grown, "dvc", "repro", "--force", "--single-item", f"{FILE}:train@{NEW}")
@@ -154,32 +160,45 @@ def test_a_new_cell_runs_alone_and_killed_training_ends_with_the_weights_of_an_u
     assert sha256(weights) == after_the_kill
 
 
-STAGES = """
+# In one process, which imports what they share once.
+EVERY_STAGE = """
 import sys
-from importlib import import_module
-family, arm, params = sys.argv[1:]
-import_module("stages.pretrain").pretrain(family=family, tokens=4, seed=0, params=params)
+from stages.common import COMMANDS, stage_command
+family, arm = sys.argv[1:]
+stage_command(COMMANDS["pretrain"])(family=family, tokens=4, seed=0, study="elastic")
 for name in ("train", "understand", "generate"):
-    getattr(import_module(f"stages.{name}"), name)(family=family, arm=arm, tokens=4, seed=0, params=params)
+    stage_command(COMMANDS[name])(family=family, arm=arm, tokens=4, seed=0, study="elastic")
 """
 
 
+@pytest.fixture
+def elastic(workspace):
+    """A study whose tokenizers serve every budget, with the data, features and judge of the finished run."""
+    folder = workspace / "studies/elastic"
+    folder.mkdir()
+    raw = yaml.safe_load((workspace / PARAMS).read_text())
+    raw["tokenizer"]["nested_dropout"] = 0.5
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    for once in ("prepare", "perceptual", "judge"):
+        shutil.copytree(workspace / "runs/smoke" / once, workspace / "runs/elastic" / once)
+    yield workspace
+    for left in (folder, workspace / "runs/elastic"):
+        shutil.rmtree(left)
+
+
 @pytest.mark.parametrize(("family", "arm"), [("mask", "vib-0.01-1"), ("flow", "hsic-0.1-1")])
-def test_the_other_families_go_through_every_stage_at_every_budget(workspace, family, arm):
-    path = workspace / "studies/one-training-every-budget/params.yaml"
-    path.parent.mkdir(exist_ok=True)
-    raw = yaml.safe_load((workspace / PROFILE).read_text())
-    raw["paths"]["params"] = "studies/one-training-every-budget/params.yaml"
-    raw["tokenizer"]["nested_dropout"], raw["train"]["consistency"] = 0.5, 0.1
+def test_the_other_families_go_through_every_stage_at_every_budget(elastic, family, arm):
     if family == "mask":
+        path = elastic / "studies/elastic/params.yaml"
+        raw = yaml.safe_load(path.read_text())
         raw["train"] |= {"target_bits": 9.0, "prior": "autoregressive"}
-    path.write_text(yaml.safe_dump(raw))
-    command = [sys.executable, "-c", STAGES, family, arm, str(path.relative_to(workspace))]
-    quiet = environment() | {"INFOTOK_TRACKING": "off", "PYTHONPATH": str(workspace)}
-    done = subprocess.run(command, cwd=workspace, env=quiet, capture_output=True, text=True, check=False)
+        path.write_text(yaml.safe_dump(raw))
+    quiet = environment() | {"INFOTOK_TRACKING": "off", "PYTHONPATH": str(elastic)}
+    command = [sys.executable, "-c", EVERY_STAGE, family, arm]
+    done = subprocess.run(command, cwd=elastic, env=quiet, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    results = workspace / "runs/smoke"
+    results = elastic / "runs/elastic"
     metrics, protocol = {}, {}
     for stage in ("train", "understand", "generate"):
         result = json.loads((results / stage / f"{family}-{arm}-4-0" / "metrics.json").read_text())
@@ -198,16 +217,16 @@ def test_the_other_families_go_through_every_stage_at_every_budget(workspace, fa
 
 
 def test_results_of_another_configuration_are_refused(workspace):
-    path, page = workspace / PROFILE, workspace / "reports/smoke/page/index.html"
+    path, page = workspace / PARAMS, workspace / "reports/smoke/page/index.html"
     text, before = path.read_text(), sha256(page)
     try:
-        path.write_text(text.replace("caption_dropout: 0.1", "caption_dropout: 0.2"))
-        refused = run(workspace, "stages.report", "--params", PROFILE)
+        path.write_text(text.replace("questions: 4", "questions: 3"))
+        refused = run(workspace, "stages.report", *STUDY)
     finally:
         path.write_text(text)
     line = one_line_error(refused)
     assert f"runs/smoke/train/{CELLS[0]}/metrics.json: is from another configuration" in line
-    assert "dvc repro" in line
+    assert line.endswith(f"run `dvc repro {FILE}:train@{CELLS[0]}`")
     assert sha256(page) == before
 
 
@@ -215,10 +234,12 @@ def test_results_of_another_configuration_are_refused(workspace):
     ("options", "says"),
     [
         (["--tokens", "5"], "--tokens: a 32 x 32 image cannot be cut into 5 equal patches"),
-        (["--arm", "ceb--0.01"], "--arm: arm 'ceb--0.01' has a negative beta"),
+        (["--arm", "ceb--0.01-1"], "--arm: arm 'ceb--0.01-1' is not <estimator>-<beta>"),
+        (["--arm", "ceb-0-1"], "--arm: arm 'ceb-0-1' has beta 0, which no estimator weighs; write none-0-1"),
         (["--arm", "cebra"], "--arm: arm 'cebra' is not <estimator>-<beta>"),
         (["--family", "arr"], "--family: 'arr' is unknown; known: "),
-        (["--params", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["--study", "smoky"], "--study: there is no folder studies/smoky; known: default, "),
+        (["--study", "../smoke"], "--study: '../smoke' cannot name a study"),
     ],
 )
 def test_a_bad_option_is_named(workspace, options, says):
@@ -226,14 +247,14 @@ def test_a_bad_option_is_named(workspace, options, says):
 
 
 def test_two_processes_pretrain_and_train_a_cell_that_is_not_in_the_grid(workspace):
-    cell = ["--params", PROFILE, "--family", "flow", "--tokens", "4", "--seed", "3"]
+    cell = [*STUDY, "--family", "flow", "--tokens", "4", "--seed", "3"]
 
     def in_two(stage, *options):
         command = [sys.executable, "-m", f"stages.{stage}", *cell, *options]
         variables = environment() | {"INFOTOK_PROCESSES": "2", "INFOTOK_TRACKING": "off"}
         return subprocess.run(command, cwd=workspace, env=variables, capture_output=True, text=True, check=False)
 
-    tokenizer, trained = (workspace / "runs/smoke" / name for name in ("tokenizer/flow-4-3", "train/flow-none-0-0-4-3"))
+    tokenizer, trained = (workspace / "runs/smoke" / name for name in ("pretrain/flow-4-3", "train/flow-none-0-0-4-3"))
     try:
         assert "tokenizer.safetensors: is missing" in one_line_error(in_two("train", "--arm", "none-0-0"))
         assert "--arm: arm 'cebra'" in one_line_error(in_two("train", "--arm", "cebra"))
@@ -243,7 +264,7 @@ def test_two_processes_pretrain_and_train_a_cell_that_is_not_in_the_grid(workspa
             assert all(math.isfinite(value) for value in result["metrics"].values())
             steps = [json.loads(line)["step"] for line in (folder / "history.jsonl").read_text().splitlines()]
             assert steps == [10, 20, 30, 40]
-            assert not list((workspace / ".ckpt").glob(f"*{folder.name}/*"))
+            assert not list(workspace.glob(f".ckpt/smoke/checkpoints/*/{folder.name}/*"))
         # Neither checkpoints nor half of a file by a second writer.
         assert {path.name for path in trained.iterdir()} == {
             "history.jsonl", "metrics.json", "model.safetensors", "text.json"

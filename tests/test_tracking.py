@@ -63,7 +63,7 @@ def in_process(study, action):
 
 
 def output(process):
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return out.strip()
 
