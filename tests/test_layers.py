@@ -11,11 +11,11 @@ INFOTOK = [
     ["options", "stopping", "distributed", "files", "tensors"],
     ["random"],
     ["information", "data"],
-    ["mllm", "tokenizer"],
+    ["tokenizer"],
     ["models"],
     ["examiners"],
     ["training"],
-    ["evaluation"],
+    ["evaluation", "mllm"],
 ]
 PIPELINE = [
     ["graph", "pictures"],
