@@ -11,7 +11,7 @@ from infotok.errors import InfotokError
 from infotok.mllm.adapter import PADDING, codes_of
 from infotok.mllm.loading import adapter_names, check_codes, load
 
-NAMES = sorted(tiny_mllm.MAKERS)
+NAMES = tiny_mllm.SHARED
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from infotok.mllm.joint import cross_entropy
 from infotok.mllm.loading import check_codes, load
 from infotok.mllm.tuning import TuneConfig, Tuner, calibrated
 
-NAMES = sorted(tiny_mllm.MAKERS)
+NAMES = tiny_mllm.SHARED
 RATES = {"lm_rate": 3e-3, "tokenizer_rate": 1e-3, "prior_rate": 0.05}
 EXAMPLES = [Example(*row) for row in zip(*tiny_mllm.toy(range(-2, 2)), strict=True)]  # 32
 
@@ -124,7 +124,7 @@ def test_cross_entropy_by_pieces_is_that_of_the_whole(folders):
     states = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     targets = torch.randint(300, (7,), generator=torch.Generator().manual_seed(1))
     whole = torch.nn.functional.cross_entropy(adapter.head(states), targets)
-    pieces = cross_entropy(adapter, states, targets, logits=1000)
+    pieces = cross_entropy(adapter.head, states, targets, rows=3)
     torch.testing.assert_close(pieces, whole)
     tensors = [states, adapter.model.lm_head.weight]
     for one, other in zip(torch.autograd.grad(pieces, tensors), torch.autograd.grad(whole, tensors), strict=True):
@@ -161,7 +161,7 @@ def test_ceb_pays_what_the_language_model_says_of_the_codes(folders):
     with torch.no_grad():
         _, parts = made.step(batch)
         codes = made.adapter.codes(batch.pixels)
-        _, states = made.step._generate(batch, codes)
+        states = made.adapter.draw_states(batch.prompt, codes)
         logits = states[:, made.adapter.code_columns(4, 4)] @ made.adapter.code_head().T
         wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum") / 4
     assert parts["penalty"].item() == pytest.approx(wanted.item(), rel=1e-4)

@@ -99,7 +99,35 @@ def emu3(folder, chat=True):
     Emu3ForConditionalGeneration(config).save_pretrained(folder)
 
 
-MAKERS = {"chameleon": chameleon, "emu3": emu3}
+def janus(folder):
+    from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor, LlamaConfig
+    from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+    named = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    base = ["<pad>", "<s>", "</s>"]
+    special = dict(zip(("pad_token", "bos_token", "eos_token"), base, strict=True))
+    tokenizer = text_tokenizer([*base, *named.values()], **special, extra_special_tokens=named)
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    vq = {"embed_dim": 8, "num_embeddings": CODES, "latent_channels": 16, "num_patches": 4}
+    config = JanusConfig(
+        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=4, **LANGUAGE, **ends),
+        vision_config=vision | {"projection_dim": 64, "num_image_tokens": 16},
+        vq_config=TOKENIZER | vq | {"projection_dim": 64, "image_token_embed_dim": 64},
+    )
+    model = JanusForConditionalGeneration(config)
+    begin = tokenizer.convert_tokens_to_ids("<begin_of_image>")
+    model.generation_config.generation_kwargs = {"boi_token_id": begin}
+    model.generation_config._from_model_config = False
+    half = [0.5] * 3
+    images = JanusImageProcessorPil(size={"height": 32, "width": 32}, image_mean=half, image_std=half)
+    JanusProcessor(images, tokenizer, num_image_tokens=16).save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+SHARED = ("chameleon", "emu3")
+MAKERS = {"chameleon": chameleon, "emu3": emu3, "janus": janus}
 
 
 def make(name, folder, **settings):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from infotok.errors import InfotokError
+from infotok.information.factored import Factored
 from infotok.information.nearest import nearest_codes
 
 Inputs = dict[str, Tensor]  # of a processor: `input_ids` and `attention_mask` (B, L), padded on the left
@@ -25,11 +26,13 @@ class Adapter(abc.ABC):
 
     model: of `model_class`, with `generate`. extra: what the model lacks and training adds, saved beside it; None for
     nothing. extra_is_new: whether it has never been trained. shared: whether the tokens that are drawn are the tokens
-    that are read. lm_layers: regular expression for the names of the language model's linear layers, and of no layer
+    that are read. least_agreement: share of codes that must be those of the model's own encoding: rounding decides a
+    few. lm_layers: regular expression for the names of the language model's linear layers, and of no layer
     of the tokenizer.
     """
 
     shared = True
+    least_agreement = 0.99
     lm_layers: str
     model_class: Any
 
@@ -92,7 +95,8 @@ class Adapter(abc.ABC):
         """What the model takes for an encoded image, of embeddings (B, h, w, width)."""
 
     def hidden(self, inputs: Inputs, image: Any = None) -> Tensor:
-        """Last hidden states (B, L, width); image: of `image_outputs`, in the place of the inputs' image tokens."""
+        """Last hidden states (B, L, width); image: of `image_outputs`, in the place of the inputs' image tokens; pixels
+        where the tokens are not shared."""
         return self.model.model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -103,6 +107,14 @@ class Adapter(abc.ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V)."""
         return self.model.get_output_embeddings()(hidden)
+
+    def states(self, prompt: Inputs, targets: Tensor, image: Any = None) -> Tensor:
+        """States (B, n, width) that predict targets (B, n) behind a prompt."""
+        present = targets != PADDING
+        ids = torch.cat([prompt["input_ids"], targets.where(present, 0)], 1)
+        mask = torch.cat([prompt["attention_mask"], present.to(prompt["attention_mask"].dtype)], 1)
+        hidden = self.hidden({"input_ids": ids, "attention_mask": mask}, image)
+        return hidden[:, -targets.shape[1] - 1 : -1]
 
     # Questions and captions.
 
@@ -149,6 +161,18 @@ class Adapter(abc.ABC):
     @abc.abstractmethod
     def code_columns(self, h: int, w: int) -> Tensor:
         """Columns (K,) of `draw_targets` that are codes."""
+
+    def draw_states(self, prompt: Inputs, codes: Tensor) -> Tensor:
+        """States (B, n, width) that predict the `draw_targets` of codes (B, h, w)."""
+        return self.states(prompt, self.draw_targets(codes))
+
+    def draw_head(self, states: Tensor) -> Tensor:
+        """Logits of what `draw_targets` holds."""
+        return self.head(states)
+
+    def predicted(self, states: Tensor, h: int, w: int) -> Factored:
+        """p(code | caption, codes before it) of K tokens, from `draw_states`."""
+        return Factored(states[:, self.code_columns(h, w)], self.code_head())
 
     @abc.abstractmethod
     def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:

@@ -7,6 +7,7 @@ Shapes: B images, h x w tokens, K = h * w, D dimensions of a code, L columns of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from infotok.information.bottleneck import InformationBottleneck
 from infotok.information.factored import Factored
 from infotok.information.nearest import NearestCodes, look_up, nearest_codes
-from infotok.mllm.adapter import PADDING, Adapter, Inputs
+from infotok.mllm.adapter import PADDING, Adapter
 from infotok.mllm.batches import Batch
 from infotok.options import Scale, Section, Weight
 
-LOGITS = 2**22  # of the vocabulary that are made at once
+ROWS = 64  # of logits that are made at once: of a vocabulary of 200,000, 50 MB
 
 
 class StepConfig(Section):
@@ -69,10 +70,11 @@ class JointStep(nn.Module):
         of_codes = (vectors - features.detach()).square().mean()
         commitment = (features - vectors.detach()).square().mean()
         understanding = self._understand(batch, codes, features, codebook)
-        generation, states = self._generate(batch, codes)
+        states, targets = adapter.draw_states(batch.prompt, codes), adapter.draw_targets(codes)
+        generation = cross_entropy(adapter.draw_head, states.flatten(0, 1), targets.flatten())
         term = self.bottleneck(
             NearestCodes(features.flatten(1, 2), codebook, self.variance, config.relaxation),
-            self._conditional(states, batch.size) if "conditional" in self.bottleneck.estimator.needs else None,
+            self._conditional(states, batch) if "conditional" in self.bottleneck.estimator.needs else None,
             inputs=batch.pixels,
             vectors=passed.flatten(1, 2),
             text=states[:, 0].float(),  # where the caption has been read, and no code
@@ -85,39 +87,27 @@ class JointStep(nn.Module):
         return loss + term.loss, {name: value.detach() for name, value in parts.items()} | term.parts
 
     def _understand(self, batch: Batch, codes: Tensor, features: Tensor, codebook: Tensor) -> Tensor:
-        """Cross-entropy of the answers given the codes (scalar)."""
+        """Cross-entropy of the answers given the codes (scalar), or given pixels, where tokens are not shared."""
         adapter, config = self.adapter, self.config
-        given: dict[str, Any] = {"relaxation": config.relaxation, "gradient": config.lm_gradient}
-        embedded = look_up(adapter.code_embeddings(), codes, features, codebook, self.variance, **given)
-        image = adapter.image_outputs(embedded.to(adapter.model.dtype))
-        return self._predicted(batch.ask, batch.answers, image)[0]
-
-    def _generate(self, batch: Batch, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the codes given the captions (scalar), and the states (B, n, width) that predict them."""
-        return self._predicted(batch.prompt, self.adapter.draw_targets(codes))
+        image: Any = batch.pixels
+        if adapter.shared:
+            given: dict[str, Any] = {"relaxation": config.relaxation, "gradient": config.lm_gradient}
+            embedded = look_up(adapter.code_embeddings(), codes, features, codebook, self.variance, **given)
+            image = adapter.image_outputs(embedded.to(adapter.model.dtype))
+        states, present = adapter.states(batch.ask, batch.answers, image), batch.answers != PADDING
+        return cross_entropy(adapter.head, states[present], batch.answers[present])
 
     @torch.no_grad()
-    def _conditional(self, states: Tensor, size: tuple[int, int]) -> Factored:
-        """The language model's p(code | caption, codes before it)."""
-        return Factored(states[:, self.adapter.code_columns(*size)], self.adapter.code_head())
-
-    def _predicted(self, prompt: Inputs, targets: Tensor, image: Any = None) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of targets (B, n) behind a prompt, and the states (B, n, width) that predict them."""
-        present = targets != PADDING
-        ids = torch.cat([prompt["input_ids"], targets.where(present, 0)], 1)
-        mask = torch.cat([prompt["attention_mask"], present.to(prompt["attention_mask"].dtype)], 1)
-        hidden = self.adapter.hidden({"input_ids": ids, "attention_mask": mask}, image)
-        states = hidden[:, -targets.shape[1] - 1 : -1]
-        return cross_entropy(self.adapter, states[present], targets[present]), states
+    def _conditional(self, states: Tensor, batch: Batch) -> Factored:
+        return self.adapter.predicted(states, *batch.size)
 
 
-def cross_entropy(adapter: Adapter, states: Tensor, targets: Tensor, logits: int = LOGITS) -> Tensor:
+def cross_entropy(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, rows: int = ROWS) -> Tensor:
     """Mean cross-entropy (scalar) of targets (N,) given states (N, width), whose N * V logits are never all there."""
 
     def part(some: Tensor, wanted: Tensor) -> Tensor:
-        return F.cross_entropy(adapter.head(some).float(), wanted, reduction="sum")
+        return F.cross_entropy(head(some).float(), wanted, reduction="sum")
 
-    step = max(1, logits // adapter.model.get_output_embeddings().weight.shape[0])
-    pieces = zip(states.split(step), targets.split(step), strict=True)
+    pieces = zip(states.split(rows), targets.split(rows), strict=True)
     sums = [checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in pieces]
     return torch.stack(sums).sum() / len(targets)

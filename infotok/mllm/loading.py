@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from infotok.errors import InfotokError
 from infotok.mllm.adapter import Adapter, one_line
 
-LEAST_AGREEMENT = 0.99  # of codes with the model's own: rounding decides a few
-
 
 def adapter_names() -> list[str]:
     """Types of models that there is an adapter for."""
@@ -73,7 +71,7 @@ def check_codes(adapter: Adapter, pixels: Tensor) -> str | None:
         ours, own = adapter.codes(pixels), adapter.own_codes(pixels)
     share = float((ours == own).float().mean()) if ours.shape == own.shape else 0.0
     said = f"{share:.2%} of the adapter's codes are those that the model's own encoding gives"
-    if share < LEAST_AGREEMENT:
+    if share < adapter.least_agreement:
         raise InfotokError(f"{said}; use the version of transformers that requirements.lock names")
     return None if share == 1.0 else said
 
