@@ -11,12 +11,17 @@ def prepare(run: Stage) -> None:
     options = run.config(DataOptions)
     manifest = prepare_data(options, run.folder)
     rejects, duplicates = manifest["rejects"], manifest.get("duplicates", {})
+    for why, count in manifest.get("skipped", {}).items():
+        run.warn(f"{count} entries are left out, having {why}")
     if rejects["count"]:
         run.warn(f"{rejects['count']} rejects are listed in {run.folder / 'rejects.jsonl'}")
     if across := duplicates.get("across"):
         run.warn(f"{across} images are copies of one in another split")
     metrics = {f"data/{name}": float(about["images"]) for name, about in manifest["splits"].items()}
-    run.finish(metrics | {"data/rejects": float(rejects["count"])}, {"source": options.source, "seed": options.seed})
+    protocol = {"source": options.source, "seed": options.seed}
+    if named := manifest.get("given_splits"):
+        protocol["splits"] = ", ".join(f"{given} became {split}" for given, split in named.items())
+    run.finish(metrics | {"data/rejects": float(rejects["count"])}, protocol)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def test_questions_and_answers_are_paired_by_who_speaks(entry):
         ([("human", "a?"), ("gpt", "b"), ("gpt", "c")], [("a?", "b")], ["answers no question: c"]),
         ([("human", "a?"), ("gpt", "b"), ("human", "c?")], [("a?", "b")], ["has no answer: c?"]),
         ([("human", "a?"), ("narrator", "b"), ("gpt", "c")], [("a?", "c")],
-         ["is of nobody known (human or user, gpt or assistant, system): narrator"]),
+         ["has an unknown speaker (known: human or user, gpt or assistant, system): narrator"]),
         ([("human", "a?"), ("system", "be brief"), ("gpt", "b")], [("a?", "b")], []),
         ([], [], []),
     ],
@@ -81,7 +81,7 @@ def test_turns_become_questions_and_rejects_of_their_line(tmp_path):
     assert [(pair["question"], pair["answer"]) for pair in asked[7]] == WANTED[1:]
     assert asked[8] == []
     told = [(line["line"], line["what"], line["reason"]) for line in rejects(tmp_path / "out")]
-    nobody = "is of nobody known (human or user, gpt or assistant, system): "
+    nobody = "has an unknown speaker (known: human or user, gpt or assistant, system): "
     assert told == [
         (7, "turn", "has no answer: what color?"), (8, "turn", nobody + "what color?"), (8, "turn", nobody + "red"),
     ]  # fmt: skip
@@ -138,7 +138,7 @@ def test_an_answer_beside_the_list_that_it_stands_in_is_not_counted_twice(tmp_pa
         ("NaN", "is missing"),
         ('{"a": 1}', "is missing"),
         ('[["red"]]', "is no text but list"),
-        ('"\\ud83d"', "holds half of a surrogate pair, which no file can hold"),
+        ('"\\ud83d"', "holds half of a surrogate pair; write the whole character"),
     ],
 )
 def test_an_answer_that_is_none_is_rejected(tmp_path, given, reason):

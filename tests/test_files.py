@@ -60,7 +60,7 @@ def test_images_of_every_form_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (["images/1.png", "images/2.png"], "is one of 2, of which a line may have one"),
+        (["images/1.png", "images/2.png"], "list holds 2 images; a line may have one"),
         ([[1, 2], [3]], "is no image: numbers in rows of unlike length"),
         ([[[1, 2], [3, 4]]] * 2, "is no image: numbers of shape (2, 2, 2)"),
         ([[0, 300]], "holds values from 0 to 300, not from 0 to 255 or 1"),
@@ -89,7 +89,7 @@ def test_lines_without_an_image_are_skipped_and_counted(tmp_path):
     assert manifest["skipped"] == {"no image": 3}
     assert manifest["rejects"]["count"] == 0
     write(tmp_path / "in", [{"img": line["image"], "caption": "a"} for line in lines[:60]])
-    with pytest.raises(InfotokError, match=r"in: no image can be used; 60 were skipped, having no image$"):
+    with pytest.raises(InfotokError, match=r"in: no image can be used; 60 entries are left out, having no image$"):
         prepared(tmp_path / "in", tmp_path / "none")
 
 
@@ -135,13 +135,13 @@ def test_a_link_out_of_the_folder_is_named_and_may_be_allowed(tmp_path, kind):
             (tmp_path / "in" / "images" / path.name).symlink_to(kept)
     write(tmp_path / "in", lines)
     says = (
-        r"data\.jsonl:1: image leaves the folder by a link that data\.outside does not allow: images/0\.png leads to "
+        r"data\.jsonl:1: image is a link out of the folder that data\.outside does not allow: images/0\.png leads to "
     )
     with pytest.raises(InfotokError, match=says + str(scratch)):
         prepared(tmp_path / "in", tmp_path / "out")
     prepared(tmp_path / "in", tmp_path / "out", outside=[str(tmp_path / "scratch")])
     assert pixels_of(tmp_path / "out") == {index + 1: color(index) for index in range(60)}
-    with pytest.raises(InfotokError, match="leaves the folder by a link"):
+    with pytest.raises(InfotokError, match="is a link out of the folder"):
         prepared(tmp_path / "in", tmp_path / "other", outside=[str(tmp_path / "scratch" / "elsewhere")])
 
 
@@ -171,7 +171,7 @@ def test_class_folders_may_be_links_that_are_allowed(tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("c0", "c1"):
         (tmp_path / "in" / name).symlink_to(tmp_path / "scratch" / name)
-    with pytest.raises(InfotokError, match=r"c0/0\.png: image leaves the folder by a link"):
+    with pytest.raises(InfotokError, match=r"c0/0\.png: image is a link out of the folder"):
         prepared(tmp_path / "in", tmp_path / "out", "imagefolder")
     prepared(tmp_path / "in", tmp_path / "out", "imagefolder", outside=[str(tmp_path / "scratch")])
 
@@ -244,7 +244,7 @@ def test_a_file_that_holds_no_lines_is_one_clear_error(tmp_path, content, says):
     [
         (lambda line: line | {"image": "img/" + line["image"]}, "image is missing: img/images/0.png"),
         (lambda line: line | {"caption": ""}, "caption is empty"),
-        (lambda line: line | {"split": "fold1"}, "line is of no known split: 'fold1'"),
+        (lambda line: line | {"split": "fold1"}, "line names an unknown split 'fold1'"),
     ],
 )
 def test_the_first_reason_stands_where_no_image_is_left(tmp_path, change, reason):

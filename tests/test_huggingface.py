@@ -113,7 +113,7 @@ def test_rows_of_several_images_or_none(tmp_path):
     place = save(tmp_path, {"images": images, "caption": [f"a {i}" for i in range(COUNT)]}, features)
     manifest = prepared(place, tmp_path / "out", "huggingface", max_rejects=1)
     assert [(line["line"], line["reason"]) for line in rejects(tmp_path / "out")] == [
-        (58, "is one of 2, of which a line may have one")
+        (58, "list holds 2 images; a line may have one")
     ]
     assert manifest["skipped"] == {"no image": 1}
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_one_clear_error(tmp_path):
     assert "no column 'picture'; set data.columns.image to one of image, words" in says(
         place, columns={"image": "picture", "caption": "words"}
     )
-    assert "name either data.path" in says(place, name="x/y")
+    assert "give either data.path, a folder, or data.name" in says(place, name="x/y")
     bare = save(tmp_path, {"caption": ["a"] * COUNT}, name="bare")
     assert "'train' has no column 'image'; set data.columns.image to one of caption" in says(bare)
     (tmp_path / "empty").mkdir()

@@ -94,9 +94,9 @@ def test_what_is_missing_of_coco_is_named(tmp_path):
     (root / "instances_train2014.json").write_text(json.dumps({"annotations": [{"bbox": [1], "category_id": 3}]}))
     assert "holds neither captions nor questions" in says(files=["instances_train2014.json"])
     (root / "list.json").write_text("[1, 2]")
-    assert "list.json: is no file of COCO or VQAv2" in says(files=["list.json"])
+    assert "list.json: is no object with 'annotations' or 'questions'" in says(files=["list.json"])
     (root / "captions_minival2014.json").write_bytes((root / CAPTIONS[0]).read_bytes())
-    assert "of no known split: 'minival2014'; say where it goes" in says(files=[*CAPTIONS, "captions_minival2014.json"])
+    assert "unknown split 'minival2014'; say where it goes" in says(files=[*CAPTIONS, "captions_minival2014.json"])
     assert "images/x: is no folder; data.images names" in says(files=CAPTIONS, images="images/x")
     (root / "train2014" / f"COCO_train2014_{100:012d}.png").unlink()
     assert f"captions_train2014.json#100: image is missing: COCO_train2014_{100:012d}.png" in says(files=CAPTIONS)
@@ -177,7 +177,7 @@ def test_shards_are_of_the_split_that_they_are_named_for(tmp_path, names, became
 def test_shards_of_an_unknown_split_are_asked_about(tmp_path):
     for number, name in enumerate(["train-0.tar", "testdev-0.tar"]):
         shard(tmp_path / "in" / name, [file for index in range(40) for file in sample(40 * number + index)])
-    with pytest.raises(InfotokError, match=r"testdev-0\.tar: is of no known split: 'testdev'"):
+    with pytest.raises(InfotokError, match=r"testdev-0\.tar: unknown split 'testdev'"):
         prepared(tmp_path / "in", tmp_path / "out", "webdataset")
     manifest = prepared(tmp_path / "in", tmp_path / "out", "webdataset", splits={"testdev": "skip"})
     assert sum(about["images"] for about in manifest["splits"].values()) == 40
@@ -192,7 +192,7 @@ def test_bad_samples_are_rejects_and_bad_shards_one_error(tmp_path):
     assert manifest["skipped"] == {"no image": 1}
     told = [(line["file"], line["what"], line["reason"].partition(" (")[0]) for line in rejects(tmp_path / "out")]
     assert told == [
-        ("0.tar/00061", "json", "is not JSON"), ("0.tar/00062", "turn", "is of nobody known"),
+        ("0.tar/00061", "json", "is not JSON"), ("0.tar/00062", "turn", "has an unknown speaker"),
         ("0.tar/00063", "json", "is no object"), ("0.tar/64", "image", "is no image that Pillow reads"),
         ("0.tar/00065", "caption", "is not UTF-8"), ("0.tar/00065", "image", "has no caption and no question"),
     ]  # fmt: skip

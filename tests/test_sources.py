@@ -121,7 +121,7 @@ BAD = {  # line -> (its number's what, words of the reason)
     "unknown split": (
         {"image": "images/1.png", "caption": "a", "split": "holdout"},
         "line",
-        "is of no known split: 'holdout'",
+        "is of names an unknown split 'holdout'",
     ),
     "empty caption": ({"image": "images/1.png", "captions": ["  ", "fine"]}, "caption", "is empty"),
     "no text": ({"image": "images/1.png", "captions": [3, "fine"]}, "caption", "is no text but int"),

@@ -53,9 +53,7 @@ def saved(tmp_path, **splits):
 @pytest.mark.parametrize("unknown", ["test_hard", "testdev", "minival"])
 def test_rows_of_an_unknown_split_are_never_trained_on(tmp_path, unknown):
     place = saved(tmp_path, **{"train": 40, "val": 8, unknown: 40})
-    says = (
-        rf"saved: a split is of no known split: '{unknown}'; say where it goes with data\.splits: {{{unknown}: test}}"
-    )
+    says = rf"saved: unknown split '{unknown}'; say where it goes with data\.splits: {{{unknown}: test}}"
     with pytest.raises(InfotokError, match=says):
         prepared(place, tmp_path / "out", "huggingface")
     manifest = prepared(place, tmp_path / "out", "huggingface", splits={unknown: "test"})
@@ -70,7 +68,7 @@ def test_rows_of_an_unknown_split_are_never_trained_on(tmp_path, unknown):
 
 def test_a_lone_split_of_unknown_name_is_asked_about_too(tmp_path):
     place = saved(tmp_path, holdout=60)
-    with pytest.raises(InfotokError, match="of no known split: 'holdout'"):
+    with pytest.raises(InfotokError, match="unknown split 'holdout'"):
         prepared(place, tmp_path / "out", "huggingface")
     manifest = prepared(place, tmp_path / "out", "huggingface", splits={"holdout": "train"})
     assert all(manifest["splits"][name]["images"] for name in ("train", "validation", "test"))
@@ -91,7 +89,7 @@ def test_lines_of_an_unknown_split_are_rejects_that_name_the_remedy(tmp_path):
     told = rejects(tmp_path / "out")
     assert [line["line"] for line in told] == [5 + 6 * i for i in range(10)]
     assert told[0]["reason"] == (
-        "is of no known split: 'test_hard'; say where it goes with data.splits: {test_hard: test} "
+        "names an unknown split 'test_hard'; say where it goes with data.splits: {test_hard: test} "
         "(train, validation, test or skip)"
     )
 
@@ -127,7 +125,7 @@ def test_an_unknown_folder_beside_splits_is_asked_about(tmp_path, extra):
     for index in range(5):
         picture(place / extra / f"more{index}.png", 500 + index)
     name = extra.partition("/")[0]
-    with pytest.raises(InfotokError, match=rf"in/{name}: lies beside folders of splits and is of no known"):
+    with pytest.raises(InfotokError, match=rf"in/{name}: lies beside folders of splits, unknown split '"):
         prepared(place, tmp_path / "out", "imagefolder")
     manifest = prepared(place, tmp_path / "out", "imagefolder", splits={name: "skip"})
     assert sum(about["images"] for about in manifest["splits"].values()) == 72

@@ -42,8 +42,8 @@ class Images:
         rows = np.arange(len(self))[index]
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
         parts = np.searchsorted(self._starts, rows, side="right") - 1
-        for place, (part, row) in enumerate(zip(parts, rows - self._starts[parts], strict=True)):
-            out[place] = self._parts[part][row]
+        for position, (part, row) in enumerate(zip(parts, rows - self._starts[parts], strict=True)):
+            out[position] = self._parts[part][row]
         return out
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:

@@ -43,19 +43,21 @@ def _several(value: Any) -> list[Any]:
 def _dialogue(turns: list[Any], wrong: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """Questions of the person with the assistant's answers to them."""
     pairs, waiting = [], None
-    for who, said in (part for turn in turns for part in _parts(turn)):
+    for who, words in (part for turn in turns for part in _parts(turn)):
         if who in PEOPLE:
             if waiting is not None:
                 wrong.append(("turn", f"has no answer: {_shown(waiting)}"))
-            waiting = said
+            waiting = words
         elif who in ASSISTANTS:
             if waiting is None:
-                wrong.append(("turn", f"answers no question: {_shown(said)}"))
+                wrong.append(("turn", f"answers no question: {_shown(words)}"))
             else:
-                pairs.append({"question": waiting, "answer": said})
+                pairs.append({"question": waiting, "answer": words})
             waiting = None
         elif who not in SYSTEM:
-            wrong.append(("turn", f"is of nobody known (human or user, gpt or assistant, system): {_shown(who)}"))
+            wrong.append(
+                ("turn", f"has an unknown speaker (known: human or user, gpt or assistant, system): {_shown(who)}")
+            )
     if waiting is not None:
         wrong.append(("turn", f"has no answer: {_shown(waiting)}"))
     return pairs
@@ -69,16 +71,16 @@ def _parts(turn: Any) -> list[tuple[Any, Any]]:
         return [(who, _text(turn[who])) for who in ("user", "assistant") if turn.get(who) is not None]
     who = turn.get("from", turn.get("role"))
     who = who.strip().lower() if isinstance(who, str) else who
-    said = turn.get("value", turn.get("content"))
-    return [(who if isinstance(who, str) else repr(who), _text(said))]
+    words = turn.get("value", turn.get("content"))
+    return [(who if isinstance(who, str) else repr(who), _text(words))]
 
 
-def _text(said: Any) -> Any:
+def _text(words: Any) -> Any:
     """The words of a turn, without the mark of the image; its content may be a list of typed parts."""
-    if isinstance(said, list):
-        words = [part.get("text") if isinstance(part, dict) else part for part in said]
-        said = "\n".join(word for word in words if isinstance(word, str))
-    return said.replace("<image>", "") if isinstance(said, str) else said
+    if isinstance(words, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in words]
+        words = "\n".join(part for part in parts if isinstance(part, str))
+    return words.replace("<image>", "") if isinstance(words, str) else words
 
 
 def _shown(text: Any) -> str:

@@ -46,7 +46,7 @@ def inside(root: Path, name: Any, outside: tuple[Path, ...] = ()) -> Path:
     if any(real.is_relative_to(folder.resolve()) for folder in allowed):
         return path
     if Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
-        raise Unreadable(f"leaves the folder by a link that data.outside does not allow: {name} leads to {real}")
+        raise Unreadable(f"is a link out of the folder, which data.outside must allow: {name} leads to {real}")
     raise Unreadable(f"leaves the folder: {name}")
 
 
@@ -90,7 +90,7 @@ def image_of(entry: dict[str, Any]) -> Any:
     value = given[0] if given else None
     if isinstance(value, (list, tuple)) and not _is_numbers(value):
         if len(value) > 1:
-            raise Unreadable(f"is one of {len(value)}, of which a line may have one")
+            raise Unreadable(f"list holds {len(value)} images; a line may have one")
         value = value[0] if value else None
     return value
 
@@ -235,7 +235,7 @@ def read_json(path: Path) -> Any:
         raise InfotokError(f"{path}: is missing") from None
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        said = getattr(error, "msg", "nested too deep")
-        raise InfotokError(f"{path}:{line}: is not JSON ({said}); write it again") from None
+        problem = getattr(error, "msg", "nested too deep")
+        raise InfotokError(f"{path}:{line}: is not JSON ({problem}); write it again") from None
     except (EOFError, OSError) as error:
         raise InfotokError(f"{path}: cannot be read ({error}); copy it again") from None

@@ -200,17 +200,17 @@ def _pixels_of_png(stream: BinaryIO) -> BinaryIO | None:
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
         return "is no image that Pillow reads"
     if isinstance(error, Image.DecompressionBombError):
-        pixels = re.search(r"\((\d+) pixels\)", said)
+        pixels = re.search(r"\((\d+) pixels\)", message)
         return f"has more than {MOST_PIXELS / 1e6:g} million pixels" + (f": {pixels[1]}" if pixels else "")
-    if isinstance(error, EOFError) or any(sign in said.lower() for sign in ("truncated", "not enough", "only got")):
+    if isinstance(error, EOFError) or any(sign in message.lower() for sign in ("truncated", "not enough", "only got")):
         return "is truncated"
     if isinstance(error, MemoryError):
         return "does not fit into memory"
-    return f"cannot be decoded ({said or type(error).__name__})"
+    return f"cannot be decoded ({message or type(error).__name__})"
 
 
 def _check_size(image: Image.Image) -> None:

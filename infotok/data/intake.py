@@ -74,9 +74,9 @@ class SplitNames:
 
     @staticmethod
     def unknown(given: Any) -> str:
-        """The reason and the remedy."""
+        """What to say of an unknown name, and the remedy."""
         return (
-            f"is of no known split: '{given}'; say where it goes with data.splits: {{{given}: test}} "
+            f"unknown split '{given}'; say where it goes with data.splits: {{{given}: test}} "
             f"(train, validation, test or {SKIP})"
         )
 
@@ -96,11 +96,11 @@ class Chooser:
     def __call__(self, digest: bytes, given: str | None) -> str:
         if given in ("validation", "test"):
             return given
-        place = int.from_bytes(hashlib.sha256(self.salt + digest).digest()[:8]) / 2**64
+        draw = int.from_bytes(hashlib.sha256(self.salt + digest).digest()[:8]) / 2**64
         for name, share in self.shares.items():
-            if place < share:
+            if draw < share:
                 return name
-            place -= share
+            draw -= share
         return "train"
 
 
@@ -208,7 +208,7 @@ def _wrong(text: Any) -> str:
     if not text.strip():
         return "is empty"
     if not is_unicode(text):
-        return "holds half of a surrogate pair, which no file can hold"
+        return "holds half of a surrogate pair; write the whole character"
     return "" if len(text) <= LONGEST else f"is longer than {LONGEST} characters"
 
 

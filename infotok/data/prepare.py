@@ -109,15 +109,16 @@ def _check(splits: dict[str, dict], options: DataOptions, rejects: Rejects, foun
         problem = "no image can be used"
     if named := found.get("given_splits"):
         problem += f"; their splits became {', '.join(f'{name}: {split}' for name, split in named.items())}"
-    problem += "".join(f"; {count} were skipped, having {why}" for why, count in found.get("skipped", {}).items())
-    raise InfotokError(f"{getattr(options, 'path', None) or options.source}: {problem}{rejects.told()}")
+    for why, count in found.get("skipped", {}).items():
+        problem += f"; {count} entries are left out, having {why}"
+    raise InfotokError(f"{getattr(options, 'path', None) or options.source}: {problem}{rejects.summary()}")
 
 
 def _counts(split: Split) -> dict[str, int]:
     captions = questions = without_captions = without_questions = 0
-    for said, asked in zip(split.captions, split.questions, strict=True):
-        captions, questions = captions + len(said), questions + len(asked)
-        without_captions, without_questions = without_captions + (not said), without_questions + (not asked)
+    for of_image, pairs in zip(split.captions, split.questions, strict=True):
+        captions, questions = captions + len(of_image), questions + len(pairs)
+        without_captions, without_questions = without_captions + (not of_image), without_questions + (not pairs)
     return {
         "captions": captions,
         "questions": questions,
@@ -143,6 +144,6 @@ def _tasks(read: dict[str, Split]) -> tuple[list[str], dict[str, str]]:
 def _texts(split: Split) -> Iterator[str]:
     """Captions, then questions and answers: what the text tokenizer learns from."""
     yield from itertools.chain.from_iterable(split.captions)
-    for asked in split.questions:
-        for pair in asked:
+    for questions in split.questions:
+        for pair in questions:
             yield from (pair["question"], pair["answer"])

@@ -46,11 +46,9 @@ class Rejects:
             self._first.append(f"{where}: {what} {reason}")
         if self.count > self.most:
             self._file.flush()
-            raise InfotokError(
-                f"{self._named()}: repair or remove them, or put up with more than data.max_rejects ({self.most})"
-            )
+            raise InfotokError(f"{self._named()}: repair or remove them, or raise data.max_rejects ({self.most})")
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """What was left out, to end another message with; nothing where nothing was."""
         return f"; left out: {self._named()}" if self.count else ""
 
@@ -66,8 +64,8 @@ class Rejects:
 
     def _write(self, where: str, what: str, reason: str, kept: bool) -> None:
         file, _, line = where.rpartition(":")
-        place = {"file": file, "line": int(line)} if file and line.isdigit() else {"file": where, "line": None}
-        self._file.write(json.dumps(place | {"what": what, "reason": reason, "kept": kept}) + "\n")
+        source = {"file": file, "line": int(line)} if file and line.isdigit() else {"file": where, "line": None}
+        self._file.write(json.dumps(source | {"what": what, "reason": reason, "kept": kept}) + "\n")
 
     def close(self) -> None:
         self._file.close()

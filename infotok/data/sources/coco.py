@@ -66,9 +66,11 @@ def _read(options: Options, names: SplitNames) -> dict[tuple[str, str | None], d
     """(split as named, our split) -> image number -> what is said of it."""
     about: dict = defaultdict(dict)
     answers: dict[Any, dict[str, Any]] = {}
-    asked = []
+    questions = []
     for file in options.files:
         path = Path(options.path) / file
+        if not path.is_file():
+            raise InfotokError(f"{path}: is missing; data.files names files in the folder data.path")
         content = read_json(path)
         given, split = _split_of(path, content, names)
         images = about[given, split]
@@ -78,7 +80,7 @@ def _read(options: Options, names: SplitNames) -> dict[tuple[str, str | None], d
 
         rows = _rows(path, content)
         if "questions" in content:
-            asked += [(path, of(row.get("image_id")), row) for row in rows]
+            questions += [(path, of(row.get("image_id")), row) for row in rows]
         elif any("question_id" in row for row in rows[:1]):
             answers |= {row["question_id"]: row for row in rows if "question_id" in row}
         elif any("caption" in row for row in rows[:1]):
@@ -91,7 +93,7 @@ def _read(options: Options, names: SplitNames) -> dict[tuple[str, str | None], d
             raise InfotokError(
                 f"{path}: holds neither captions nor questions nor answers to them; name others in data.files"
             )
-    for path, image, row in asked:
+    for path, image, row in questions:
         answer = answers.get(row.get("question_id"))
         if answer is None and not answers:
             raise InfotokError(f"{path}: no answers to its questions; name the file of annotations in data.files too")
@@ -104,7 +106,9 @@ def _read(options: Options, names: SplitNames) -> dict[tuple[str, str | None], d
 def _rows(path: Path, content: Any) -> list[dict[str, Any]]:
     rows = content.get("questions", content.get("annotations")) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InfotokError(f"{path}: is no file of COCO or VQAv2, an object with 'annotations' or 'questions'")
+        raise InfotokError(
+            f"{path}: is no object with 'annotations' or 'questions', as COCO's and VQAv2's are; name others in data.files"
+        )
     return rows
 
 

@@ -62,11 +62,11 @@ def prepare(options: Options, rejects: Rejects, found: dict) -> Iterator[tuple[s
         InfotokError: the data cannot be loaded, lack a column that the options name, or have a split of unknown name.
     """
     if bool(options.name) == bool(options.path):
-        raise InfotokError("data.path: name either data.path, what `save_to_disk` wrote, or data.name, on the hub")
+        raise InfotokError("data.path: give either data.path, a folder, or data.name, a name on the hub, and not both")
     loaded, names = _load(options), SplitNames(options)
     for name in loaded:
         if names(name) is None:
-            raise InfotokError(f"{_what(options)}: a split {names.unknown(name)}")
+            raise InfotokError(f"{_what(options)}: {names.unknown(name)}")
     found |= {"given_splits": names.became, "skipped": {}}
     for name in [name for name, split in names.became.items() if split == SKIP]:
         found["skipped"][f"a split that is skipped: {name}"] = len(loaded.pop(name))

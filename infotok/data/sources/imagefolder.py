@@ -62,7 +62,7 @@ def _split_folders(root: Path, names: SplitNames) -> dict[str, Path]:
         return {}
     for name in folders:
         if names(name) is None:
-            raise InfotokError(f"{root / name}: lies beside folders of splits and {names.unknown(name)}")
+            raise InfotokError(f"{root / name}: lies beside folders of splits, {names.unknown(name)}")
     return folders
 
 

@@ -56,7 +56,7 @@ def _examples(path: Path, options: Options, names: SplitNames, rejects: Rejects,
         given = entry.get("split")
         split = names(given)
         if given is not None and split is None:
-            rejects.add(where, "line", names.unknown(given))
+            rejects.add(where, "line", f"names an {names.unknown(given)}")
             continue
         try:
             value = image_of(entry)
