@@ -1,14 +1,18 @@
-"""What git holds: no large file, small reports, no broken link between its pages."""
+"""What git holds: no large file, small reports, pages whose links and commands are right."""
 
+import itertools
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from smoke import ROOT
 
 import infotok
+from stages.cli import app
 
 MOST_FILE, MOST_REPORTS = 500_000, 6_000_000  # bytes
 GIT = ["git", "-C", str(ROOT)]
@@ -79,6 +83,60 @@ def test_broken_links_are_found():
         "docs/evidence.md: gone.md",
         "docs/evidence.md: evidence.md#no-such-heading (no such heading)",
     ]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every `infotok …` and `dvc repro …` that a page shows, in a block or in a line."""
+    shown = re.findall(r"^ +((?:infotok|dvc repro) [^#\n]*)", text, flags=re.M)
+    shown += re.findall(r"`((?:infotok|dvc repro) [^`]*)`", text)
+    return [shlex.split(" ".join(line.split())) for line in shown]
+
+
+def wrong(words: list[str], studies: set[str]) -> str:
+    """What is not so of a command: the subcommand, an option, or the study that it names."""
+    if words[0] == "dvc":
+        named = [Path(word).parent.name for word in words if word.endswith("dvc.yaml")]
+    else:
+        group = typer.main.get_command(app)
+        options = {option for parameter in group.params for option in parameter.opts}
+        if words[1] not in options:
+            if (command := group.commands.get(words[1])) is None:
+                return f"no command {words[1]}"
+            options = {option for parameter in command.params for option in parameter.opts}
+        if unknown := [word for word in words[1:] if word.startswith("-") and word not in options | {"--help"}]:
+            return f"no option {unknown[0]}"
+        named = [value for word, value in itertools.pairwise(words) if word == "--study"]
+    return "".join(f"no study {name}" for name in named if name not in studies)
+
+
+def test_commands_of_the_pages_are_right():
+    studies = {path.parent.name for path in ROOT.glob("studies/*/params.yaml")}
+    studies |= {"mine", "<name>", "usage-or-prior"}  # that pages make
+    found, count = [], 0
+    for name in sorted(name for name in held() if name.endswith(".md") and name != "CHANGELOG.md"):
+        for words in commands((ROOT / name).read_text()):
+            count += 1
+            found += [f"{name}: {shlex.join(words)}: {says}"] if (says := wrong(words, studies)) else []
+    assert found == []
+    assert count > 60
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("infotok sweep -j 2 --study gone", "no study gone"),
+        ("infotok swep", "no command swep"),
+        ("infotok sweep --params params.yaml", "no option --params"),
+        ("dvc repro studies/gone/dvc.yaml", "no study gone"),
+        ("infotok --install-completion", ""),
+    ],
+)
+def test_wrong_commands_are_found(line, says):
+    assert wrong(shlex.split(line), {"smoke"}) == says
+
+
+def test_the_readme_is_one_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
 
 def test_versions_are_one():
