@@ -134,9 +134,7 @@ def test_a_link_out_of_the_folder_is_named_and_may_be_allowed(tmp_path, kind):
             kept = path if kind == "file" else path.rename(scratch / f"{index:032x}")
             (tmp_path / "in" / "images" / path.name).symlink_to(kept)
     write(tmp_path / "in", lines)
-    says = (
-        r"data\.jsonl:1: image is a link out of the folder that data\.outside does not allow: images/0\.png leads to "
-    )
+    says = r"data\.jsonl:1: image is a link out of the folder, which data\.outside must allow: images/0\.png leads to "
     with pytest.raises(InfotokError, match=says + str(scratch)):
         prepared(tmp_path / "in", tmp_path / "out")
     prepared(tmp_path / "in", tmp_path / "out", outside=[str(tmp_path / "scratch")])
@@ -219,13 +217,26 @@ COCO = {"info": {}, "images": [{"id": 1, "file_name": "1.png"}], "annotations": 
         (json.dumps(COCO, indent=2).encode(), r"data\.jsonl: is one JSON object, not one a line"),
         (json.dumps({"data": [{"image": "1.png"}]}).encode(), r"data\.jsonl: is one JSON object, not one a line"),
         (as_lines([COCO["images"][0]] * 3).encode("utf-16"), r"data\.jsonl: is UTF-16; write it as UTF-8"),
-        (gzip.compress(as_lines([{"image": "1.png"}] * 999).encode())[:-20], r"data\.jsonl: cannot be read"),
+        (gzip.compress(as_lines([{"image": "1.png"}] * 999).encode(), mtime=0)[:-20], r"data\.jsonl: cannot be read"),
         (b"\x1f\x8b no archive", r"data\.jsonl: cannot be read"),
         (b'[{"image": "1.png"},\n{"image": \n', r"data\.jsonl:3: is not JSON \(Expecting value\)"),
         (b'[{"caption": "\xff"}]', r"data\.jsonl: is not UTF-8"),
         (b"[" * 100_000, r"data\.jsonl:1: is not JSON \(nested too deep\)"),
         (b"", r"in: no image can be used"),
         (b"\n\n", r"in: no image can be used"),
+    ],
+    ids=[
+        "coco",
+        "coco, indented",
+        "data",
+        "UTF-16",
+        "cut",
+        "no gzip",
+        "array, cut",
+        "latin-1",
+        "deep",
+        "empty",
+        "blank",
     ],
 )
 def test_a_file_that_holds_no_lines_is_one_clear_error(tmp_path, content, says):

@@ -112,3 +112,17 @@ def test_the_report_says_which_task_is_missing_and_why(finished):
     else:
         # Four colors at two places; the number of the image is in no picture.
         assert judge["metrics"]["judge/retrieval"] > 2 * judge["metrics"]["judge/retrieval_chance"]
+
+
+def test_one_question_an_image_and_step_is_learned_beside_its_caption(tmp_path):
+    """600 images with captions and questions, as docs/own_data.md has them, and the defaults of what a step shows."""
+    folder = copy_of_the_code(tmp_path)
+    squares(folder / "data" / "mine", captions=True, questions=True, count=600)
+    params = yaml.safe_load((ROOT / "studies" / "smoke" / "params.yaml").read_text())
+    params["data"] = {"source": "jsonl", "path": "data/mine", "vocabulary": 400}
+    params["grid"] = {"family": ["ar"], "arm": ["none-0-0"], "tokens": [4], "seed": [0]}
+    params["pretrain"]["steps"], params["train"] = 200, {"steps": 400, "batch": 32}
+    all_stages(folder, params)
+    found = json.loads((folder / "runs/mine/understand/ar-none-0-0-4-0/metrics.json").read_text())["metrics"]
+    assert found["understanding/accuracy"] > 0.9
+    assert found["understanding/question_only"] < 0.7

@@ -112,7 +112,7 @@ BAD = {  # line -> (its number's what, words of the reason)
     "bomb": ({"image": "images/bomb.png", "caption": "a"}, "image", ""),
     "leaves": ({"image": "../secret.png", "caption": "a"}, "image", "leaves the folder"),
     "absolute": ({"image": "/etc/hostname", "caption": "a"}, "image", "leaves the folder"),
-    "link": ({"image": "images/link.png", "caption": "a"}, "image", "leaves the folder"),
+    "link": ({"image": "images/link.png", "caption": "a"}, "image", "is a link out of the folder"),
     "no name": ({"image": " ", "caption": "a"}, "image", "no file name"),
     "not UTF-8": (b'{"image": "images/1.png", "caption": "\xff"}', "line", "not UTF-8"),
     "not JSON": (b'{"image": "images/1.png", ', "line", "not JSON"),
@@ -121,7 +121,7 @@ BAD = {  # line -> (its number's what, words of the reason)
     "unknown split": (
         {"image": "images/1.png", "caption": "a", "split": "holdout"},
         "line",
-        "is of names an unknown split 'holdout'",
+        "names an unknown split 'holdout'",
     ),
     "empty caption": ({"image": "images/1.png", "captions": ["  ", "fine"]}, "caption", "is empty"),
     "no text": ({"image": "images/1.png", "captions": [3, "fine"]}, "caption", "is no text but int"),

@@ -107,7 +107,7 @@ def _rows(path: Path, content: Any) -> list[dict[str, Any]]:
     rows = content.get("questions", content.get("annotations")) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InfotokError(
-            f"{path}: is no object with 'annotations' or 'questions', as COCO's and VQAv2's are; name others in data.files"
+            f"{path}: is no object with 'annotations' or 'questions', as COCO's are; name others in data.files"
         )
     return rows
 
