@@ -1,11 +1,15 @@
 """What `pip install .` gives to who plugs the regularizer into a model of their own: infotok alone."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -131,6 +135,33 @@ def test_information_and_the_mathematics_behind_it_need_no_more(site):
     )
     done = run(site, sys.executable, "-c", code)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def imported(folder: Path) -> set[str]:
+    """Top-level names that the modules of a folder import, also within functions."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_what_is_imported_is_required_by_the_package_or_an_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["pipeline"], *extras["mllm"]]
+    required = {canonical(re.match(r"[\w.-]+", line)[0]) for line in lines}
+    names = set().union(*(imported(ROOT / folder) for folder in ("infotok", "pipeline", "stages")))
+    names -= {*sys.stdlib_module_names, "infotok", "pipeline", "stages"}
+    owners = packages_distributions()
+    assert {name for name in names if not required & {canonical(owner) for owner in owners.get(name, [])}} == set()
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_what_is_not_given_is_hidden(site):

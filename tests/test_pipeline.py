@@ -62,7 +62,8 @@ def test_the_report_holds_every_cell_with_the_names_others_rely_on(workspace):
     assert {"score_over_beta.png", "information_plane.png", "samples.png", "structure_nuisance.png"} <= figures
     for name in figures:
         with Image.open(reports / "figures" / name) as image:
-            assert image.width >= 820 and image.height >= 200
+            assert image.width >= 820
+            assert image.height >= 200
         assert (reports / "page" / "figures" / name).with_suffix(".svg").exists()
 
 

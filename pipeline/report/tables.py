@@ -282,10 +282,10 @@ def tables(analysis: Analysis) -> list[Table]:
     questions += ["understanding/question_only", "understanding/majority"]
     information = ["rate_bits", "autoregressive_rate_bits", "conditional_rate_bits", "code_entropy_bits"]
     information += ["lower_bits", "upper_bits", "generator_nll_bits", "capacity_bits"]
-    use = ["perplexity", "dead_codes", "active_dimensions", "dependence", "dependence_text"]
-    information, use = ([f"information/{name}" for name in names] for names in (information, use))
+    information = [f"information/{name}" for name in information]
     structure = [f"information/{name}_bits" for name in ("structure", "nuisance")]
     structure += _under(frame, "information/factor/")
+    use = [name for name in METRICS if name.startswith("information/") and name not in information + structure]
     bits = "Bits per image; no value is better in itself."
     used = (
         "No value is better in itself, except fewer dead codes. CKA: dependence between 0 and 1 of images X and tokens "
