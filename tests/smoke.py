@@ -59,6 +59,7 @@ def copy_of_the_code(folder: Path) -> Path:
             shutil.copy(ROOT / name, folder / name)
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    shutil.copytree(ROOT / ".dvc" / "plots", folder / ".dvc" / "plots")
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     return folder
 

@@ -10,7 +10,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -23,26 +22,28 @@ import yaml
 from dvc.dvcfile import Lockfile
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from smoke import CELLS, FILE, PROFILE, ROOT, contents, environment, run
+from smoke import CELLS, FILE, ROOT, STUDY, contents, ran, run
 
+from pipeline.graph import STAGES
 from pipeline.sweep.dvc_files import mend
+from stages.common import COMMANDS, stage_command
 
 pytestmark = pytest.mark.xdist_group("smoke")  # one worker makes the finished run
 SEED = 0
 DAY = 24 * 3600
 # Every stage with the folder that it writes, in the pipeline's order.
 OUTPUTS = {
-    "prepare": "runs/smoke/data",
+    "prepare": "runs/smoke/prepare",
     "perceptual": "runs/smoke/perceptual",
     "judge": "runs/smoke/judge",
-    "pretrain": "runs/smoke/tokenizer/ar-4-0",
+    "pretrain": "runs/smoke/pretrain/ar-4-0",
     "train": f"runs/smoke/train/{CELLS[1]}",
     "understand": f"runs/smoke/understand/{CELLS[1]}",
     "generate": f"runs/smoke/generate/{CELLS[1]}",
     "report": "reports/smoke",
 }
 CELL_STAGES = ("train", "understand", "generate")
-OPTIONS = {"pretrain": {"tokens": 4}} | {stage: {"tokens": 4, "arm": "ceb-0.01-1"} for stage in CELL_STAGES}
+AXES = {"family": "ar", "arm": "ceb-0.01-1", "tokens": 4, "seed": 0}
 
 
 def same(folder: Path, before: dict[str, object]) -> None:
@@ -61,13 +62,10 @@ def copied(workspace, tmp_path):
 
 def repro(folder: Path) -> tuple[list[str], str]:
     """`dvc repro`, which must end well: the stages that ran, and all it said."""
-    command = [sys.executable, "-m", "dvc", "repro", FILE]
-    quiet = environment() | {"INFOTOK_TRACKING": "off"}
-    done = subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True, check=False)
+    done = run(folder, "dvc", "repro", FILE, INFOTOK_TRACKING="off")
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
-    lines = [line for line in said.splitlines() if line.startswith("Running stage")]
-    return [line.split("'")[1].removeprefix(f"{FILE}:") for line in lines], said
+    return ran(said), said
 
 
 def forked(folder: Path, stage: str, largest: int = resource.RLIM_INFINITY) -> int:
@@ -84,8 +82,8 @@ def forked(folder: Path, stage: str, largest: int = resource.RLIM_INFINITY) -> i
             os.dup2(said.fileno(), 2)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), write_through=True)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-        command = getattr(import_module(f"stages.{stage}"), stage)
-        command(params=PROFILE, **OPTIONS.get(stage, {}))
+        spec = COMMANDS[stage]
+        stage_command(spec)(study="smoke", **{axis: AXES[axis] for axis in spec.axes})
         code = 0
     except typer.Exit as end:
         code = end.exit_code
@@ -103,7 +101,7 @@ def ended(folder: Path, pid: int) -> tuple[int, str]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f".ckpt/*train-{CELLS[1]}/*/step-*.safetensors"))
+    return sorted(folder.glob(f".ckpt/smoke/checkpoints/train/{CELLS[1]}/*/step-*.safetensors"))
 
 
 def flip(path: Path, place: int = -1000, silently: bool = False) -> None:
@@ -128,11 +126,11 @@ def forget(folder: Path, outputs: list[str]) -> None:
 def test_every_stage_killed_at_a_random_moment_then_a_damaged_checkpoint_and_a_clock_set_back(copied):
     folder, before = copied
     rng = random.Random(SEED)
-    for module in ("pipeline.running.artifacts", "pipeline.report.write", "infotok.data.prepare"):  # once for all forks
+    for module in ("pipeline.running.stage", *(f"stages.{stage}" for stage in OUTPUTS)):  # once for all forks
         import_module(module)
     # The last first, so that every stage finds what it needs.
     for stage, output in reversed(OUTPUTS.items()):
-        took = [*folder.glob(f".ckpt/runs-smoke-took/*/{stage}")]
+        took = [*folder.glob(f".ckpt/smoke/seconds/{stage}/*")]
         duration = max((float(path.read_text()) for path in took), default=3.0)
         for number in (signal.SIGTERM, signal.SIGKILL) if stage in ("judge", "generate") else (signal.SIGKILL,):
             shutil.rmtree(folder / output, ignore_errors=True)  # as DVC does
@@ -171,13 +169,14 @@ def test_every_stage_killed_at_a_random_moment_then_a_damaged_checkpoint_and_a_c
     forget(folder, [OUTPUTS[stage] for stage in CELL_STAGES])
     for path in [*folder.glob("*"), *folder.glob("[!.]*/**/*")]:
         os.utime(path, (time.time() + DAY, time.time() + DAY))
-    ran, said = repro(folder)
-    assert sorted(ran) == sorted([*(f"{stage}@{CELLS[1]}" for stage in CELL_STAGES), "report"])
+    made, said = repro(folder)
+    assert sorted(made) == sorted([*(f"{stage}@{CELLS[1]}" for stage in CELL_STAGES), "report"])
     assert f"it is set aside as {newest.name}.damaged, and training goes on from step-" in " ".join(said.split())
     same(folder, before)
     assert list(folder.glob("[!.]*/**/*.tmp")) == []
-    left = [path for path in folder.glob(".ckpt/**/*") if path.is_file() and path.suffix != ".lock"]
-    assert [path for path in left if "runs-smoke-took" not in path.parts] == []
+    assert [path for path in folder.glob(".ckpt/smoke/checkpoints/**/*") if path.is_file()] == []
+    kept = {path.relative_to(folder / ".ckpt/smoke").parts[0] for path in folder.glob(".ckpt/smoke/*/**/*")}
+    assert kept <= {"checkpoints", "seconds", "locks"}
 
 
 def test_a_stage_made_again_writes_the_same_bytes_and_nothing_after_it_runs(copied):
@@ -207,7 +206,7 @@ def test_damaged_outputs_are_named_by_who_reads_them_and_made_whole_by_the_next_
         "report": runs / "generate" / CELLS[0] / "metrics.json",
         "generate": runs / "judge/judge.safetensors",
         "understand": runs / "train" / CELLS[1] / "model.safetensors",
-        "train": runs / "data/train.arrow",
+        "train": runs / "prepare/train.arrow",
     }.items():
         flip(damaged, silently=True)
         line = refusal(folder, reader)
@@ -218,11 +217,11 @@ def test_damaged_outputs_are_named_by_who_reads_them_and_made_whole_by_the_next_
     after = contents(folder)
     assert {name for name in before if after.get(name) != before[name]} == before.keys() - after.keys()
     # And as programs damage files.
-    for damaged in (runs / "tokenizer/ar-4-0/tokenizer.safetensors", runs / "train" / CELLS[0] / "history.jsonl"):
+    for damaged in (runs / "pretrain/ar-4-0/tokenizer.safetensors", runs / "train" / CELLS[0] / "history.jsonl"):
         whole = damaged.read_bytes()
         damaged.unlink()
         damaged.write_bytes(whole[: len(whole) // 2])
-    assert "runs/smoke/tokenizer/ar-4-0/tokenizer.safetensors: is damaged" in refusal(folder, "train")
+    assert "runs/smoke/pretrain/ar-4-0/tokenizer.safetensors: is damaged" in refusal(folder, "train")
     flip(runs / "understand" / CELLS[0] / "metrics.json")
     flip(folder / "reports/smoke/ablation.csv", 40)
     assert repro(folder)[0] == ["report"]  # whose outputs are not in DVC's cache, which has all else
@@ -233,8 +232,8 @@ def test_a_full_disk_is_one_line_and_leaves_all_that_was_finished(copied):
     """The disk is full by a limit on the size of files, at which the kernel refuses in the middle of a write."""
     folder, before = copied
     for stage, limit, what in (
-        ("train", 20_000, f".ckpt/runs-smoke-train-{CELLS[1]}"),
-        ("prepare", 50_000, "runs/smoke/data.partial"),
+        ("train", 20_000, f".ckpt/smoke/checkpoints/train/{CELLS[1]}"),
+        ("prepare", 50_000, "runs/smoke/prepare.partial"),
         ("report", 10_000, "reports/smoke/"),
     ):
         line = refusal(folder, stage, limit)
@@ -242,7 +241,7 @@ def test_a_full_disk_is_one_line_and_leaves_all_that_was_finished(copied):
         assert "File too large" in line
         assert what in line
     assert list(folder.glob("[!.]*/**/*.tmp")) + list(folder.glob(".ckpt/**/*.safetensors*")) == []
-    assert not (folder / "runs/smoke/data.partial").exists()
+    assert not (folder / "runs/smoke/prepare.partial").exists()
     after = contents(folder)
     assert [name for name in after if after[name] != before[name]] == []
     assert {name for name in before if name.startswith("runs/")} <= after.keys()  # figures are drawn anew
@@ -250,13 +249,13 @@ def test_a_full_disk_is_one_line_and_leaves_all_that_was_finished(copied):
 
 def test_a_sweep_sets_aside_what_a_kill_cut_off_of_dvcs_own_files_and_computes_nothing_again(copied):
     folder, before = copied
-    finished = {path: path.stat().st_mtime_ns for path in folder.glob(".ckpt/runs-smoke-took/*/*")}
-    assert len(finished) == 3 + 1 + len(CELLS) * len(CELL_STAGES)
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob(".ckpt/smoke/seconds/*/*")}
+    assert len(finished) == len(STAGES) - len(CELL_STAGES) + len(CELLS) * len(CELL_STAGES)
     (folder / FILE).with_name("dvc.lock").write_text((folder / FILE).with_name("dvc.lock").read_text()[:-300] + " [")
     rwlock = folder / ".dvc/tmp/rwlock"
-    rwlock.write_text('{"read": {"runs/smoke/da')
+    rwlock.write_text('{"read": {"runs/smoke/pre')
     assert run(folder, "dvc", "status", FILE).returncode != 0
-    swept = run(folder, "stages.cli", "sweep", "--params", PROFILE)
+    swept = run(folder, "stages.cli", "sweep", *STUDY)
     assert swept.returncode == 0, swept.stdout + swept.stderr
     assert "studies/smoke/dvc.lock was cut off and is set aside as dvc.lock.damaged" in " ".join(swept.stdout.split())
     assert ".dvc/tmp/rwlock was cut off and is set aside as rwlock.damaged" in " ".join(swept.stdout.split())

@@ -52,13 +52,13 @@ def ran(said: str) -> list[str]:
 
 
 def weights(folder: Path, cell: str) -> str:
-    return hashlib.sha256((folder / "runs/train" / cell / "model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((folder / "runs/default/train" / cell / "model.safetensors").read_bytes()).hexdigest()
 
 
 def test_two_machines_share_a_grid_and_a_third_combines_it(clones):
     first, second, third = clones
     none, vib = "train@ar-none-0-0-4-0", "train@ar-vib-0.01-1-4-0"
-    assert ran(dvc(first, "repro", "--pull", none)) == ["prepare", "perceptual", "pretrain@ar-4-0", none]
+    assert ran(dvc(first, "repro", "--pull", none)) == ["configure", "prepare", "perceptual", "pretrain@ar-4-0", none]
     dvc(first, "push", "--run-cache", "--quiet")
     assert ran(dvc(second, "repro", "--pull", vib)) == [vib]  # what both need comes from the first
     dvc(second, "push", "--run-cache", "--quiet")

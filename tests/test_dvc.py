@@ -1,0 +1,215 @@
+"""What DVC's users do, with the real DVC in a repository with commits: experiments, comparisons, copied studies."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from smoke import CELLS, FILE, PARAMS, ROOT, STUDY, copy_of_the_code, one_line_error, ran, run
+
+from pipeline.config.dvc_yaml import dvc_yaml
+from pipeline.config.study import Study, names
+
+NAMED = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "a")
+NAMED |= dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "a@b")
+VARIABLES = {"INFOTOK_TRACKING": "off"} | NAMED
+CELL = CELLS[0]  # the only one of the default study here
+ONCE = ("prepare", "perceptual", "judge")
+
+
+@pytest.mark.parametrize("name", names(ROOT))
+def test_the_dvc_yaml_of_every_study_is_what_its_parameters_and_the_table_of_stages_give(name):
+    study = Study(name, ROOT)
+    assert not study.dvc_file.is_symlink()
+    assert study.dvc_file.read_text() == dvc_yaml(study)
+
+
+def dvc(folder: Path, *command: str) -> str:
+    """What a DVC command says that must end well."""
+    done = run(folder, "dvc", *command, **VARIABLES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def git(folder: Path, *command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def repository(workspace, tmp_path_factory):
+    """The finished study `smoke` and a default study of one of its cells, whose results are the same; all committed.
+
+    Reports are in git, as those of all studies but `smoke` are.
+    """
+    folder = tmp_path_factory.mktemp("repository") / "checkout"
+    ignored = shutil.ignore_patterns("mlflow.db", "mlartifacts", "tmp", ".git")
+    shutil.copytree(workspace, folder, symlinks=True, ignore=ignored)
+    for path in (folder / "studies").iterdir():
+        if path.name != "smoke":
+            shutil.rmtree(path)
+    text = (folder / ".gitignore").read_text()
+    assert "/reports/smoke/\n" in text
+    (folder / ".gitignore").write_text(text.replace("/reports/smoke/\n", ""))
+    params = (folder / PARAMS).read_text()
+    (folder / "params.yaml").write_text(params.replace("arm: [none-0-0, ceb-0.01-1]", "arm: [none-0-0]"))
+    for stage in ONCE:
+        shutil.copytree(folder / "runs/smoke" / stage, folder / "runs/default" / stage)
+    shutil.copytree(folder / "runs/smoke/pretrain", folder / "runs/default/pretrain")
+    for stage in ("train", "understand", "generate"):
+        shutil.copytree(folder / "runs/smoke" / stage / CELL, folder / "runs/default" / stage / CELL)
+    for stage in ("configure", "report"):
+        done = run(folder, f"stages.{stage}", **VARIABLES)
+        assert done.returncode == 0, done.stderr
+    git(folder, "init", "--quiet")
+    for name, value in (("user.name", "a"), ("user.email", "a@b")):
+        git(folder, "config", name, value)
+    git(folder, "add", "--all")
+    dvc(folder, "commit", "--force", "--quiet", "dvc.yaml")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "finished")
+    assert "Data and pipelines are up to date" in dvc(folder, "status")
+    return folder
+
+
+@pytest.fixture
+def finished(repository):
+    """The repository as it was committed."""
+    yield repository
+    git(repository, "reset", "--hard", "--quiet")
+    dvc(repository, "checkout", "--quiet", "--force")
+
+
+@pytest.mark.xdist_group("smoke")
+@pytest.mark.parametrize(
+    ("prefix", "target", "cells", "file"),
+    [("", [], [CELL], "params.yaml"), (f"{PARAMS}:", [FILE], CELLS, PARAMS)],
+    ids=["default", "smoke"],
+)
+def test_an_experiment_runs_what_depends_on_the_parameter_and_dvc_compares_it(finished, prefix, target, cells, file):
+    said = dvc(finished, "exp", "run", "--set-param", f"{prefix}train.steps=10", *target)
+    again = [f"{stage}@{cell}" for cell in cells for stage in ("train", "understand", "generate")]
+    assert sorted(ran(said)) == sorted(["configure", *again, "report"])
+    summary = f"reports/{'smoke' if target else 'default'}/summary.json"
+
+    (one,) = json.loads(dvc(finished, "params", "diff", "--json")).values()
+    assert one == {"train.steps": {"old": 40, "new": 10, "diff": -30}}
+    assert list(json.loads(dvc(finished, "params", "diff", "--json"))) == [file]
+    changed = json.loads(dvc(finished, "metrics", "diff", "--json"))["diff"]
+    assert changed.keys() == {summary}
+    (revision,) = [one for one in json.loads(dvc(finished, "exp", "show", "--json")) if one["rev"] != "workspace"]
+    (made,) = [one for experiment in revision["experiments"] for one in experiment["revs"]]
+    for shown, steps in ((revision, 40), (made, 10)):
+        assert shown["data"]["params"][file]["data"]["train"]["steps"] == steps
+        assert shown["data"]["metrics"][summary]["data"]["cells"] == len(cells)
+    rows = list(csv.DictReader(io.StringIO(dvc(finished, "exp", "show", "--csv", "--only-changed"))))
+    column = next(name for name in rows[0] if name.endswith("train.steps"))
+    assert {row[column] for row in rows} == {"40", "10"}
+
+    chart = dvc(finished, "plots", "diff", "--show-vega", "--targets", *_plots(finished, summary), "--", "HEAD")
+    values = json.loads(chart)["data"]["values"]
+    assert {(value["rev"], value["step"]) for value in values} == {
+        *(("HEAD", str(step)) for step in (10, 20, 30, 40)), ("workspace", "10")
+    }  # fmt: skip
+
+
+def _plots(folder: Path, summary: str) -> list[str]:
+    return [str(Path(summary).with_name("training.csv"))]
+
+
+@pytest.mark.xdist_group("smoke")
+def test_an_experiment_beside_the_workspace_leaves_it_as_it_is(finished):
+    said = dvc(finished, "exp", "run", "--temp", "--set-param", "generation.prompts=2")
+    assert sorted(ran(said)) == ["configure", f"generate@{CELL}", "report"]
+    assert git(finished, "status", "--porcelain") == ""
+    shown = json.loads(dvc(finished, "exp", "show", "--json"))
+    prompts = [
+        revision["data"]["params"]["params.yaml"]["data"]["generation"]["prompts"]
+        for one in shown
+        for experiment in one["experiments"] or []
+        for revision in experiment["revs"]
+    ]
+    assert 2 in prompts
+
+
+@pytest.mark.xdist_group("smoke")
+def test_a_default_changed_in_the_code_runs_what_reads_it(finished):
+    path = finished / "infotok/evaluation/understanding.py"
+    text = path.read_text()
+    assert text.count("    batch: Count = ") == 1
+    path.write_text(text.replace("    batch: Count = ", "    batch: Count = 1"))
+    assert ran(dvc(finished, "repro")) == ["configure", f"understand@{CELL}", "report"]
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A copy of the repository, with a remade dvc.yaml or not, in which nothing has run."""
+    folder = copy_of_the_code(tmp_path_factory.mktemp("unfinished"))
+    for path in (folder / "studies").iterdir():
+        if path.name != "smoke":
+            shutil.rmtree(path)
+    return folder
+
+
+def test_a_copied_study_is_refused_until_its_dvc_yaml_is_written(unfinished):
+    shutil.copytree(unfinished / "studies/smoke", unfinished / "studies/mine")
+    try:
+        for command in (["sweep"], ["plan"]):
+            line = one_line_error(run(unfinished, "stages.cli", *command, "--study", "mine", **VARIABLES))
+            assert line.startswith("error: studies/mine/dvc.yaml: does not fit this study's folder")
+            assert line.endswith("write it with `infotok study mine`")
+        refused = run(unfinished, "dvc", "repro", "studies/mine/dvc.yaml", **VARIABLES)
+        assert refused.returncode != 0
+        assert "Running stage" not in refused.stdout
+        assert "studies/mine/dvc.yaml" in refused.stderr
+        assert "studies/smoke/dvc.yaml" in refused.stderr
+        assert run(unfinished, "stages.cli", "study", "mine").returncode == 0
+        would = dvc(unfinished, "repro", "--dry", "studies/mine/dvc.yaml:configure")
+        assert "python -m stages.configure --study mine" in would
+    finally:
+        shutil.rmtree(unfinished / "studies/mine")
+
+
+def test_a_renamed_study_is_refused_by_its_first_stage(unfinished):
+    (unfinished / "studies/smoke").rename(unfinished / "studies/mine")
+    try:
+        refused = run(unfinished, "dvc", "repro", "studies/mine/dvc.yaml", **VARIABLES)
+        assert refused.returncode != 0
+        assert ran(refused.stdout) == ["configure"]
+        said = "error: --study: there is no folder studies/smoke; known: default, mine; "
+        assert said in refused.stderr
+    finally:
+        (unfinished / "studies/mine").rename(unfinished / "studies/smoke")
+
+
+def listed(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+
+
+@pytest.mark.xdist_group("smoke")
+@pytest.mark.parametrize("place", ["within", "outside"])
+def test_commands_work_from_any_directory_as_from_the_root(finished, tmp_path, place):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    here = {"within": finished / "studies/smoke", "outside": outside}[place]
+    ours = {"PYTHONPATH": str(finished)}  # what an installed command imports
+    stray = listed(here)
+
+    def said(folder: Path, *command: str, **variables: str) -> str:
+        done = run(folder, "infotok", *command, *STUDY, **ours | variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for command in ("status", "plan"):
+        assert said(here, command) == said(finished, command)
+    assert "done 8" in said(here, "status")  # four stages of two cells
+    database = f"{place}.db"
+    assert said(here, "track", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/{database}") == "7 stages filled in\n"
+    before = (finished / "runs/smoke/perceptual/metrics.json").stat().st_mtime_ns
+    said(here, "perceptual", INFOTOK_TRACKING="off")
+    assert (finished / "runs/smoke/perceptual/metrics.json").stat().st_mtime_ns > before
+    assert git(finished, "status", "--porcelain") == ""
+    assert listed(here) == stray
