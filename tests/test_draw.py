@@ -288,6 +288,16 @@ def test_a_bad_option_is_one_line_and_writes_nothing(tmp_path, options, says):
     assert not (tmp_path / "out").exists()
 
 
+def test_files_are_named_from_the_folder_of_the_checkout_where_the_command_is_called(study, monkeypatch):
+    here = study.root / "studies/mine"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    written(here / "prompts.jsonl", PROMPTS[:1])
+    drawn("prompts.jsonl", "out", "--images", 1)
+    assert list(as_the_evaluator_reads(here / "out")) == ["00000"]
+    assert {path.name for path in here.iterdir()} == {"prompts.jsonl", "out"}
+
+
 def test_a_folder_of_anything_else_is_left_as_it_is(tmp_path):
     prompts, out = written(tmp_path / "prompts.jsonl", PROMPTS[:2]), tmp_path / "out"
     out.mkdir()

@@ -109,15 +109,11 @@ def test_an_experiment_runs_what_depends_on_the_parameter_and_dvc_compares_it(fi
     column = next(name for name in rows[0] if name.endswith("train.steps"))
     assert {row[column] for row in rows} == {"40", "10"}
 
-    chart = dvc(finished, "plots", "diff", "--show-vega", "--targets", *_plots(finished, summary), "--", "HEAD")
-    values = json.loads(chart)["data"]["values"]
-    assert {(value["rev"], value["step"]) for value in values} == {
-        *(("HEAD", str(step)) for step in (10, 20, 30, 40)), ("workspace", "10")
-    }  # fmt: skip
-
-
-def _plots(folder: Path, summary: str) -> list[str]:
-    return [str(Path(summary).with_name("training.csv"))]
+    title = f"{(target or ['dvc.yaml'])[0]}::training"
+    chart = json.loads(dvc(finished, "plots", "diff", "HEAD", "--show-vega", "--targets", title))
+    assert chart["spec"]["encoding"]["color"]["field"] == "arm"
+    curves = {(value["rev"], int(value["step"])) for value in chart["data"]["values"]}
+    assert curves == {("workspace", 10), *(("HEAD", step) for step in (10, 20, 30, 40))}
 
 
 @pytest.mark.xdist_group("smoke")
@@ -173,14 +169,16 @@ def test_a_copied_study_is_refused_until_its_dvc_yaml_is_written(unfinished):
         shutil.rmtree(unfinished / "studies/mine")
 
 
-def test_a_renamed_study_is_refused_by_its_first_stage(unfinished):
+def test_a_renamed_study_is_refused_before_anything_runs(unfinished):
     (unfinished / "studies/smoke").rename(unfinished / "studies/mine")
     try:
         refused = run(unfinished, "dvc", "repro", "studies/mine/dvc.yaml", **VARIABLES)
         assert refused.returncode != 0
-        assert ran(refused.stdout) == ["configure"]
-        said = "error: --study: there is no folder studies/smoke; known: default, mine; "
-        assert said in refused.stderr
+        assert ran(refused.stdout) == []
+        (line,) = refused.stderr.strip().splitlines()
+        assert line.endswith("dependency 'studies/smoke/params.yaml' does not exist")
+        line = one_line_error(run(unfinished, "stages.cli", "plan", "--study", "mine"))
+        assert line.endswith("write it with `infotok study mine`")
     finally:
         (unfinished / "studies/mine").rename(unfinished / "studies/smoke")
 
