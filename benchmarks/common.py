@@ -6,6 +6,8 @@ keeps it.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
@@ -88,6 +90,13 @@ def peak_mib() -> float:
     # getrusage alone would count the parent's, up to the start of this process.
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
     return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
+def give_back() -> None:
+    """Let freed memory go back to the system at once: else glibc keeps blocks that no later one fits into, and a peak
+    says more of it than of what is needed."""
+    with contextlib.suppress(OSError, AttributeError):  # of another C library
+        ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
 
 
 def forget_peak() -> None:

@@ -113,7 +113,7 @@ def test_quantizer(params, tmp_path):
 
 def test_chunked(params, tmp_path):
     costs, looked_up = kept(chunked.measure(params, quick=True), tmp_path)
-    assert TIMING | {"form", "sizes of", "B", "K", "C", "D", "peak_MiB", "of B*K*C floats"} == set(costs[0])
+    assert TIMING | {"form", "sizes of", "B", "K", "C", "D", "peak_MiB", "of B*K*C floats", "cpu_s"} == set(costs[0])
     assert [row["form"] for row in costs] == 2 * list(chunked.COSTS)
     assert [row["form"] for row in looked_up] == 2 * list(chunked.LOOK_UPS)
 

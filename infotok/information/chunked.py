@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from infotok.information.channel import Categorical
 from infotok.information.factored import Factored, Rows, tensors_of, wide
 
-SCORES = 2**22  # (token, code) pairs at a time: 16 MiB of float32, of which some six tensors live at once
+SCORES = 2**22  # (token, code) pairs at a time: 16 MiB of float32, of which some five tensors live at once
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,18 @@ def go_through(
         lengths, entropies = flat.new_empty(len(flat)), flat.new_empty(len(flat))
         of_features = [torch.empty_like(flat) for _ in range(2 * wanted.features)]
         of_codebook = [torch.zeros_like(codes) for _ in range(2 * wanted.codebook)]
-        step = max(1, scores // len(codes))
-        for start in range(0, len(flat), step):
-            part = slice(start, min(start + step, len(flat)))
-            z, share = flat[part], (counts[part] / images)[:, None]
-            score = torch.addmm(-half, z, codes.T).div_(variance)
+
+        def push(index: int, part: slice, inner: Tensor) -> None:
+            """The gradient of some tokens' logits, (n, C), to features and codebook."""
+            if wanted.features:
+                of_features[index][part] = (inner @ codes).div_(variance)
+            if wanted.codebook:
+                of_codebook[index] += (inner.T @ flat[part] - inner.sum(0)[:, None] * codes).div_(variance)
+
+        def take(part: slice) -> None:
+            """Some tokens; once done, what was made of size (n, C) is gone."""
+            share = (counts[part] / images)[:, None]
+            score = torch.addmm(-half, flat[part], codes.T).div_(variance)
             score -= score.amax(-1, keepdim=True)
             q = score.softmax(-1)
             # An excluded code costs infinitely much, and times a probability of 0 that would be nan.
@@ -96,17 +103,16 @@ def go_through(
             if wanted.prior:
                 rows.add(part, (torch.exp(-cost) - q) * share)
             if not (wanted.features or wanted.codebook):
-                continue
-            entropic = score.sub(mean_score).mul_(q).mul_(-1 / images)
+                return
+            push(1, part, score.sub(mean_score).mul_(q).mul_(-1 / images))
             if relaxation != 1.0:
                 q = score.div_(relaxation).softmax(-1)
                 mean_length, share = _mean(q, cost), share / relaxation
-            lengthy = (cost - mean_length).mul_(q).mul_(share)
-            for index, inner in enumerate((lengthy, entropic)):
-                if wanted.features:
-                    of_features[index][part] = (inner @ codes).div_(variance)
-                if wanted.codebook:
-                    of_codebook[index] += (inner.T @ z - inner.sum(0)[:, None] * codes).div_(variance)
+            push(0, part, (cost - mean_length).mul_(q).mul_(share))
+
+        step = max(1, scores // len(codes))
+        for start in range(0, len(flat), step):
+            take(slice(start, min(start + step, len(flat))))
         return Totals(
             length=(lengths * counts).sum() / images,
             entropy=entropies.sum() / images,

@@ -237,14 +237,18 @@ def _soft(
     vectors, flat = wide(codebook) - centre, wide(features) - centre
     half = vectors.square().sum(-1) / 2
     of_features, of_codebook = torch.empty_like(flat), torch.zeros_like(vectors)
-    step = max(1, scores // len(vectors))
-    for start in range(0, len(flat), step):
-        part = slice(start, start + step)
+
+    def take(part: slice) -> None:
+        """Some tokens; once done, what was made of size (n, C) is gone."""
         q = torch.addmm(-half, flat[part], vectors.T).div_(variance).softmax(-1)
-        towards = wide(upstream[part].to(table.dtype) @ table.T)
-        towards -= torch.linalg.vecdot(q, towards)[:, None]
-        inner = towards.mul_(q).div_(variance)
+        inner = wide(upstream[part].to(table.dtype) @ table.T)
+        inner -= torch.einsum("nc,nc->n", q, inner)[:, None]
+        inner.mul_(q).div_(variance)
         of_features[part] = inner @ vectors  # rows of `inner` sum to 0, so that z itself drops out
         if learned:
-            of_codebook += inner.T @ flat[part] - inner.sum(0)[:, None] * vectors
+            of_codebook.add_(inner.T @ flat[part] - inner.sum(0)[:, None] * vectors)
+
+    step = max(1, scores // len(vectors))
+    for start in range(0, len(flat), step):
+        take(slice(start, start + step))
     return of_features, of_codebook
