@@ -3,12 +3,18 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["Categorical", "Gaussian", "InformationBottleneck", "Kernels", "Regularization", "posterior_logits"]
+_HOMES = {
+    "bottleneck": ("Categorical", "Gaussian", "InformationBottleneck", "Kernels", "Regularization", "posterior_logits"),
+    "factored": ("Factored",),
+    "nearest": ("NearestCodes", "calibrate_variance", "look_up", "nearest_codes"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
     """The plug-in, imported when it is asked for: the command line answers before torch is loaded, and no stage of the
     pipeline depends on it by importing this package."""
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("infotok.information.bottleneck"), name)
+    return getattr(import_module(f"infotok.information.{_HOME[name]}"), name)

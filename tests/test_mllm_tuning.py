@@ -1,6 +1,8 @@
 """Tuning tiny models of real classes: what learns, what does not, and what is saved."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import tiny_mllm
@@ -282,3 +284,14 @@ def test_peft_that_is_missing_is_named(folders, monkeypatch):
 def test_fewer_examples_than_a_batch(folders):
     with pytest.raises(InfotokError, match="fewer than one batch of 8"):
         tuner(folders["emu3"]).run(EXAMPLES[:4], seed=0)
+
+
+def test_the_page_s_example_runs(folders, tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "mllm.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    EXAMPLES[0].image.save("red.png")
+    assert "BAAI/Emu3-Chat-hf" in code
+    space = {}
+    exec(code.replace("BAAI/Emu3-Chat-hf", folders["emu3"]).replace("steps=10", "steps=2"), space)
+    assert space["pixels"].shape == (1, 3, 32, 32)
