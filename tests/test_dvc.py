@@ -142,7 +142,7 @@ def test_a_default_changed_in_the_code_runs_what_reads_it(finished):
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
-    """A copy of the repository, with a remade dvc.yaml or not, in which nothing has run."""
+    """A copy of the repository in which nothing has run."""
     folder = copy_of_the_code(tmp_path_factory.mktemp("unfinished"))
     for path in (folder / "studies").iterdir():
         if path.name != "smoke":

@@ -221,7 +221,7 @@ def test_results_of_another_configuration_are_refused(workspace):
     path, page = workspace / PARAMS, workspace / "reports/smoke/page/index.html"
     text, before = path.read_text(), sha256(page)
     try:
-        path.write_text(text.replace("questions: 4", "questions: 3"))
+        path.write_text(text.replace("learning_rate: 0.006", "learning_rate: 0.005"))
         refused = run(workspace, "stages.report", *STUDY)
     finally:
         path.write_text(text)

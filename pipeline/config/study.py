@@ -6,7 +6,6 @@ holds its own params.yaml and dvc.yaml. Results lie in `runs/<study>`, tables in
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,12 +148,3 @@ class Study:
 def names(root: Path) -> list[str]:
     """All studies of a checkout."""
     return [DEFAULT, *sorted(path.parent.name for path in (root / FOLDER).glob("*/params.yaml"))]
-
-
-def study_of(params_file: str | os.PathLike) -> Study | None:
-    """The study that a params.yaml belongs to, None for a file elsewhere."""
-    path = Path(params_file).resolve()
-    for study in (Study(root=path.parent), Study(path.parent.name, path.parent.parent.parent)):
-        if study.params_file.resolve() == path and (study.root / "pipeline").is_dir():
-            return study
-    return None
