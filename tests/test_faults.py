@@ -277,6 +277,6 @@ def test_a_lock_of_dvc_is_cut_off_where_dvc_itself_says_so(tmp_path, monkeypatch
             refuses = False
         except DvcException:
             refuses = True
-        assert bool(mend(tmp_path, "dvc.yaml")) == refuses == (not lock.exists())
+        assert bool(mend(tmp_path, tmp_path / "dvc.yaml")) == refuses == (not lock.exists())
         refused.append(refuses)
     assert len(set(refused)) == 2
