@@ -64,6 +64,29 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_undisturbed_one(tmp_path, ema):
     assert (ema == 0) == torch.equal(moved[0].weight, undisturbed[0].weight)
 
 
+def convolution():
+    torch.manual_seed(0)
+    layers = [
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.Conv2d(1, 3, 2, padding=1),
+        nn.Conv2d(3, 4, 3),
+        nn.Flatten(),
+        nn.Linear(4, 1),
+    ]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+def test_a_resumed_run_goes_on_with_moments_in_the_layout_of_its_weights(tmp_path):
+    """The fused optimizer walks over the memory of both side by side."""
+    undisturbed, resumed = convolution(), convolution()
+    assert not undisturbed[2].weight.is_contiguous()
+    history = train(undisturbed)
+    with pytest.raises(Stopped):
+        train(convolution(), Checkpoints(tmp_path / "kept"), stop_at=27)
+    assert train(resumed, Checkpoints(tmp_path / "kept")) == history
+    assert equal(resumed, undisturbed)
+
+
 def equal(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 

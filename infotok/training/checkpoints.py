@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn, optim
 
 from infotok.errors import InfotokError
@@ -92,8 +93,10 @@ class Checkpoints:
             prefix = f"optimizer/{index}/"
             state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             if state:
+                # In the parameter's own layout of memory, over which a fused optimizer walks.
                 optimizer.state[parameter] = {
-                    n: t.clone() if n == "step" else t.to(parameter.device).clone() for n, t in state.items()
+                    n: t.clone() if n == "step" else torch.empty_like(parameter, dtype=t.dtype).copy_(t)
+                    for n, t in state.items()
                 }
         return meta["step"], meta["history"], meta["pending"]
 
