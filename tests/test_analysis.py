@@ -38,7 +38,7 @@ def test_paired_differences_are_the_hand_worked_ones():
     assert "none" not in set(analysed().paired.estimator)
 
 
-def test_a_rows_command_names_its_profile_and_matches_its_cells_alone():
+def test_a_rows_command_names_its_study_and_matches_its_cells_alone():
     params, *_ = synthetic(families=("ar", "mask"), tokens=(4, 8))
     full = study_with(params, name="estimators")
     text = cells_command(full, "ar", "ceb", 0.003, 1.0, 8)

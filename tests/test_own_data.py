@@ -1,4 +1,4 @@
-"""Data without known objects through every stage, at the smoke profile's size."""
+"""Data without known objects through every stage, at the smoke study's size."""
 
 import json
 import subprocess
