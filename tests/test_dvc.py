@@ -64,7 +64,7 @@ def repository(workspace, tmp_path_factory):
     for stage in ("configure", "report"):
         done = run(folder, f"stages.{stage}", **VARIABLES)
         assert done.returncode == 0, done.stderr
-    git(folder, "init", "--quiet")
+    git(folder, "init", "--quiet", "--initial-branch", "main")
     for name, value in (("user.name", "a"), ("user.email", "a@b")):
         git(folder, "config", name, value)
     git(folder, "add", "--all")
@@ -90,24 +90,23 @@ def finished(repository):
     ids=["default", "smoke"],
 )
 def test_an_experiment_runs_what_depends_on_the_parameter_and_dvc_compares_it(finished, prefix, target, cells, file):
-    said = dvc(finished, "exp", "run", "--set-param", f"{prefix}train.steps=10", *target)
+    name = f"ten-steps-of-{'smoke' if target else 'default'}"
+    said = dvc(finished, "exp", "run", "--name", name, "--set-param", f"{prefix}train.steps=10", *target)
     again = [f"{stage}@{cell}" for cell in cells for stage in ("train", "understand", "generate")]
     assert sorted(ran(said)) == sorted(["configure", *again, "report"])
     summary = f"reports/{'smoke' if target else 'default'}/summary.json"
 
-    (one,) = json.loads(dvc(finished, "params", "diff", "--json")).values()
-    assert one == {"train.steps": {"old": 40, "new": 10, "diff": -30}}
-    assert list(json.loads(dvc(finished, "params", "diff", "--json"))) == [file]
-    changed = json.loads(dvc(finished, "metrics", "diff", "--json"))["diff"]
-    assert changed.keys() == {summary}
+    steps = {"train.steps": {"old": 40, "new": 10, "diff": -30}}
+    assert json.loads(dvc(finished, "params", "diff", "--json")) == {file: steps}
+    assert json.loads(dvc(finished, "metrics", "diff", "--json")).keys() == {summary}
     (revision,) = [one for one in json.loads(dvc(finished, "exp", "show", "--json")) if one["rev"] != "workspace"]
-    (made,) = [one for experiment in revision["experiments"] for one in experiment["revs"]]
+    (made,) = [one["revs"][0] for one in revision["experiments"] if one["name"] == name]
     for shown, steps in ((revision, 40), (made, 10)):
         assert shown["data"]["params"][file]["data"]["train"]["steps"] == steps
         assert shown["data"]["metrics"][summary]["data"]["cells"] == len(cells)
     rows = list(csv.DictReader(io.StringIO(dvc(finished, "exp", "show", "--csv", "--only-changed"))))
-    column = next(name for name in rows[0] if name.endswith("train.steps"))
-    assert {row[column] for row in rows} == {"40", "10"}
+    values = {row["Experiment"] or row["rev"]: row[f"{file}:train.steps"] for row in rows}
+    assert (values["main"], values[name]) == ("40", "10")
 
     title = f"{(target or ['dvc.yaml'])[0]}::training"
     chart = json.loads(dvc(finished, "plots", "diff", "HEAD", "--show-vega", "--targets", title))
