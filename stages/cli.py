@@ -29,13 +29,19 @@ MARKS = {"done": "[green]●[/]", "stale": "[yellow]◐[/]", "missing": "[dim]�
 PLAIN = {"done": "x", "stale": "~", "missing": "-"}  # where the terminal has no such letters
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"infotok {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """What all commands share."""
 
 
 def _marks() -> dict[str, str]:
@@ -72,7 +78,9 @@ def _title() -> str:
 @clear_errors
 def make_study(
     name: Annotated[str, typer.Argument(help="Of the folder in studies/; `default` is the repository's root.")],
-    like: Annotated[str, typer.Option(help="The study whose params.yaml a new one begins with.")] = "smoke",
+    like: Annotated[
+        str | None, typer.Option(help="The study whose params.yaml a new one begins with.", show_default="smoke")
+    ] = None,
 ) -> None:
     """Make the folder of a study, or bring the dvc.yaml of one up to date with its params.yaml."""
     import shutil
@@ -81,10 +89,12 @@ def make_study(
     from pipeline.config.dvc_yaml import write_dvc_file
     from pipeline.config.study import Study
 
-    study, begin = Study(name), Study(like)
+    study, begin = Study(name), Study(like or "smoke")
+    if like and study.params_file.exists():
+        raise InfotokError(f"--like: {study.params_file} exists and stays as it is; name a new study or omit --like")
     if not study.params_file.exists():
         if not begin.params_file.exists():
-            raise InfotokError(f"--like: there is no study '{like}'; `ls studies` shows them")
+            raise InfotokError(f"--like: there is no study '{begin.name}'; `ls studies` shows them")
         study.folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(begin.params_file, study.params_file)
         print(f"{study.params_file}: a copy of that of {like}; edit it")

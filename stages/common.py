@@ -159,8 +159,9 @@ def cell_of(study: Study, family: str, tokens: int, seed: int, arm: str = "none-
 
     if family not in family_names():
         raise InfotokError(f"--family: '{family}' is unknown; known: {', '.join(family_names())}")
+    size = study.params.data.image_size
     try:
-        patch_grid(study.params.data.image_size, tokens)
+        patch_grid(size, tokens)
     except InfotokError as error:
         raise InfotokError(f"--tokens: {error}") from None
     if seed < 0:

@@ -23,7 +23,7 @@ from stages.common import COMMANDS, stage_command
 def run(name, **axes):
     stage_command(COMMANDS[name])(study="mine", **axes)
 
-make_study(name="mine", like="smoke")
+make_study(name="mine")
 tokens, arms = int(sys.argv[1]), sys.argv[2:]
 for name in ("configure", "prepare", "judge", "perceptual"):
     run(name)

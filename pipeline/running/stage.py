@@ -24,7 +24,7 @@ from pipeline.config.cells import Cell
 from pipeline.config.recipes import fingerprint, source_digest
 from pipeline.config.study import Study, stage_key
 from pipeline.graph import STAGES, Spec
-from pipeline.results import HISTORY, read_result, write_result
+from pipeline.results import HISTORY, METRICS, read_result, write_result
 from pipeline.running import progress
 from pipeline.tracking.mirror import Tracker, pictures, track_stage
 
@@ -152,6 +152,8 @@ def running(stage: str, study: Study, cell: Cell | None, processes: Processes | 
     yields None when that one has finished the work. processes: those that share the stage, where there are several.
     """
     spec = STAGES[stage]
+    if "prepare" in spec.inputs and not (study.data / METRICS).is_file():
+        raise InfotokError(f"{study.data}: holds no prepared data; run `{study.repro_of('prepare')}`")
     if processes is not None and not processes.first:
         if processes.hear():
             yield None
