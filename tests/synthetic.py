@@ -142,7 +142,8 @@ def analysed(root=Path("nowhere"), **grid):
 
 def changed(params, results, judge, name="default"):
     """The analysis of results that a test has changed, as those of a study of this name."""
-    return analyse(results, judge, study_with(params, Path(), name))
+    root = Path("nowhere") if name == "default" else Path()  # a checkout may hold results of its own
+    return analyse(results, judge, study_with(params, root, name))
 
 
 def elastic_results(**grid):

@@ -98,7 +98,8 @@ def test_an_experiment_runs_what_depends_on_the_parameter_and_dvc_compares_it(fi
 
     steps = {"train.steps": {"old": 40, "new": 10, "diff": -30}}
     assert json.loads(dvc(finished, "params", "diff", "--json")) == {file: steps}
-    assert json.loads(dvc(finished, "metrics", "diff", "--json")).keys() == {summary}
+    differing = json.loads(dvc(finished, "metrics", "diff", "--json")).keys()
+    assert differing == {summary} if target else differing <= {summary}  # so small, the root's may score the same
     (revision,) = [one for one in json.loads(dvc(finished, "exp", "show", "--json")) if one["rev"] != "workspace"]
     (made,) = [one["revs"][0] for one in revision["experiments"] if one["name"] == name]
     for shown, steps in ((revision, 40), (made, 10)):
