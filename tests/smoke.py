@@ -1,11 +1,15 @@
 """The study `smoke` in a copy of this repository, run by the real `dvc repro`."""
 
+import atexit
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+
+from pipeline.running import worker as worker_module
 
 ROOT = Path(__file__).parent.parent
 CODE = ["infotok", "pipeline", "stages", "studies", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"]
@@ -13,6 +17,16 @@ STUDY, PARAMS, FILE = ["--study", "smoke"], "studies/smoke/params.yaml", "studie
 CELLS = ["ar-none-0-0-4-0", "ar-ceb-0.01-1-4-0"]
 CELL = [*STUDY, "--family", "ar", "--arm", "ceb-0.01-1", "--tokens", "4", "--seed", "0"]
 MADE_BY_OTHERS = shutil.ignore_patterns("__pycache__", "dvc.lock")
+
+
+_worker = ExitStack()
+atexit.register(_worker.close)
+
+
+def start_worker() -> None:
+    """From now on, the stages that this process starts come from a worker, as those of a sweep do."""
+    if worker_module.VARIABLE not in os.environ:
+        os.environ |= _worker.enter_context(worker_module.worker())
 
 
 def environment() -> dict[str, str]:
@@ -52,6 +66,8 @@ def sha256(path: Path) -> str:
 
 
 def copy_of_the_code(folder: Path) -> Path:
+    """A copy in which stages can run."""
+    start_worker()
     for name in CODE:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=MADE_BY_OTHERS)

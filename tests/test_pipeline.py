@@ -69,7 +69,7 @@ def test_the_report_holds_every_cell_with_the_names_others_rely_on(workspace):
 
 def test_a_sweep_makes_the_bytes_of_a_serial_run(workspace, tmp_path):
     folder = copy_of_the_code(tmp_path)
-    swept = run(folder, "stages.cli", "sweep", "--jobs", "2", *STUDY)
+    swept = run(folder, "stages.cli", "sweep", "--jobs", "2", *STUDY, INFOTOK_WORKER="")
     assert swept.returncode == 0, swept.stdout + swept.stderr
     serial, parallel = contents(workspace), contents(folder)
     assert serial.keys() == parallel.keys()
@@ -113,13 +113,13 @@ NEW = "ar-dib-0.01-1-4-0"
 
 
 @pytest.fixture
-def grown(workspace):
-    """The workspace with one more arm in its grid."""
-    path = workspace / PARAMS
-    text = path.read_text()
-    path.write_text(text.replace("ceb-0.01-1]", "ceb-0.01-1, dib-0.01-1]"))
-    yield workspace
-    path.write_text(text)
+def grown(workspace, tmp_path):
+    """A copy of the workspace with one more arm in its grid."""
+    folder = tmp_path / "grown"
+    shutil.copytree(workspace, folder, symlinks=True)
+    path = folder / PARAMS
+    path.write_text(path.read_text().replace("ceb-0.01-1]", "ceb-0.01-1, dib-0.01-1]"))
+    return folder
 
 
 def checkpoints(folder: Path, key: str) -> list[Path]:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.config.study import FOLDER, Study, stage_name
 from pipeline.graph import CELL_STAGES, CONFIGURE, ONCE, STAGES
 from pipeline.results import state
 from pipeline.running import progress
+from pipeline.running.worker import worker
 from pipeline.sweep import watch
 from pipeline.sweep.dvc_files import mend
 from pipeline.sweep.processes import only_sweep, start, stop
@@ -147,14 +149,15 @@ def environment() -> dict[str, str]:
 class Running(watch.Watched):
     """A job's process."""
 
-    def __init__(self, job: Job, study: Study, logs: Path, lock: int, options: Sequence[str]):
+    def __init__(self, job: Job, study: Study, lock: int, options: Sequence[str], variables: dict[str, str]):
+        logs = study.scratch / "logs"
         super().__init__(job.name, logs / f"{job.name}.json")
         self.job, self.log = job, logs / f"{job.name}.log"
         self.path.unlink(missing_ok=True)
         prefix = dvc_prefix(study)
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options]
         command += [f"{prefix}{target}" for target in job.targets]
-        variables = environment() | {progress.VARIABLE: str(self.path.absolute())}
+        variables = environment() | variables | {progress.VARIABLE: str(self.path.absolute())}
         self.process = start(command, self.log, lock, variables)
 
     def ended(self) -> bool:
@@ -193,10 +196,10 @@ def sweep(
     times, cells = Times(study), {cell.key: cell for cell in chosen}
     waiting, running, done, failed = jobs(cells.values(), times.of), [], set(), []
     kept = {job.name for job in waiting if all(n in STAGES and state(study, n, c) == "done" for n, c in job.stages)}
-    logs = study.scratch / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    (study.scratch / "logs").mkdir(parents=True, exist_ok=True)
     total = len(waiting)
-    with only_sweep(study.root) as lock, deferred() as signals:
+    forking = worker() if kept < {job.name for job in waiting} - {CONFIGURE.name} else nullcontext({})
+    with only_sweep(study.root) as lock, deferred() as signals, forking as variables:
         for line in mend(study.root, study.dvc_file):
             say(line)
         while waiting or running:
@@ -211,7 +214,7 @@ def sweep(
             ready = [job for job in waiting if all(name in done for name in job.after)]
             for job in ready[: max(0, workers - len(running))]:
                 waiting.remove(job)
-                running.append(Running(job, study, logs, lock, options))
+                running.append(Running(job, study, lock, options, variables))
             for one in [one for one in running if one.ended()]:
                 running.remove(one)
                 if one.process.returncode == 0:
