@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from infotok.errors import InfotokError
+from infotok.errors import DamagedDataError, InfotokError
 from infotok.stopping import stoppable
 from pipeline.config.study import Study, find_root
 from pipeline.graph import CONFIGURE, REPORT, STAGES, Spec
@@ -131,6 +131,13 @@ def single(command: Callable) -> None:
 
 
 def _run(spec: Spec, study: Study, options: dict[str, Any]) -> None:
+    try:
+        _work(spec, study, options)
+    except DamagedDataError as error:
+        raise InfotokError(f"{error}; delete {study.data} and run `{study.repro_of('prepare')}`") from None
+
+
+def _work(spec: Spec, study: Study, options: dict[str, Any]) -> None:
     from pipeline.running.processes import check_batch, joined, launch, wanted
     from pipeline.running.stage import running
 
@@ -164,6 +171,6 @@ def cell_of(study: Study, family: str, tokens: int, seed: int, arm: str = "none-
         patch_grid(size, tokens)
     except InfotokError as error:
         raise InfotokError(f"--tokens: {error}") from None
-    if seed < 0:
-        raise InfotokError(f"--seed: {seed} is negative; use 0 or more")
+    if not 0 <= seed < 2**63:
+        raise InfotokError(f"--seed: {seed} is no seed; use 0 or more, below 2^63")
     return Cell(family, *parse_arm(arm, "--arm"), tokens, seed)

@@ -5,6 +5,16 @@ import torch
 from smoke import FILE, copy_of_the_code, run
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Tests that share a fixture of their module run in one process, so that it is made once."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        shares = any(definitions[-1].scope == "module" for definitions in fixtures)
+        if shares and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """One thread a process, as the stages run."""

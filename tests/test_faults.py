@@ -212,7 +212,7 @@ def test_damaged_outputs_are_named_by_who_reads_them_and_made_whole_by_the_next_
         line = refusal(folder, reader)
         assert f"{damaged.relative_to(folder)}: is damaged" in line
         assert "delete" in line
-        assert "dvc repro" in line
+        assert "run `dvc repro studies/smoke/dvc.yaml:" in line
         damaged.unlink()
     after = contents(folder)
     assert {name for name in before if after.get(name) != before[name]} == before.keys() - after.keys()

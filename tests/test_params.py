@@ -83,7 +83,17 @@ def refused(path: Path, text: str) -> str:
         ("  guidance: [1.0, 2.0]", "  guidance: [2.0]", "'generation.guidance' is [2.0]: must begin with 1.0"),
         ("backbone:\n", "backbone:\n  heads: 5\n", "'backbone': width must be an even multiple of heads (5), got 64"),
         ("train:\n  batch: 48", "train:\n  batch: 48\n  batch: 64", 'not valid YAML (found duplicate key "batch"'),
-        ("  width: 64", "  width: 64\n\tlayers: 2", "not valid YAML"),
+        ("  width: 64", "  width: 64\n\tlayers: 2", "a line begins with a tab; indent with spaces"),
+        ("train:\n  batch: 48", "train:\n  batch: 48\n---", "a second document begins here; remove the line `---`"),
+        ("train:\n  batch: 48", "train: !mine\n  batch: 48", "tags such as `!name` mean nothing here"),
+        ("  nested_dropout: 0.0", "  nested_dropout:", "'tokenizer.nested_dropout' is empty; write its value, or"),
+        ("  nested_dropout: 0.0", "  nested_dropout: a", "'tokenizer.nested_dropout' is 'a': must be a number"),
+        ("  nested_dropout: 0.0", "  3: 0.0", "the key 3 of 'tokenizer' is no text; keys are names"),
+        ("  target_bits: 0.0", "  describe: 1", "'train.describe' is 1: must be true or false"),
+        ("  target_bits: 0.0", "  steps: true", "'train.steps' is true: must be a whole number"),
+        ("tokens: [4, 8]", "tokens: 4", "'grid.tokens' is 4: must be a list, such as [a, b]"),
+        ("seed: [0]", "seed: [9223372036854775808]", "'grid.seed[0]' is 9223372036854775808"),
+        ("  bandwidth: dimension", "  bandwidth: wide", "'kernels.bandwidth' is 'wide'"),
         ("  source: scenes\n", "", "'data.source' is missing; known sources: coco, easy_vqa, huggingface, "),
         ("train:\n", "trian:\n", "unknown key 'trian'; did you mean 'train'?"),
     ],
@@ -113,6 +123,22 @@ def test_the_repositorys_own_studies_are_valid_and_state_only_what_differs(name)
         if isinstance(default, Section) and type(default) is type(getattr(study.params, section)):
             same = {key for key, value in stated.items() if getattr(default, key) == value and key != "source"}
             assert not same, f"{section}: {same}"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", ":1: is empty; write sections of parameters, at least `grid:` with its key `arm`"),
+        ("# grid:\n", ":1: is empty"),
+        ("[grid]\n", ":1: holds no sections"),
+        ("1: 2\ngrid: {arm: [none-0-0]}\n", "the key 1 is no text; keys are names"),
+        ("grid:\n", ":1: 'grid' is empty"),
+        ("grid: [none-0-0]\n", ":1: 'grid' is ['none-0-0']: must be a section, its keys indented in the lines below"),
+        ("? [a, b]\n: 1\n", ":1: not valid YAML (a list or section stands where a key belongs)"),
+    ],
+)
+def test_a_file_of_no_sections_is_told_in_words_of_yaml(tmp_path, text, says):
+    assert says in refused(tmp_path / "params.yaml", text)
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path):

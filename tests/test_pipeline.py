@@ -237,10 +237,12 @@ def test_results_of_another_configuration_are_refused(workspace):
         (["--tokens", "5"], "--tokens: a 32 x 32 image cannot be cut into 5 equal patches"),
         (["--arm", "ceb--0.01-1"], "--arm: arm 'ceb--0.01-1' is not <estimator>-<beta>"),
         (["--arm", "ceb-0-1"], "--arm: arm 'ceb-0-1' has beta 0, which no estimator weighs; write none-0-1"),
-        (["--arm", "cebra"], "--arm: arm 'cebra' is not <estimator>-<beta>"),
+        (["--arm", "CEB-0.01-1"], "such as ceb-0.01-1; none-0-0 is the baseline; known estimators: none, ceb, "),
+        (["--seed", "-1"], "--seed: -1 is no seed; use 0 or more, below 2^63"),
+        (["--seed", "9223372036854775808"], "--seed: 9223372036854775808 is no seed"),
         (["--family", "arr"], "--family: 'arr' is unknown; known: "),
         (["--study", "smoky"], "--study: there is no folder studies/smoky; known: default, "),
-        (["--study", "../smoke"], "--study: '../smoke' cannot name a study"),
+        (["--study", "../smoke"], "'../smoke' cannot name a study"),
     ],
 )
 def test_a_bad_option_is_named(workspace, options, says):

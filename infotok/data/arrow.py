@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from infotok.errors import InfotokError
+from infotok.errors import DamagedDataError
 
 _WORDS = [(name, pa.string()) for name in ("question", "answer", "family")]
 _QUESTION = pa.struct([*_WORDS, ("answers", pa.list_(pa.string()))])
@@ -175,7 +175,7 @@ def read_split(folder: Path, name: str) -> Split:
     the file is read through once, at more than 1 GB/s, for its checksum: Arrow does not see damage to pixels.
 
     Raises:
-        InfotokError: the file is missing or damaged.
+        DamagedDataError: the file is missing or damaged.
     """
     path = folder / f"{name}.arrow"
     try:
@@ -189,9 +189,9 @@ def read_split(folder: Path, name: str) -> Split:
             raise ValueError("it holds no images")
         parts = [_pixels(chunk, shape) for chunk in table["image"].chunks if len(chunk)]
     except FileNotFoundError:
-        raise InfotokError(f"{path}: is missing; run `dvc repro prepare`") from None
+        raise DamagedDataError(f"{path}: is missing") from None
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError, OSError) as error:
-        raise InfotokError(f"{path}: is damaged ({error}); delete it and run `dvc repro prepare`") from None
+        raise DamagedDataError(f"{path}: is damaged ({error})") from None
     factors = {}
     for column in table.column_names:
         if column.startswith("factor/"):
@@ -229,12 +229,12 @@ def read_manifest(folder: Path) -> dict:
     """The manifest of a prepared data set.
 
     Raises:
-        InfotokError: it is missing or damaged.
+        DamagedDataError: it is missing or damaged.
     """
     path = folder / "manifest.json"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise InfotokError(f"{path}: is missing; run `dvc repro prepare`") from None
+        raise DamagedDataError(f"{path}: is missing") from None
     except ValueError:
-        raise InfotokError(f"{path}: is damaged; delete {folder} and run `dvc repro prepare`") from None
+        raise DamagedDataError(f"{path}: is damaged") from None

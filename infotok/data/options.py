@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from infotok.options import BelowOne, Natural, Section
+from infotok.options import BelowOne, Natural, Section, Seed
 
 
 class DataOptions(Section):
     """A source's `Options` derive from this and narrow `source` to their own name."""
 
     source: str
-    seed: Natural = 0
+    seed: Seed = 0
     image_size: Annotated[int, Field(ge=16, multiple_of=8)] = 32
     vocabulary: Annotated[int, Field(ge=300)] = 512  # of the text tokenizer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from infotok.errors import InfotokError
+from infotok.errors import DamagedDataError, InfotokError
 
 PAD, END = "<pad>", "<end>"
 
@@ -42,14 +42,10 @@ class TextCodec:
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a missing and for a damaged file
-            raise InfotokError(
-                f"{path}: cannot be read as a text tokenizer ({error}); run `dvc repro prepare`"
-            ) from None
+            raise DamagedDataError(f"{path}: cannot be read as a text tokenizer ({error})") from None
         pad, end = tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)
         if pad is None or end is None:
-            raise InfotokError(
-                f"{path}: is a text tokenizer without the marks {PAD} and {END}; run `dvc repro prepare`"
-            )
+            raise DamagedDataError(f"{path}: is a text tokenizer without the marks {PAD} and {END}")
         return cls(tokenizer, pad, end)
 
     @classmethod

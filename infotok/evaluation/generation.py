@@ -15,7 +15,7 @@ from infotok.examiners.judge import Judge
 from infotok.examiners.matcher import Matcher
 from infotok.models.family import Decoding, Sampling
 from infotok.models.unified import UnifiedModel
-from infotok.options import Count, Natural, Positive, Scale
+from infotok.options import Count, Positive, Scale, Seed
 from infotok.random import Purpose, stream
 from infotok.training.runtime import autocast
 
@@ -29,7 +29,7 @@ class GenerationConfig(Decoding):
     images: Count = 8
     temperatures: Annotated[list[Positive], Field(min_length=1)] = [1.0, 0.6, 0.3]
     guidance: Annotated[list[Scale], Field(min_length=1)] = [1.0, 1.5, 2.5]
-    seed: Natural = 7
+    seed: Seed = 7
 
     @field_validator("temperatures")
     @classmethod

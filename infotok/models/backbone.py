@@ -76,7 +76,7 @@ class Backbone(nn.Module):
                 eos_token_id=1,
                 # Llama's 0.02 suits widths in the thousands; a narrow model learns much faster from unit activations.
                 initializer_range=config.width**-0.5,
-                attn_implementation="eager",  # type: ignore[call-arg]
+                attn_implementation="eager",
             )
             return cls(LlamaForCausalLM(sizes))
         try:

@@ -16,7 +16,7 @@ from infotok.data.texts import encode_captions
 from infotok.examiners.attributes import attribute_loss
 from infotok.examiners.matching import Towers, contrastive_loss, draw_text
 from infotok.examiners.reading import ATTRIBUTES
-from infotok.options import Count, Natural, Positive, Section
+from infotok.options import Count, Positive, Section, Seed
 from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
@@ -29,14 +29,14 @@ class ExaminerConfig(Section):
     steps: Count = 350
     batch: Count = 96
     learning_rate: Positive = 0.003
-    seed: Natural = 1000
+    seed: Seed = 1000
 
 
 class PerceptualConfig(ExaminerConfig):
     """How the perceptual features are trained, section `perceptual`: another seed than the judge's."""
 
     steps: Count = 300
-    seed: Natural = 1001
+    seed: Seed = 1001
 
 
 WEIGHT_DECAY = 0.1  # of training by contrast, which soon knows a small data set by heart

@@ -66,14 +66,14 @@ def parse_arm(arm: str, where: str) -> tuple[str, float, float]:
     Raises:
         InfotokError: the name does not parse, the estimator is unknown, or beta contradicts it.
     """
+    estimators = [NONE, *estimator_names()]
     match = ARM.fullmatch(str(arm))
     if not match:
         raise InfotokError(
             f"{where}: arm '{arm}' is not <estimator>-<beta>-<gamma> with plain decimals of at least 0, such as "
-            "ceb-0.01-1; none-0-0 is the baseline"
+            f"ceb-0.01-1; none-0-0 is the baseline; known estimators: {', '.join(estimators)}"
         )
     estimator, beta, gamma = match["estimator"], float(match["beta"]), float(match["gamma"])
-    estimators = [NONE, *estimator_names()]
     if estimator not in estimators:
         raise InfotokError(f"{where}: arm '{arm}' names an unknown estimator; known: {', '.join(estimators)}")
     if estimator == NONE and beta > 0:

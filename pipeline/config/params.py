@@ -21,7 +21,7 @@ from infotok.examiners.perceptual import Distortion
 from infotok.information.kernels import Kernels
 from infotok.models import family_names
 from infotok.models.backbone import BackboneConfig
-from infotok.options import Count, Natural, Section
+from infotok.options import Count, Section, Seed
 from infotok.tokenizer import halvings, patch_grid
 from infotok.tokenizer.base import TokenizerConfig
 from infotok.training.examiners import ExaminerConfig, PerceptualConfig
@@ -39,7 +39,7 @@ class Grid(Section):
     arm: Annotated[list[str], Axis]
     family: Annotated[list[str], Axis] = ["ar"]
     tokens: Annotated[list[Count], Axis] = [8]
-    seed: Annotated[list[Natural], Axis] = [0]
+    seed: Annotated[list[Seed], Axis] = [0]
 
 
 class ReportConfig(Section):
@@ -50,6 +50,20 @@ class ReportConfig(Section):
 
 # What `data.source` names decides which keys the section has.
 Data = Annotated[Union[*source_options()], Field(discriminator="source")]
+
+
+# Pydantic's kinds of error that speak of Python's types, in words of YAML.
+SECTION = "must be a section, its keys indented in the lines below; `infotok params` shows them"
+TYPES = {
+    "model_type": SECTION,
+    "model_attributes_type": SECTION,
+    "list_type": "must be a list, such as [a, b]",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text; write it in quotes",
+}
 
 
 class Params(Section):
@@ -89,14 +103,17 @@ def load_params(path: str | Path) -> Params:
     """
     file = YamlFile(Path(path))
     if not isinstance(file.content, dict):
-        found = type(file.content).__name__
-        raise InfotokError(f"{path}:1: must hold sections of parameters (grid, data, ...), found {found}")
+        what = "is empty" if file.content is None else "holds no sections"
+        raise InfotokError(f"{path}:1: {what}; write sections of parameters, at least `grid:` with its key `arm`")
     try:
         params = Params.model_validate(file.content)
     except ValidationError as problem:
         # A misspelled key is also a missing one; the misspelling is what to name.
         error = min(problem.errors(), key=lambda error: error["type"] != "extra_forbidden")
-        raise InfotokError(f"{path}:{file.line(_place(error))}: {_explain(error)}") from None
+        place = _place(error)
+        if error["type"] == "invalid_key":  # whose line stands under its text
+            place = (*place, str(error["loc"][-1]))
+        raise InfotokError(f"{path}:{file.line(place)}: {_explain(error)}") from None
     _check_meaning(params, file)
     return params
 
@@ -110,6 +127,8 @@ def _place(error: Any) -> tuple:
     loc = tuple(error["loc"])
     if error["type"].startswith("union_tag"):
         return (*loc, "source")
+    if "[" in str(loc[-1]) or error["type"] == "invalid_key":  # which of several types, or the key that is none
+        loc = loc[:-1]
     return loc[:1] + loc[2:] if loc and loc[0] == "data" and len(loc) > 1 else loc
 
 
@@ -138,9 +157,17 @@ def _explain(error: Any) -> str:
         return f"'{key}' is missing; `infotok params` shows all keys and their defaults"
     if kind == "too_short" and key.startswith("grid."):
         return f"'{key}' is empty; the grid needs at least one value on every axis"
-    said = error["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(error["input"], (dict, Section)) else f" is {error['input']!r}"
+    if kind == "invalid_key":
+        return f"the key {error['loc'][-1]}{f' of {key!r}' if key else ''} is no text; keys are names"
+    if error["input"] is None:
+        return f"'{key}' is empty; write its value, or leave the key out for the default"
+    value = "" if isinstance(error["input"], (dict, Section)) else f" is {_as_yaml(error['input'])}"
+    said = TYPES.get(kind) or error["msg"].removeprefix("Value error, ")
     return f"'{key}'{value}: {said[0].lower() + said[1:]}"
+
+
+def _as_yaml(value: Any) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
 
 
 def _check_meaning(params: Params, file: YamlFile) -> None:

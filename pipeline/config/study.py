@@ -58,7 +58,7 @@ class Study:
         """Raises InfotokError for a name that is no folder's name."""
         if not NAME.fullmatch(self.name):
             raise InfotokError(
-                f"--study: '{self.name}' cannot name a study; use letters, digits, '-', '_' and '.', as its folder in "
+                f"'{self.name}' cannot name a study; use letters, digits, '-', '_' and '.', as its folder in "
                 f"{FOLDER}/ does"
             )
 

@@ -13,6 +13,20 @@ from infotok.errors import InfotokError
 MERGE = "tag:yaml.org,2002:merge"
 
 
+HINTS = {
+    "'\\t'": "a line begins with a tab; indent with spaces",
+    "another document": "a second document begins here; remove the line `---`",
+    "for the tag": "tags such as `!name` mean nothing here; remove them",
+    "unhashable type": "a list or section stands where a key belongs",
+}
+
+
+def _told(problem: str) -> str:
+    """The parser's words, or plainer ones."""
+    first = problem.splitlines()[0]
+    return next((hint for part, hint in HINTS.items() if part in first), first)
+
+
 class YamlFile:
     """A file's content as plain dicts, lists and scalars, and the line of every key and entry.
 
@@ -34,11 +48,11 @@ class YamlFile:
             self._note(YAML(typ="safe", pure=True).compose(text), (), ())
         except YAMLError as error:
             mark = getattr(error, "problem_mark", None)
-            problem = (error.problem if isinstance(error, MarkedYAMLError) else None) or str(error).splitlines()[0]
+            problem = (error.problem if isinstance(error, MarkedYAMLError) else None) or str(error)
             line = mark.line + 1 if mark else 1
-            raise InfotokError(f"{path}:{line}: not valid YAML ({problem.splitlines()[0]})") from None
-        except (ValueError, TypeError) as error:  # a date that is none; a key that is a dict
-            raise InfotokError(f"{path}:1: not valid YAML ({str(error).splitlines()[0]})") from None
+            raise InfotokError(f"{path}:{line}: not valid YAML ({_told(problem)})") from None
+        except (ValueError, TypeError) as error:  # a date that is none; a key that is a list
+            raise InfotokError(f"{path}:1: not valid YAML ({_told(str(error))})") from None
 
     def _note(self, node: Node | None, path: tuple, around: tuple[Node, ...]) -> None:
         """The lines of what a node holds. around: the nodes that hold it, as an alias may lead back to them."""

@@ -60,7 +60,7 @@ class Adapted(Adapter):
         b, h, _, width = embedded.shape
         end = self.model.get_input_embeddings().weight[self.model.vocabulary_mapping.eol_token_id]
         lines = torch.cat([embedded, end.to(embedded.dtype).expand(b, h, 1, width)], 2).flatten(1, 2)
-        return BaseModelOutputWithPooling(pooler_output=tuple(lines))  # type: ignore[arg-type]  # what its forward takes
+        return BaseModelOutputWithPooling(pooler_output=tuple(lines))
 
     def ask(self, images: list[Any], questions: list[str]) -> Inputs:
         return self._processed(images, text=[self._turn(question) for question in questions])
