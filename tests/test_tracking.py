@@ -23,6 +23,7 @@ from pipeline.config.study import Study
 from pipeline.results import write_result
 from pipeline.tracking import store
 from pipeline.tracking.mirror import fill_in, initialise, rebuild, store_uri, track_stage
+from pipeline.tracking.names import decoded
 from pipeline.tracking.server import serve
 from pipeline.tracking.view import saved_view
 
@@ -215,6 +216,32 @@ def test_rebuild_restores_a_deleted_store(study, caplog, monkeypatch):
     assert "is damaged" in caplog.text
 
 
+def test_families_of_any_name_are_shown_live_and_when_filled_in(study, monkeypatch):
+    families = ["count (number)", "x|y", "attr@1", "what's this?", "a//b", "色"]
+    values = {f"understanding/family/{name}": index / 10 for index, name in enumerate(families)}
+    monkeypatch.setitem(METRICS, "understand", values)
+    live, later = study.params.cells()[:2]
+    with track_stage(study, live, "understand") as tracker:
+        tracker.finish(write(study, "understand", live))
+    write(study, "understand", later)
+    assert rebuild(study) == 1
+    for run in runs(study)[1]:
+        assert {decoded(name): value for name, value in run.data.metrics.items()} == values
+
+
+def test_what_mlflow_refuses_stops_nothing_else(study, caplog):
+    first, second = study.params.cells()[:2]
+    for cell in (first, second):
+        finish_cell(study, cell)
+    history = study.output("train", first) / "history.jsonl"
+    history.write_text(json.dumps({"step": "one", "train/loss": 1.0}) + "\n")
+    assert rebuild(study) == 2 + 3 + 2 - (first.tokens == second.tokens)
+    (line,) = [record.message for record in caplog.records]
+    assert f"train/{first.key}/metrics.json: is left out of MLflow, which refuses it (" in line
+    with_training = {run.info.run_name for run in runs(study)[1] if "logged.train" in run.data.tags}
+    assert with_training == {second.key}
+
+
 @pytest.mark.parametrize("broken", ["folder", "garbage", "away"])
 def test_training_goes_on_without_a_store(study, broken, caplog, monkeypatch):
     if broken == "folder":
@@ -233,8 +260,11 @@ def test_training_goes_on_without_a_store(study, broken, caplog, monkeypatch):
     assert len(caplog.records) == 1
     assert "no longer mirrors train ar-none-0-0-8-0" in caplog.text
     assert initialise(study) is None
-    with pytest.raises(InfotokError, match="cannot be used as MLflow's store"):
+    with pytest.raises(InfotokError, match=r"as MLflow's store.*MLFLOW_TRACKING_URI=sqlite:///other\.db"):
         rebuild(study)
+    if broken != "away":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{study.root}/other.db")  # as it says
+        assert rebuild(study) == 1
 
 
 @pytest.mark.parametrize("fault", ["locked", "deleted", "server gone", "server silent"])

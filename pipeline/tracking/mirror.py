@@ -26,6 +26,7 @@ from pipeline.tracking.store import SQLITE, WITH_HISTORY, Run, Store, now, read_
 log = logging.getLogger("infotok")
 
 FLUSH_METRICS, FLUSH_SECONDS = 100, 2.0
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's codes of errors that are of one value, not of the store
 
 
 def enabled(stage: str | None = None) -> bool:
@@ -78,7 +79,7 @@ def track_stage(study: Study, cell: Cell | None, stage: str) -> Iterator[Tracker
 def rebuild(study: Study, cells: list[Cell] | None = None) -> int:
     """Fill in what the store does not show yet, from the results on disk; idempotent.
 
-    Results of another configuration are left out with a warning.
+    Results of another configuration, and those that MLflow refuses, are left out with a warning.
 
     Args:
         cells: the cells to look at, by default all of the grid.
@@ -91,14 +92,24 @@ def rebuild(study: Study, cells: list[Cell] | None = None) -> int:
     """
     if not enabled():
         return 0
+    filled = 0
     try:
         store = Store(study)
-        found = _results(study, study.params.cells() if cells is None else cells)
-        return sum(_fill(store, stage, cell, folder) for stage, cell, folder in found)
+        for stage, cell, folder in _results(study, study.params.cells() if cells is None else cells):
+            try:
+                filled += _fill(store, stage, cell, folder)
+            except Exception as error:
+                if getattr(error, "error_code", None) not in REFUSED:
+                    raise
+                log.warning("%s: is left out of MLflow, which refuses it (%s)", folder / METRICS, _brief(error))
     except Exception as error:
         uri = store_uri(study)
-        remedy = "move it away and run `infotok track`" if uri.startswith(SQLITE) else "is the server up?"
+        remedy = "is the server up?"
+        if uri.startswith(SQLITE):
+            # Not by deleting: the file may hold what other studies and other programs have logged.
+            remedy = "to fill in another file: `MLFLOW_TRACKING_URI=sqlite:///other.db infotok track`"
         raise InfotokError(f"{uri}: cannot be used as MLflow's store ({_brief(error)}); {remedy}") from None
+    return filled
 
 
 def fill_in(study: Study, cells: list[Cell]) -> None:

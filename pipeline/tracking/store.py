@@ -31,6 +31,7 @@ from pipeline.config.recipes import fingerprint, parameters_of
 from pipeline.config.study import Study, stage_key
 from pipeline.graph import STAGES, ancestors
 from pipeline.results import METRICS, parse_result
+from pipeline.tracking.names import encoded
 from pipeline.tracking.view import saved_view
 
 log = logging.getLogger("infotok")
@@ -283,12 +284,14 @@ def _settings(study: Study, kind: str, cell: Cell) -> dict:
 
 
 def _numbers(metrics: dict, stage: str) -> dict[str, float]:
-    """Metrics that are finite numbers, as floats; a name without a group gets the stage in front.
+    """Metrics that are finite numbers, as floats, under names that MLflow takes; one without a group gets the stage in
+    front.
 
     MLflow would store infinity as 1.8e308, which ruins a chart's axis.
     """
     numbers = {name: float(value) for name, value in metrics.items() if hasattr(value, "__float__")}
-    return {name if "/" in name else f"{stage}/{name}": v for name, v in numbers.items() if math.isfinite(v)}
+    named = {name if "/" in name else f"{stage}/{name}": v for name, v in numbers.items() if math.isfinite(v)}
+    return {encoded(name): value for name, value in named.items()}
 
 
 def _probe(uri: str, create: bool = True) -> None:
