@@ -137,9 +137,11 @@ def plan(study: StudyOption = "default") -> None:
 
     from pipeline.config.dvc_yaml import check_dvc_file
     from pipeline.config.study import Study
+    from pipeline.config.workspace import check_workspace
     from pipeline.sweep.jobs import cell_states, to_do
 
     console, chosen = Console(), Study(study)
+    check_workspace(chosen)
     check_dvc_file(chosen)
     console.print(_table(cell_states(chosen), _title()))
     names = to_do(chosen)
@@ -169,6 +171,7 @@ def sweep(
 
     from pipeline.config.dvc_yaml import check_dvc_file
     from pipeline.config.study import Study
+    from pipeline.config.workspace import check_workspace
     from pipeline.report.analysis import read_analysis
     from pipeline.report.summary import headline_table
     from pipeline.sweep.jobs import cell_states, environment, select
@@ -176,6 +179,7 @@ def sweep(
     from pipeline.tracking.mirror import initialise
 
     chosen, console = Study(study), Console(highlight=False)
+    check_workspace(chosen)
     check_dvc_file(chosen)
     cells, options = select(chosen, only or []), ["--pull"] if pull else []
     initialise(chosen)

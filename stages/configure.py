@@ -3,11 +3,14 @@
 from pipeline.config.dvc_yaml import check_dvc_file
 from pipeline.config.recipes import write_recipes
 from pipeline.config.study import Study
+from pipeline.config.workspace import check_results
 from stages.common import main
 
 
 def configure(study: Study) -> None:
-    """Write the recipe of every stage of the grid; refuse a dvc.yaml that would run something else."""
+    """Write the recipe of every stage of the grid; refuse a checkout in which DVC cannot work, and a dvc.yaml that
+    would run something else."""
+    check_results(study)
     check_dvc_file(study)
     write_recipes(study)
 

@@ -183,6 +183,63 @@ def test_a_renamed_study_is_refused_before_anything_runs(unfinished):
         (unfinished / "studies/mine").rename(unfinished / "studies/smoke")
 
 
+@pytest.fixture
+def archive(unfinished, tmp_path):
+    """A copy without git, as a downloaded archive is one."""
+    folder = tmp_path / "infotok-main"
+    shutil.copytree(unfinished, folder, symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    return folder
+
+
+def refused_by_all(folder: Path) -> str:
+    """What every command says that would run the grid."""
+    said = {one_line_error(run(folder, "stages.cli", command, *STUDY, **VARIABLES)) for command in ("plan", "sweep")}
+    assert not (folder / "runs/smoke").exists()
+    (line,) = said
+    return line
+
+
+def test_a_copy_without_git_is_told_what_to_do_before_anything_runs(archive):
+    line = refused_by_all(archive)
+    assert line.startswith(f"error: {archive}: is no git repository")
+    assert "run `git init` there, or `dvc config --local core.no_scm true`" in line
+    dvc(archive, "config", "--local", "core.no_scm", "true")
+    assert run(archive, "stages.cli", "plan", *STUDY).returncode == 0
+    dvc(archive, "repro", "--quiet", f"{FILE}:configure")
+    (archive / ".dvc/config.local").unlink()
+    subprocess.run(["git", "init", "--quiet"], cwd=archive, check=True)
+    assert run(archive, "stages.cli", "plan", *STUDY).returncode == 0
+    shutil.rmtree(archive / ".dvc")
+    assert "has no folder .dvc" in one_line_error(run(archive, "stages.cli", "sweep", *STUDY, **VARIABLES))
+    dvc(archive, "init")
+    assert run(archive, "stages.cli", "plan", *STUDY).returncode == 0
+
+
+@pytest.mark.parametrize("link", ["runs", "runs/smoke", "reports", "reports/smoke"])
+def test_results_behind_a_link_are_refused_before_anything_runs(archive, tmp_path, link):
+    subprocess.run(["git", "init", "--quiet"], cwd=archive, check=True)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    path = archive / link
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(scratch)
+    (line,) = {
+        one_line_error(run(archive, *command, *STUDY, **VARIABLES))
+        for command in (["stages.cli", "sweep"], ["stages.cli", "plan"], ["stages.configure"])
+    }
+    assert line.startswith(f"error: {link}: is a link, and DVC keeps no results behind links; remove it")
+    assert list(scratch.iterdir()) == []
+    if link == "runs":  # what the message advises
+        path.unlink()
+        dvc(archive, "cache", "dir", "--local", str(scratch))
+        dvc(archive, "config", "--local", "cache.type", "symlink")
+        dvc(archive, "repro", "--quiet", f"{FILE}:configure")
+        (recipe, *_) = (archive / "runs/smoke/recipes").glob("*.json")
+        assert recipe.is_symlink()
+        assert scratch in recipe.resolve().parents
+
+
 def listed(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
 

@@ -252,7 +252,7 @@ def test_every_section_is_read_by_a_stage_or_the_report_alone():
     ("file", "before", "after", "section"),
     [
         ("infotok/evaluation/understanding.py", "batch: Count = ", "batch: Count = 1", "understanding"),
-        ("infotok/evaluation/generation.py", "seed: Natural = ", "seed: Natural = 1", "generation"),
+        ("infotok/evaluation/generation.py", "seed: Seed = ", "seed: Seed = 1", "generation"),
     ],
 )
 def test_a_changed_default_in_the_code_changes_the_stages_that_read_it(copied, file, before, after, section):

@@ -46,7 +46,7 @@ def cells(**axes) -> list[Cell]:
 
 def looks_like_a_checkout(folder: Path) -> None:
     """With the default study's params.yaml and dvc.yaml."""
-    for name in ("pipeline", "stages"):
+    for name in ("pipeline", "stages", ".git", ".dvc"):
         (folder / name).mkdir()
     shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
     write_dvc_file(Study(root=folder))

@@ -30,4 +30,4 @@ def test_an_error_about_a_name_in_other_letters_is_one_line():
     )  # fmt: skip
     assert done.returncode == 2
     (line,) = done.stderr.decode("ascii").splitlines()
-    assert line.startswith("error: --study: 'gr??e-?' ")
+    assert line.startswith("error: 'gr??e-?' ")
