@@ -12,7 +12,6 @@ prompt's folder is made under another name and takes its place when it is whole.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -38,6 +37,7 @@ from infotok.models.unified import UnifiedModel
 from infotok.random import stream
 from pipeline.config.cells import Cell
 from pipeline.config.study import Study
+from pipeline.locks import try_lock
 from pipeline.pictures import grid
 from pipeline.results import METRICS, read_result
 
@@ -204,10 +204,8 @@ def open_folder(out: Path, record: dict) -> Iterator[None]:
                 raise InfotokError(f"{out}: holds something else, such as '{others[0]}'; {ANOTHER}")
             write_text(path, json.dumps(record, indent=1) + "\n")
         with open(path, "rb") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InfotokError(f"{out}: another process is drawing into it; wait, or {ANOTHER}") from None
+            if not try_lock(held):
+                raise InfotokError(f"{out}: another process is drawing into it; wait, or {ANOTHER}")
             shutil.rmtree(out / UNFINISHED, ignore_errors=True)
             for left in out.glob(f"{RECORD}.*.tmp"):
                 left.unlink()

@@ -23,6 +23,7 @@ from rich.logging import RichHandler
 from infotok.errors import DamagedDataError, InfotokError
 from infotok.stopping import stoppable
 from pipeline.config.study import Study, find_root
+from pipeline.config.variables import check_variables
 from pipeline.graph import CONFIGURE, REPORT, STAGES, Spec
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ COMMANDS = {CONFIGURE.name: CONFIGURE, **STAGES, REPORT.name: REPORT}
 # What the disk says when it takes no more: full, over quota, over a file's allowed size, read-only.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
+PATIENCE = 10.0  # seconds
+
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -72,10 +75,11 @@ def clear_errors(command: Callable) -> Callable:
             kwargs = {name: here / value if isinstance(value, Path) else value for name, value in kwargs.items()}
         try:
             with stoppable():
+                check_variables()
                 return command(*args, **kwargs)
         except InfotokError as error:
-            if os.environ.get("RANK", "0") != "0":
-                time.sleep(10)  # if the first process failed too, it has said so and all are ended by then
+            if os.environ.get("WORLD_SIZE") and os.environ.get("RANK", "0") != "0":
+                time.sleep(PATIENCE)  # if the first process failed too, it has said so and all are ended by then
             _say("error", str(error))
             raise typer.Exit(2) from None
         except OSError as error:

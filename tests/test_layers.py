@@ -18,7 +18,7 @@ INFOTOK = [
     ["evaluation", "mllm"],
 ]
 PIPELINE = [
-    ["graph", "pictures"],
+    ["graph", "pictures", "locks"],
     ["config"],
     ["results"],
     ["report"],

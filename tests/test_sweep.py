@@ -159,6 +159,7 @@ def dvc(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     looks_like_a_checkout(tmp_path)
     monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setenv("INFOTOK_WORKER", "elsewhere")  # else one would be started
     monkeypatch.setattr(module.time, "sleep", lambda _: None)
     monkeypatch.setattr(module, "fill_in", lambda *_: None)
     return record

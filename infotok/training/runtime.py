@@ -6,6 +6,7 @@ On CPU one thread a process is the fastest for networks of this size, two proces
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 
@@ -15,23 +16,17 @@ from infotok.errors import InfotokError
 def start() -> torch.device:
     """Set threads and determinism, and return the device to compute on.
 
-    INFOTOK_THREADS overrides the single CPU thread; INFOTOK_DEVICE the choice of CUDA where there is one. Of several
-    processes on one machine each takes the GPU of its LOCAL_RANK.
+    INFOTOK_THREADS overrides the single CPU thread; INFOTOK_DEVICE (`cpu`, `cuda` or `cuda:<number>`) the choice of
+    CUDA where there is one. Of several processes on one machine each takes the GPU of its LOCAL_RANK.
 
     Raises:
-        InfotokError: there is no GPU for this process.
+        InfotokError: a variable says something else, or there is no such GPU.
     """
-    threads = int(os.environ.get("INFOTOK_THREADS", "1"))
+    threads = _whole("INFOTOK_THREADS", 1, least=1)
     torch.set_num_threads(threads)
     # A sharp posterior is full of probabilities near 1e-40, on which a processor is a hundred times slower.
     torch.set_flush_denormal(True)
-    name = os.environ.get("INFOTOK_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if index >= count:
-            raise InfotokError(f"LOCAL_RANK: {index}, but there are {count} GPUs; start no more processes than GPUs")
-        name = f"cuda:{index}"
-        torch.cuda.set_device(index)
+    name = _device()
     if name.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # One CPU thread repeats itself anyway, and the switch alone costs a second of imports.
@@ -39,6 +34,34 @@ def start() -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no code here reads an unset tensor
     return torch.device(name)
+
+
+def _device() -> str:
+    variable, name = "INFOTOK_DEVICE", os.environ.get("INFOTOK_DEVICE", "")
+    if not name:
+        variable, name = "the device", "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return name
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        raise InfotokError(f"{variable}: '{name}' is no device; set it to cpu, cuda or cuda:<number>, or unset it")
+    count = torch.cuda.device_count()
+    if not count:
+        raise InfotokError(f"{variable}: '{name}', but PyTorch finds no GPU here; unset it to compute on the CPU")
+    if name == "cuda" and os.environ.get("LOCAL_RANK"):
+        name = f"cuda:{_whole('LOCAL_RANK', 0)}"
+        variable = "LOCAL_RANK"
+    if (index := int(name.partition(":")[2] or 0)) >= count:
+        raise InfotokError(f"{variable}: {name}, but there are {count} GPUs; start no more processes than GPUs")
+    torch.cuda.set_device(index)
+    return name
+
+
+def _whole(variable: str, default: int, least: int = 0) -> int:
+    """A whole number of the environment, the default where it is unset or empty."""
+    text = os.environ.get(variable) or str(default)
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise InfotokError(f"{variable}: '{text}' is no whole number of at least {least}; set it so, or unset it")
+    return int(text)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
+import time
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from infotok.errors import InfotokError
 from pipeline.config.study import Study
@@ -14,11 +17,16 @@ from pipeline.graph import STAGES
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import Store
 
     from infotok.distributed import World
 
 VARIABLE = "INFOTOK_PROCESSES"
+ANNOUNCING = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 DONE, GO = b"done", b"go"
+JOINING = 300.0  # seconds within which all processes must have started
+STEP = 5.0  # seconds that one try to connect takes, in which no signal is heard
+POLL = 0.1
 
 
 def wanted() -> int:
@@ -30,7 +38,7 @@ def wanted() -> int:
     text = os.environ.get(VARIABLE) or "1"
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise InfotokError(f"{VARIABLE}: '{text}' is no number of processes; set it to 1 or more, or unset it")
-    return 1 if "WORLD_SIZE" in os.environ else int(text)
+    return 1 if os.environ.get("WORLD_SIZE") else int(text)
 
 
 def launch(stage: str, options: list[str], count: int) -> None:
@@ -65,12 +73,57 @@ def joined(stage: str, study: Study) -> Processes | None:
     """The processes of torchrun that this one belongs to; None where it is alone.
 
     Raises:
-        InfotokError: the processes cannot share the stage's batch evenly.
+        InfotokError: the variables that announce them contradict each other, or the processes cannot share the stage's
+            batch evenly.
     """
-    if not STAGES[stage].shared or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not STAGES[stage].shared or (group := announced()) is None:
         return None
-    check_batch(stage, study, int(os.environ["WORLD_SIZE"]))
-    return Processes()
+    check_batch(stage, study, group.size)
+    return Processes(group)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Processes as torchrun announces them. agent: torchrun itself keeps the store by which they meet."""
+
+    rank: int
+    size: int
+    host: str
+    port: int
+    agent: bool
+
+
+def announced() -> Group | None:
+    """What WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT say; None where no or one process is announced.
+
+    Raises:
+        InfotokError: they are no such numbers, or not all are set.
+    """
+    size = _number("WORLD_SIZE", "1", 1, 2**31)
+    if size == 1:
+        return None
+    return Group(
+        rank=_number("RANK", "", 0, size - 1),
+        size=size,
+        host=os.environ.get("MASTER_ADDR") or _contradiction("MASTER_ADDR", "is not set"),
+        port=_number("MASTER_PORT", "", 1, 65535),
+        agent=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+    )
+
+
+def _number(variable: str, default: str, least: int, most: int) -> int:
+    text = os.environ.get(variable) or default
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+        _contradiction(variable, f"'{text}' is not from {least} to {most}" if text else "is not set")
+    return int(text)
+
+
+def _contradiction(variable: str, problem: str) -> NoReturn:
+    size = os.environ.get("WORLD_SIZE")
+    raise InfotokError(
+        f"{variable}: {problem}, while WORLD_SIZE is {size}; for one process unset {', '.join(ANNOUNCING)}, "
+        "for several start the stage by torchrun"
+    )
 
 
 class Processes:
@@ -79,10 +132,14 @@ class Processes:
     The first holds the stage's lock, computes what one process computes alone, and writes all results.
     """
 
-    def __init__(self):
-        from torch.distributed.rendezvous import rendezvous
+    def __init__(self, group: Group):
+        """Meet the others.
 
-        self._store, self.rank, self.size = next(rendezvous("env://"))
+        Raises:
+            InfotokError: they did not all come within JOINING seconds.
+        """
+        self.rank, self.size = group.rank, group.size
+        self._store = _meet(group)
 
     @property
     def first(self) -> bool:
@@ -94,7 +151,8 @@ class Processes:
 
     def hear(self) -> bool:
         """Wait for the first process, which may wait long for the lock; returns whether the work is done."""
-        self._store.wait(["lock"], timedelta(days=365))
+        while not self._store.check(["lock"]):  # its own waiting would not hear signals
+            time.sleep(POLL)
         return self._store.get("lock") == DONE
 
     def join(self, device: torch.device) -> World:
@@ -108,6 +166,44 @@ class Processes:
         from infotok.distributed import leave
 
         leave()
+
+
+def _meet(group: Group) -> Store:
+    """The store by which processes talk, once all of them are connected to it. Waits in steps, between which signals
+    are heard."""
+    from torch.distributed import DistStoreError, PrefixStore, TCPStore
+
+    deadline, told, store = time.monotonic() + JOINING, False, None
+    where = f"{group.host}:{group.port}"
+    while True:
+        try:
+            if store is None:
+                keeps = group.rank == 0 and not group.agent
+                if not keeps:  # a store that cannot be reached writes into the terminal
+                    socket.create_connection((group.host, group.port), timeout=STEP).close()
+                tcp = TCPStore(
+                    group.host, group.port, is_master=keeps, timeout=timedelta(seconds=STEP), wait_for_workers=False
+                )
+                store = PrefixStore(f"infotok/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
+                store.set(f"here/{group.rank}", "")
+            missing = [rank for rank in range(group.size) if not store.check([f"here/{rank}"])]
+            if not missing:
+                tcp.set_timeout(timedelta(minutes=30))  # of what they do together
+                return store
+            waited_for = f"process {', '.join(map(str, missing))} of {group.size}"
+        except (DistStoreError, OSError, RuntimeError) as error:
+            if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+                raise InfotokError(f"MASTER_PORT: {group.port} is in use on this machine; name a free one") from None
+            store, waited_for = None, f"process 0 of {group.size}"
+        if time.monotonic() > deadline:
+            raise InfotokError(
+                f"{waited_for} did not come to {where} within {JOINING:.0f} s, as WORLD_SIZE, RANK, MASTER_ADDR and "
+                "MASTER_PORT announce; start all of them, or unset these for one process"
+            )
+        if not told and time.monotonic() > deadline - JOINING + STEP:
+            print(f"process {group.rank} waits for {waited_for} at {where}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(POLL)
 
 
 def check_batch(stage: str, study: Study, count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import sys
@@ -24,6 +23,7 @@ from pipeline.config.cells import Cell
 from pipeline.config.recipes import fingerprint, source_digest
 from pipeline.config.study import Study, stage_key
 from pipeline.graph import STAGES, Spec
+from pipeline.locks import try_lock, wait_for_lock
 from pipeline.results import HISTORY, METRICS, read_result, write_result
 from pipeline.running import progress
 from pipeline.tracking.mirror import Tracker, pictures, track_stage
@@ -190,11 +190,8 @@ def _alone(study: Study, stage: str, cell: Cell | None) -> Iterator[bool]:
     path = study.lock_file(stage, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as lock:
-        waited = False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = True
+        waited = not try_lock(lock)
+        if waited:
             print(f"{stage} {stage_key(stage, cell)} is running in another process; waiting for it", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait_for_lock(lock)
         yield waited

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infotok.errors import InfotokError
+from pipeline.locks import try_lock, wait_for_lock
 
 
 @contextmanager
@@ -23,14 +23,12 @@ def only_sweep(root: Path) -> Iterator[int]:
     path = root / ".ckpt" / "sweep.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock):
             lock.seek(0)
             raise InfotokError(
                 f"another sweep, process {lock.read().strip() or 'unknown'}, or a job that it left is running in this "
                 "workspace; wait for it or end it"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
@@ -44,8 +42,7 @@ def start(command: list[str], log: Path, lock: int, environment: dict[str, str])
         signal.signal(signal.SIGINT, lambda number, frame: None)
     with open(log, "w") as output:
         # Whatever the job starts writes to the log too and keeps this lock, until the last of it has ended.
-        with suppress(BlockingIOError):
-            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(output)
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -67,4 +64,4 @@ def stop(jobs: Iterable[tuple[subprocess.Popen, Path]]) -> None:
     for process, log in jobs:
         process.wait()
         with open(log, "a") as output:
-            fcntl.flock(output, fcntl.LOCK_EX)
+            wait_for_lock(output)

@@ -39,7 +39,7 @@ def enabled(stage: str | None = None) -> bool:
     mode = os.environ.get("INFOTOK_TRACKING", "").lower()
     if mode == "training":
         return stage is None or stage in WITH_HISTORY
-    return mode not in ("off", "0", "false", "no")
+    return mode != "off"
 
 
 def initialise(study: Study) -> str | None:

@@ -8,7 +8,6 @@ so it is imported on first use.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -30,6 +29,7 @@ from pipeline.config.cells import Cell
 from pipeline.config.recipes import fingerprint, parameters_of
 from pipeline.config.study import Study, stage_key
 from pipeline.graph import STAGES, ancestors
+from pipeline.locks import try_lock
 from pipeline.results import METRICS, parse_result
 from pipeline.tracking.names import encoded
 from pipeline.tracking.view import saved_view
@@ -316,14 +316,10 @@ def _locked(study: Study) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LOCK_SECONDS
     with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{path} is held by another process") from None
-                time.sleep(0.05)
+        while not try_lock(file):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path} is held by another process")
+            time.sleep(0.05)
         yield
 
 
