@@ -81,6 +81,7 @@ def refused(path: Path, text: str) -> str:
         ("  decoding_steps: 8", "  decoding_steps: 0", "'generation.decoding_steps' is 0"),
         ("  temperatures: [1.0, 0.5]", "  temperatures: [0.5]", "'generation.temperatures' is [0.5]: must contain 1.0"),
         ("  guidance: [1.0, 2.0]", "  guidance: [2.0]", "'generation.guidance' is [2.0]: must begin with 1.0"),
+        ("  target_bits: 0.0", "  caption_dropout: 0.0", "is 0, but generation.guidance [1.0, 2.0] compares"),
         ("backbone:\n", "backbone:\n  heads: 5\n", "'backbone': width must be an even multiple of heads (5), got 64"),
         ("train:\n  batch: 48", "train:\n  batch: 48\n  batch: 64", 'not valid YAML (found duplicate key "batch"'),
         ("  width: 64", "  width: 64\n\tlayers: 2", "a line begins with a tab; indent with spaces"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config.cells import Cell
 from pipeline.report.analysis import Analysis
+from pipeline.report.letters import fonts_for, spelled, wrapped
 from pipeline.report.style import DPI, empty_figure
 
 RIGHT, WRONG = "#009E73", "#D55E00"
@@ -88,8 +88,9 @@ def _show(figure, left: int, top: int, tiles: np.ndarray, correct: list[list[boo
             ax.add_patch(Rectangle(corner, side + 6, side + 6, fill=False, linewidth=1.5, **line))
     middles = [r * (side + GAP) + (side + GAP) / 2 for r in range(len(labels))]
     # A caption may hold dollar signs, which are no mathematics, and be long.
-    lines = [textwrap.fill(label, 32, max_lines=4, placeholder=" …") for label in labels]
-    ax.set_yticks(middles, lines, parse_math=False)
+    families, lacking = fonts_for(labels)
+    lines = [wrapped(spelled(label, lacking), 32, lines=4) for label in labels]
+    ax.set_yticks(middles, lines, parse_math=False, fontfamily=families)
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.grid(visible=False)
