@@ -201,8 +201,8 @@ def _check_meaning(params: Params, file: YamlFile) -> None:
     if params.train.caption_dropout == 0 and max(params.generation.guidance) > 1:
         fail(
             ("train", "caption_dropout"),
-            f"is 0, but generation.guidance {params.generation.guidance} compares with drawing without a caption, which "
-            "is never trained then; make it more than 0, or guidance [1.0]",
+            f"is 0, but generation.guidance {params.generation.guidance} compares with drawing without a caption, "
+            "which is never trained then; make it more than 0, or guidance [1.0]",
         )
     if params.train.batch < 4 and any(arm.startswith("hsic-") for arm in grid.arm):
         fail(("train", "batch"), f"is {params.train.batch}; the hsic arms need at least 4 images a step")

@@ -62,7 +62,7 @@ def _state(tasks: list[Task], information: list[str]) -> dict:
     columns = [*scores, *(task.plain for task in tasks if task.plain), *information]
     charts = [
         _chart("PARALLEL", "Beta, tasks and rate", showAllRuns=True)
-        | {"selectedParams": ["estimator", "beta", "tokens"], "selectedMetrics": [*scores, RATE]},
+        | {"selectedParams": ["estimator", "beta", "gamma", "tokens"], "selectedMetrics": [*scores, RATE]},
         *(
             _chart("SCATTER", f"{task.claim} over beta", runsCountToCompare=500)
             | {"xaxis": {"key": "beta", "type": "PARAM"}, "yaxis": {"key": task.score, "type": "METRIC"}}
