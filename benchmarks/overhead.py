@@ -1,8 +1,9 @@
-"""What the pipeline costs beside training: `dvc repro` of grids of 1, 10 and 50 cells whose every stage does next to
-nothing, in temporary copies of the repository.
+"""What the pipeline costs beside training: `dvc repro` and `infotok sweep` of grids of 1, 10 and 50 cells whose every
+stage does next to nothing, in temporary copies of the repository.
 
-With MLflow, and for the middle grid without it; then `dvc repro` again, with nothing to do. The stages' processes are
-timed by a script that stands where DVC finds `python`; what is left of the whole is DVC's own. Each grid runs once.
+With MLflow, and for the middle grid without it; then again, with nothing to do. The processes of `dvc repro`'s stages
+are timed by a script that stands where DVC finds `python`; what is left of the whole is DVC's own. A sweep runs one
+job at a time here and forks its stages from a worker. Each grid runs once.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ def measure(params: Params, quick: bool) -> Result:
     rows, stages = [], []
     for cells in (1,) if quick else GRIDS:
         row, processes = _grid(params, cells, tracking="on")
-        rows.append(row)
+        rows += [row, _grid(params, cells, tracking="on", swept=True)[0]]
         stages += [{"cells": cells, "stage": name} | spread(taken) for name, taken in processes.items()]
         if cells == 10:
-            rows.append(_grid(params, cells, tracking="off")[0])
+            rows += [_grid(params, cells, tracking="off", swept=swept)[0] for swept in (False, True)]
     actions = {name: lambda code=code: run([sys.executable, "-c", code], ROOT) for name, code in IMPORTS.items()}
     seconds = in_turns(actions, rounds=1 if quick else 10, warmup=1)
     imports = [{"a python process that imports": name} | spread(taken) for name, taken in seconds.items()]
     settings = {"arms": ARMS, "params": smallest_params(params, 1)}
-    tables = {"dvc repro of stages that do next to nothing": rows, "Their processes": stages, "Imports": imports}
+    tables = {"Stages that do next to nothing": rows, "Processes of dvc repro": stages, "Imports": imports}
     return Result(settings, tables)
 
 
@@ -98,8 +99,8 @@ def copied(folder: Path, content: dict) -> None:
     run(["git", "init", "--quiet"], folder)
 
 
-def _grid(params: Params, cells: int, tracking: str) -> tuple[Row, dict[str, list[float]]]:
-    """`dvc repro` of one grid, and by stage the seconds of its processes."""
+def _grid(params: Params, cells: int, tracking: str, swept: bool = False) -> tuple[Row, dict[str, list[float]]]:
+    """`dvc repro` or a sweep of one grid, and by stage the seconds of the processes of `dvc repro`."""
     with tempfile.TemporaryDirectory() as name:
         folder, log = Path(name) / "repository", Path(name) / "processes.log"
         folder.mkdir()
@@ -109,22 +110,23 @@ def _grid(params: Params, cells: int, tracking: str) -> tuple[Row, dict[str, lis
         python.write_text(TIMED_PYTHON.format(python=shlex.quote(sys.executable), log=shlex.quote(str(log))))
         python.chmod(0o755)
         variables = {"INFOTOK_TRACKING": tracking, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
-        repro = [sys.executable, "-m", "dvc", "repro", "--quiet"]
-        total = run(repro, folder, variables)
-        lines = log.read_text().splitlines()
-        nothing = [run(repro, folder, variables) for _ in range(3)]
+        command = ["stages.cli", "sweep", "--jobs", "1"] if swept else ["dvc", "repro", "--quiet"]
+        command = [sys.executable, "-m", *command]
+        total = run(command, folder, variables)
+        lines = log.read_text().splitlines() if log.exists() else []
+        nothing = [run(command, folder, variables) for _ in range(3)]
     processes = defaultdict(list)
     for module, start, end in map(str.split, lines):
         processes[module.removeprefix("stages.")].append(float(end) - float(start))
     within = sum(map(sum, processes.values()))
-    row = {
+    row: Row = {
+        "command": "infotok sweep" if swept else "dvc repro",
         "cells": cells,
         "MLflow": tracking,
-        "stages": len(lines),
         "total_s": total,
         "per_cell_s": total / cells,
-        "processes_s": within,
-        "DVC_s": total - within,
+        "processes_s": within if lines else "",
+        "DVC_s": total - within if lines else "",
         "nothing_to_do_s": sorted(nothing)[1],
     }
     return row, processes
