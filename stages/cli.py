@@ -174,9 +174,9 @@ def sweep(
     from pipeline.config.workspace import check_workspace
     from pipeline.report.analysis import read_analysis
     from pipeline.report.summary import headline_table
-    from pipeline.sweep.jobs import cell_states, environment, select
+    from pipeline.sweep.jobs import cell_states, environment, select, to_do
     from pipeline.sweep.jobs import sweep as run
-    from pipeline.tracking.mirror import initialise
+    from pipeline.tracking.mirror import fill_in, initialise
 
     chosen, console = Study(study), Console(highlight=False)
     check_workspace(chosen)
@@ -187,7 +187,11 @@ def sweep(
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
     with live as shown:
         show = shown.update if shown else lambda table: None
-        failed = run(chosen, cells, jobs, lambda line: console.print(line, markup=False), show, options)
+        if only or to_do(chosen):
+            failed = run(chosen, cells, jobs, lambda line: console.print(line, markup=False), show, options)
+        else:  # one `dvc repro`, below, sees as well that all is up to date
+            failed = []
+            fill_in(chosen, cells)
     if failed:
         console.print(f"failed: {', '.join(failed)}", markup=False)
         raise typer.Exit(1)

@@ -176,6 +176,25 @@ def test_a_failed_tokenizer_takes_only_its_own_cells_with_it(dvc):
     assert "ar-none-0-0-8-0: not run, since pretrain@ar-8-0 failed" in said
 
 
+@pytest.mark.parametrize("left", [[], ["generate@ar-none-0-0-4-0"]])
+def test_a_grid_that_is_done_takes_one_dvc_repro(dvc, monkeypatch, left):
+    closing, filled = [], []
+
+    def close(command, **_):
+        closing.append(command[-1])
+        return SimpleNamespace(returncode=3)  # ends the command before it prints the report
+
+    monkeypatch.setattr("pipeline.config.params.load_params", lambda _: grid(seed=[0]).params)
+    monkeypatch.setattr("pipeline.tracking.mirror.initialise", lambda _: None)
+    monkeypatch.setattr("pipeline.tracking.mirror.fill_in", lambda study, cells: filled.extend(cells))
+    monkeypatch.setattr(module, "to_do", lambda study: left)
+    monkeypatch.setattr(subprocess, "run", close)
+    assert CliRunner().invoke(app, ["sweep"]).exit_code == 3
+    assert closing == ["dvc.yaml"]
+    assert bool(dvc.commands) == bool(left)
+    assert len(filled) == (0 if left else 4)
+
+
 @pytest.mark.parametrize(("missing", "closes"), [(1, False), (0, True)])
 def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, monkeypatch, missing, closes):
     params = grid(seed=[0]).params
