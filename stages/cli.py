@@ -97,7 +97,7 @@ def make_study(
             raise InfotokError(f"--like: there is no study '{begin.name}'; `ls studies` shows them")
         study.folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(begin.params_file, study.params_file)
-        print(f"{study.params_file}: a copy of that of {like}; edit it")
+        print(f"{study.params_file}: a copy of that of {begin.name}; edit it, then `infotok study {name}` again")
     changed = write_dvc_file(study)
     print(f"{study.dvc_file}: {'written' if changed else 'is up to date'}")
 
@@ -162,6 +162,7 @@ def sweep(
     pull: Annotated[bool, typer.Option("--pull", help="Take from DVC's remote what other machines have made.")] = False,
 ) -> None:
     """Run the grid's cells side by side over DVC, then the report; goes on past a failed cell."""
+    import os
     import subprocess
     import sys
     from contextlib import nullcontext
@@ -169,16 +170,23 @@ def sweep(
     from rich.console import Console
     from rich.live import Live
 
+    from infotok.errors import InfotokError
     from pipeline.config.dvc_yaml import check_dvc_file
     from pipeline.config.study import Study
     from pipeline.config.workspace import check_workspace
     from pipeline.report.analysis import read_analysis
     from pipeline.report.summary import headline_table
+    from pipeline.running.processes import ANNOUNCING, announced
     from pipeline.sweep.jobs import cell_states, environment, select, to_do
     from pipeline.sweep.jobs import sweep as run
     from pipeline.tracking.mirror import fill_in, initialise
 
     chosen, console = Study(study), Console(highlight=False)
+    if announced():
+        raise InfotokError(
+            f"WORLD_SIZE: {os.environ['WORLD_SIZE']} processes are announced, but a sweep starts its own; unset "
+            f"{', '.join(ANNOUNCING)}, or run one stage by torchrun"
+        )
     check_workspace(chosen)
     check_dvc_file(chosen)
     cells, options = select(chosen, only or []), ["--pull"] if pull else []

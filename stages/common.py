@@ -138,7 +138,7 @@ def _run(spec: Spec, study: Study, options: dict[str, Any]) -> None:
     try:
         _work(spec, study, options)
     except DamagedDataError as error:
-        raise InfotokError(f"{error}; delete {study.data} and run `{study.repro_of('prepare')}`") from None
+        raise InfotokError(f"{error}; {study.remedy('prepare')}") from None
 
 
 def _work(spec: Spec, study: Study, options: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ def draw(
     chosen = Study(study)
     config, cell, asked = chosen.params, cell_of(chosen, family, tokens, seed, arm), read_prompts(prompts)
     device, folder = start(), chosen.output("train", cell)
-    model, codec = load_model(folder, f"delete {folder} and run `{chosen.repro_of('train', cell)}`")
+    model, codec = load_model(folder, chosen.remedy("train", cell))
     model.to(device)
     check_lengths(prompts, asked, model, codec)
     own = model.tokenizer.image_size
@@ -122,7 +122,7 @@ def _scoring(out: Path, asked: list) -> str:
     evaluate = EVALUATOR.format(out=shlex.quote(str(out.resolve())))
     text = f"score them in a checkout of github.com/djghosh13/geneval: {evaluate}"
     if bare:
-        text += f' (it needs "tag" and "include" of every prompt, which {bare} of these lack)'
+        text += f' (it needs "tag" and "include" of every prompt, missing of {bare} here)'
     return text
 
 

@@ -192,7 +192,7 @@ def test_a_text_file_has_a_prompt_a_line_and_the_last_line_says_what_the_evaluat
         "00000": ({"prompt": "a cow"}, ["00000.png"]),
         "00001": ({"prompt": '{"a": "zebra"}'}, ["00000.png"]),
     }
-    assert 'needs "tag" and "include" of every prompt, which 2 of these lack' in said
+    assert 'needs "tag" and "include" of every prompt, missing of 2 here' in said
 
 
 def test_resolution_enlarges_and_nothing_else(tmp_path):
@@ -276,7 +276,7 @@ def test_a_bad_prompts_file_is_named_with_its_line_and_remedy(tmp_path, name, co
         (["--sampling-seed", -1], "--sampling-seed: -1 is negative"),
         (["--resolution", 0], "--resolution: 0 is not between 1 and 4096"),
         (["--resolution", 8], "--resolution: 8 is below the model's own 16 pixels"),
-        (["--arm", "ceb-0.03-1"], "dvc repro train@ar-ceb-0.03-1-4-0"),
+        (["--arm", "ceb-0.03-1"], "run `infotok train --family ar --arm ceb-0.03-1 --tokens 4 --seed 0`"),
         (["--family", "arr"], "--family: 'arr' is unknown"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: cannot be read (No such file or directory); name a prompts"),
         (["--prompts", "."], ".: cannot be read (Is a directory)"),

@@ -46,7 +46,8 @@ def test_processes_that_do_not_come_are_named_in_time(rank):
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=60)
     waiting, error = done.stderr.strip().splitlines()
     where = f"127.0.0.1:{variables['MASTER_PORT']}"
-    assert waiting == f"process {rank} waits for process {1 - rank} of 2 at {where}"
+    said = f"process {rank} waits for process {1 - rank} of 2 at {where}; where none will come, unset WORLD_SIZE, "
+    assert waiting.startswith(said)
     assert error.startswith(f"error: process {1 - rank} of 2 did not come to {where} within 1 s, as WORLD_SIZE, RANK, ")
     assert error.endswith("start all of them, or unset these for one process")
     assert done.returncode == 2
@@ -86,6 +87,12 @@ def test_half_set_variables_are_named(monkeypatch, changed, says):
         announced()
     assert str(error.value).startswith(says)
     assert str(error.value).endswith("for several start the stage by torchrun")
+
+
+def test_a_sweep_does_not_take_part_in_announced_processes():
+    command = [sys.executable, "-m", "stages.cli", "sweep", "--study", "smoke"]
+    done = subprocess.run(command, cwd=ROOT, env=cluster(0), capture_output=True, text=True, check=False, timeout=60)
+    assert one_line_error(done).startswith("error: WORLD_SIZE: 2 processes are announced, but a sweep starts its own")
 
 
 @pytest.mark.parametrize("size", [None, "", "1"])
@@ -148,7 +155,7 @@ def test_empty_variables_are_as_unset(monkeypatch):
     ("name", "value", "says"),
     [
         ("INFOTOK_THREAD", "2", "INFOTOK_THREAD: is no variable of this program; did you mean INFOTOK_THREADS?"),
-        ("INFOTOK_Q17", "2", "INFOTOK_Q17: is no variable of this program; known: INFOTOK_DEVICE, "),
+        ("INFOTOK_Q17", "2", "INFOTOK_Q17: is no variable of this program; docs/running.md lists them"),
         ("INFOTOK_TRACKING", "never", "INFOTOK_TRACKING: 'never' means nothing; set it to on or off or training"),
     ],
 )

@@ -34,7 +34,7 @@ def font(path, name: str, letters: str) -> None:
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """Beside matplotlib's own fonts, two that share one letter, and a file that is none."""
-    own = [one for one in font_manager.fontManager.ttflist if one.name.startswith("DejaVu")]
+    own = [one for one in font_manager.fontManager.ttflist if one.name.startswith(("DejaVu", "Last Resort"))]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     for name, letters in (("Three", "色猫犬"), ("Two", "犬🙂")):
         font(tmp_path / f"{name}.ttf", name, letters)

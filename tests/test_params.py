@@ -83,7 +83,11 @@ def refused(path: Path, text: str) -> str:
         ("  guidance: [1.0, 2.0]", "  guidance: [2.0]", "'generation.guidance' is [2.0]: must begin with 1.0"),
         ("  target_bits: 0.0", "  caption_dropout: 0.0", "is 0, but generation.guidance [1.0, 2.0] compares"),
         ("backbone:\n", "backbone:\n  heads: 5\n", "'backbone': width must be an even multiple of heads (5), got 64"),
-        ("train:\n  batch: 48", "train:\n  batch: 48\n  batch: 64", 'not valid YAML (found duplicate key "batch"'),
+        (
+            "train:\n  batch: 48",
+            "train:\n  batch: 48\n  batch: 64",
+            "not valid YAML (a key stands twice; keep one of the two)",
+        ),
         ("  width: 64", "  width: 64\n\tlayers: 2", "a line begins with a tab; indent with spaces"),
         ("train:\n  batch: 48", "train:\n  batch: 48\n---", "a second document begins here; remove the line `---`"),
         ("train:\n  batch: 48", "train: !mine\n  batch: 48", "tags such as `!name` mean nothing here"),

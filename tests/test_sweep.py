@@ -245,7 +245,7 @@ def test_a_copied_study_that_dvc_would_not_run_is_told_what_to_do(dvc, command):
     shutil.copytree(ROOT / "studies/smoke", smoke.folder)
     write_dvc_file(smoke)
     shutil.copytree(smoke.folder, mine.folder)  # a copy, whose dvc.yaml would run smoke again
-    said = "does not fit this study's folder and parameters"
+    said = "does not fit this study's folder and its data.path"
     assert refusal(command, "mine") == f"studies/mine/dvc.yaml: {said}; write it with `infotok study mine`"
     mine.dvc_file.unlink()
     assert refusal(command, "mine") == "studies/mine/dvc.yaml: is missing; write it with `infotok study mine`"

@@ -123,5 +123,5 @@ def check_dvc_file(study: Study) -> None:
     path: Path = study.dvc_file
     found = path.read_text(encoding="utf-8") if path.is_file() else None
     if found != dvc_yaml(study):
-        what = "is missing" if found is None else "does not fit this study's folder and parameters"
+        what = "is missing" if found is None else "does not fit this study's folder and its data.path"
         raise InfotokError(f"{path}: {what}; write it with `infotok study {study.name}`")

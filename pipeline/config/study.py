@@ -86,9 +86,17 @@ class Study:
         return "dvc repro" if self.name == DEFAULT else f"dvc repro {FOLDER}/{self.name}/dvc.yaml"
 
     def repro_of(self, stage: str, cell: Cell | None = None) -> str:
-        """The command that makes one stage of this study."""
+        """The command that makes one stage of this study. Of a cell that the grid lacks DVC does not know: by hand."""
+        if cell is not None and all(stage_key(stage, one) != stage_key(stage, cell) for one in self.params.cells()):
+            axes = [f"--{axis} {getattr(cell, axis)}" for axis in STAGES[stage].axes]
+            return " ".join(["infotok", stage, *self.options, *axes])
         prefix = "" if self.name == DEFAULT else f"{FOLDER}/{self.name}/dvc.yaml:"
         return f"dvc repro {prefix}{stage_name(stage, cell)}"
+
+    def remedy(self, stage: str, cell: Cell | None = None) -> str:
+        """What to do where the result of a stage is missing or damaged."""
+        folder, again = self.output(stage, cell), f"run `{self.repro_of(stage, cell)}`"
+        return f"delete {folder} and {again}" if folder.exists() else again
 
     @cached_property
     def params(self) -> Params:

@@ -31,7 +31,7 @@ def check_variables() -> None:
         if name not in KNOWN:
             own = [known.removeprefix(PREFIX) for known in KNOWN]
             near = difflib.get_close_matches(name.removeprefix(PREFIX), own, n=1)
-            hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known: {', '.join(KNOWN)}"
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else "docs/running.md lists them"
             raise InfotokError(f"{name}: is no variable of this program; {hint}")
         if value and KNOWN[name] and value.lower() not in KNOWN[name]:
             raise InfotokError(f"{name}: '{value}' means nothing; set it to {' or '.join(KNOWN[name])}, or unset it")

@@ -17,6 +17,7 @@ HINTS = {
     "'\\t'": "a line begins with a tab; indent with spaces",
     "another document": "a second document begins here; remove the line `---`",
     "for the tag": "tags such as `!name` mean nothing here; remove them",
+    "found duplicate key": "a key stands twice; keep one of the two",
     "unhashable type": "a list or section stands where a key belongs",
 }
 

@@ -20,7 +20,12 @@ def fonts_for(texts: Sequence[str]) -> tuple[list[str], set[str]]:
     families = [FONT]
     lacking -= _letters(font_manager.findfont(FONT))
     if lacking:
-        upright = [font for font in font_manager.fontManager.ttflist if font.style == "normal"]
+        # Matplotlib's last resort has a box for every letter.
+        upright = [
+            font
+            for font in font_manager.fontManager.ttflist
+            if font.style == "normal" and not font.name.startswith("Last Resort")
+        ]
         fonts = {font.name: font.fname for font in sorted(upright, key=lambda font: font.name)}
         has = {name: _letters(path) & lacking for name, path in fonts.items()}
         while lacking and (best := max(has, key=lambda name: len(has[name] & lacking))) and has[best] & lacking:

@@ -119,9 +119,9 @@ def _number(variable: str, default: str, least: int, most: int) -> int:
 
 
 def _contradiction(variable: str, problem: str) -> NoReturn:
-    size = os.environ.get("WORLD_SIZE")
+    size = "" if variable == "WORLD_SIZE" else f", while WORLD_SIZE is {os.environ.get('WORLD_SIZE')}"
     raise InfotokError(
-        f"{variable}: {problem}, while WORLD_SIZE is {size}; for one process unset {', '.join(ANNOUNCING)}, "
+        f"{variable}: {problem}{size}; for one process unset {', '.join(ANNOUNCING)}, "
         "for several start the stage by torchrun"
     )
 
@@ -201,7 +201,12 @@ def _meet(group: Group) -> Store:
                 "MASTER_PORT announce; start all of them, or unset these for one process"
             )
         if not told and time.monotonic() > deadline - JOINING + STEP:
-            print(f"process {group.rank} waits for {waited_for} at {where}", file=sys.stderr, flush=True)
+            print(
+                f"process {group.rank} waits for {waited_for} at {where}; where none will come, unset "
+                f"{', '.join(ANNOUNCING)}",
+                file=sys.stderr,
+                flush=True,
+            )
             told = True
         time.sleep(POLL)
 

@@ -82,8 +82,10 @@ class Stage:
         return self.study.output(stage, self._cell)
 
     def remedy(self, stage: str) -> str:
-        """What to do where an input is missing or damaged."""
-        return f"delete {self.input(stage)} and run `{self.study.repro_of(stage, self._cell)}`"
+        """What to do where an input is missing or damaged, which must be one of this stage's inputs."""
+        if stage not in self.spec.inputs:
+            raise LookupError(f"stage {self.spec.name} does not name the input {stage} in pipeline/graph.py")
+        return self.study.remedy(stage, self._cell)
 
     def join(self, device: torch.device) -> World:
         """Connect the processes that run this stage together."""

@@ -160,6 +160,11 @@ class Running(watch.Watched):
         variables = environment() | variables | {progress.VARIABLE: str(self.path.absolute())}
         self.process = start(command, self.log, lock, variables)
 
+    def reason(self) -> str:
+        """The error that its log ends with, as a line of its own; nothing without one."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return next((f"\n  {line}" for line in reversed(lines) if line.startswith("error: ")), "")
+
     def ended(self) -> bool:
         if self.process.poll() is None:
             return False
@@ -226,7 +231,7 @@ def sweep(
                         fill_in(study, [cells[one.name]])
                 else:
                     failed.append(one.name)
-                    say(f"{one.name}: failed, see {one.log}")
+                    say(f"{one.name}: failed, see {one.log}{one.reason()}")
             for one in running:
                 one.look()
             ahead = [0.0 if job.name in kept else times.of(job) for job in waiting]
