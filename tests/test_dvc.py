@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from smoke import CELLS, FILE, PARAMS, ROOT, STUDY, copy_of_the_code, one_line_error, ran, run
 
 from pipeline.config.dvc_yaml import dvc_yaml
@@ -118,8 +119,16 @@ def test_an_experiment_runs_what_depends_on_the_parameter_and_dvc_compares_it(fi
 
 @pytest.mark.xdist_group("smoke")
 def test_an_experiment_beside_the_workspace_leaves_it_as_it_is(finished):
-    said = dvc(finished, "exp", "run", "--temp", "--set-param", "generation.prompts=2")
-    assert sorted(ran(said)) == ["configure", f"generate@{CELL}", "report"]
+    command = ["dvc", "exp", "run", "--temp", "--set-param", "generation.prompts=2"]
+    done = run(finished, *command, **NAMED)  # MLflow on
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(ran(done.stdout)) == ["configure", f"generate@{CELL}", "report"]
+    client = MlflowClient(f"sqlite:///{finished}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (tracked,) = client.search_runs(experiments, "tags.kind = 'cell'")
+    assert tracked.data.tags["cell"] == CELL
+    assert tracked.data.metrics["generation/geneval"] >= 0
+    assert client.list_artifacts(tracked.info.run_id, "samples")
     assert git(finished, "status", "--porcelain") == ""
     shown = json.loads(dvc(finished, "exp", "show", "--json"))
     prompts = [

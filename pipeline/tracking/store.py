@@ -39,6 +39,7 @@ log = logging.getLogger("infotok")
 SQLITE = "sqlite:///"
 BATCH = 1000  # metrics that one MLflow request may carry
 LOCK_SECONDS = 60.0
+EXPERIMENTS = (".dvc", "tmp", "exps")  # where DVC puts the copies in which experiments run
 PROBE_SECONDS = 5.0
 # The stage whose configuration makes a run of this kind what it is.
 BASIS = {"tokenizer": "pretrain", "cell": "train"}
@@ -55,7 +56,17 @@ ENVIRONMENT = {
 
 def store_uri(study: Study) -> str:
     """Where MLflow keeps its runs: MLFLOW_TRACKING_URI, else `mlflow.db` in the repository's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{study.root.resolve()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{home(study)}/mlflow.db"
+
+
+def home(study: Study) -> Path:
+    """The repository's root; of a copy that `dvc exp run --temp` or a queue works in, and removes, the root of the
+    repository that it is a copy of."""
+    root = study.root.resolve()
+    for folder in root.parents:
+        if folder.parts[-3:] == EXPERIMENTS:
+            return folder.parents[2]
+    return root
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class Store:
         title = self.study.params.report.title
         found = self.client.get_experiment_by_name(title)
         if found is None:
-            local = (self.study.root.resolve() / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
+            local = (home(self.study) / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
             made = self.client.create_experiment(title, artifact_location=local)
             found = self.client.get_experiment(made)
         elif found.lifecycle_stage == "deleted":
@@ -312,7 +323,7 @@ def _locked(study: Study) -> Iterator[None]:
     Raises:
         TimeoutError: another process held it for a minute.
     """
-    path = study.root / ".ckpt" / "mlflow.lock"
+    path = home(study) / ".ckpt" / "mlflow.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LOCK_SECONDS
     with path.open("w") as file:
