@@ -177,6 +177,7 @@ def sweep(
     from pipeline.report.analysis import read_analysis
     from pipeline.report.summary import headline_table
     from pipeline.running.processes import ANNOUNCING, announced
+    from pipeline.sweep.dvc_files import mend
     from pipeline.sweep.jobs import cell_states, environment, select, to_do
     from pipeline.sweep.jobs import sweep as run
     from pipeline.tracking.mirror import fill_in, initialise
@@ -199,6 +200,8 @@ def sweep(
             failed = run(chosen, cells, jobs, lambda line: console.print(line, markup=False), show, options)
         else:  # one `dvc repro`, below, sees as well that all is up to date
             failed = []
+            for line in mend(chosen.root, chosen.dvc_file):
+                console.print(line, markup=False)
             fill_in(chosen, cells)
     if failed:
         console.print(f"failed: {', '.join(failed)}", markup=False)
