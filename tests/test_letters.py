@@ -1,5 +1,7 @@
 """Texts of any script in figures."""
 
+from unicodedata import east_asian_width
+
 import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
@@ -8,7 +10,9 @@ from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pipeline.report.galleries import LABELS, _show
 from pipeline.report.letters import FONT, fonts_for, spelled, wrapped
+from pipeline.report.style import DPI, empty_figure
 
 
 def font(path, name: str, letters: str) -> None:
@@ -76,8 +80,28 @@ def test_the_glyph_itself_is_drawn(installed):
     assert ink("色", families) == pytest.approx(side**2, rel=0.05)
 
 
-def test_lines_are_as_wide_as_their_letters():
-    assert wrapped("a red square left of a blue circle", 20, 4) == "a red square left of\na blue circle"
-    assert wrapped("色" * 20, 32, 4) == "色" * 16 + "\n" + "色" * 4
-    assert wrapped("one two three four five six", 9, 2) == "one two\nthree …"
-    assert wrapped("", 9, 2) == ""
+def width_of(text: str) -> int:
+    """In columns: two for a letter of Chinese, Japanese or Korean."""
+    return sum(2 if east_asian_width(letter) == "W" else 1 for letter in text)
+
+
+def test_lines_are_broken_between_words_and_within_long_ones():
+    assert wrapped("a red square left of a blue circle", width_of, 20, 4) == "a red square left of\na blue circle"
+    assert wrapped("色" * 20, width_of, 32, 4) == "色" * 16 + "\n" + "色" * 4
+    assert wrapped("a " + "<U+8272>" * 3, width_of, 20, 4) == "a\n<U+8272><U+8272>\n<U+8272>"
+    assert wrapped("one two three four five six", width_of, 9, 2) == "one two\nthree …"
+    assert wrapped("one two three four", width_of, 100, 2) == "one two three four"
+    assert wrapped("", width_of, 9, 2) == ""
+
+
+def test_labels_of_any_script_stay_in_the_picture():
+    figure = empty_figure(900 / DPI, 700 / DPI)
+    tiles = np.zeros((5, 1, 32, 32, 3), np.uint8)
+    labels = ["\ue000" * 30, "色" * 40, "WWWW " * 20, "a red square left of a blue circle " * 3, "قطة حمراء"]
+    shown = _show(figure, LABELS, 20, tiles, [[True]] * 5, labels)
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in shown.get_yticklabels()]
+    assert len(boxes) == 5
+    assert min(box.x0 for box in boxes) >= 0
+    assert max(box.x1 for box in boxes) <= LABELS * figure.dpi / DPI
+    assert max(box.height for box in boxes) <= 110 * figure.dpi / DPI  # of a row

@@ -15,6 +15,7 @@ from pipeline.report.style import DPI, empty_figure
 RIGHT, WRONG = "#009E73", "#D55E00"
 ROWS, COLUMNS = 10, 5  # at most, of prompts and images per prompt; half the prompts where several families are shown
 TILE, GAP, LABELS = 96, 14, 330  # pixels of the PNG: about a tile's side, between tiles, for row labels
+MARGIN = 24  # pixels beside the row labels
 HEAD = 56  # pixels above a block, for its title
 
 
@@ -69,6 +70,8 @@ def _enlarge(tiles: np.ndarray) -> tuple[np.ndarray, int]:
 
 def _show(figure, left: int, top: int, tiles: np.ndarray, correct: list[list[bool]], labels: list[str]):
     """Show tiles pixel by pixel with their left upper corner at (left, top), framed by verdict."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
     from matplotlib.patches import Rectangle
 
     canvas, side = _enlarge(tiles)
@@ -89,7 +92,13 @@ def _show(figure, left: int, top: int, tiles: np.ndarray, correct: list[list[boo
     middles = [r * (side + GAP) + (side + GAP) / 2 for r in range(len(labels))]
     # A caption may hold dollar signs, which are no mathematics, and be long.
     families, lacking = fonts_for(labels)
-    lines = [wrapped(spelled(label, lacking), 32, lines=4) for label in labels]
+    letters = FontProperties(family=families, size=rcParams["ytick.labelsize"])
+    renderer = figure.canvas.get_renderer()
+
+    def width_of(text: str) -> float:
+        return renderer.get_text_width_height_descent(text, letters, False)[0] * DPI / figure.dpi
+
+    lines = [wrapped(spelled(label, lacking), width_of, LABELS - MARGIN, lines=4) for label in labels]
     ax.set_yticks(middles, lines, parse_math=False, fontfamily=families)
     ax.set_xticks([])
     ax.tick_params(length=0)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Sequence
-
-from rich.console import Console
-from rich.text import Text
+from collections.abc import Callable, Sequence
 
 FONT = "DejaVu Sans"  # which comes with matplotlib
 UNSEEN = ("Mn", "Me", "Cf", "Cc", "Cs")  # categories of marks, joiners and controls, which may go without a glyph
@@ -54,13 +52,26 @@ def spelled(text: str, lacking: set[str]) -> str:
     return "".join(map(one, text))
 
 
-def wrapped(text: str, width: int, lines: int) -> str:
-    """At most so many lines of so many columns, of which letters of Chinese, Japanese and Korean take two."""
-    found = Text(text).wrap(Console(width=width), width)
-    out = [line.plain.rstrip() for line in found]
-    if len(out) > lines:
-        out = out[:lines]
-        last = Text(out[-1])
-        last.truncate(width - 2)
-        out[-1] = f"{last.plain.rstrip()} …"
-    return "\n".join(out)
+def wrapped(text: str, width_of: Callable[[str], float], width: float, lines: int) -> str:
+    """At most so many lines of at most this width, as `width_of` measures them, broken between words, and within a
+    word that is longer than a line."""
+    found: list[str] = []
+    for word in text.split():
+        longer = f"{found[-1]} {word}" if found else word
+        if found and width_of(longer) <= width:
+            found[-1] = longer
+        elif width_of(word) <= width:
+            found.append(word)
+        else:
+            found.append("")
+            for letter in re.findall(r"<U\+[0-9A-F]+>|.", word):
+                if width_of(found[-1] + letter) > width:
+                    found.append("")
+                found[-1] += letter
+    if len(found) > lines:
+        found = found[:lines]
+        last = re.findall(r"<U\+[0-9A-F]+>|.", found[-1])
+        while last and width_of("".join(last) + " …") > width:
+            last.pop()
+        found[-1] = "".join(last).rstrip() + " …"
+    return "\n".join(found)
