@@ -160,7 +160,7 @@ def _explain(error: Any) -> str:
     if kind == "invalid_key":
         return f"the key {error['loc'][-1]}{f' of {key!r}' if key else ''} is no text; keys are names"
     if error["input"] is None:
-        return f"'{key}' is empty; write its value, or leave the key out for the default"
+        return f"'{key}' is empty; write its value, or leave the key out if it has a default"
     value = "" if isinstance(error["input"], (dict, Section)) else f" is {_as_yaml(error['input'])}"
     said = TYPES.get(kind) or error["msg"].removeprefix("Value error, ")
     return f"'{key}'{value}: {said[0].lower() + said[1:]}"
