@@ -21,14 +21,14 @@ def folder(tmp_path_factory):
     return tiny_mllm.make("janus", tmp_path_factory.mktemp("checkpoints") / "janus")
 
 
-def made(folder, estimator="dib", beta=0.003, **settings):
+def made(folder, estimator="dib", beta=0.003, prior="shared", **settings):
     adapter = load(folder, control=True)
     pixels = make_batch(adapter, EXAMPLES).pixels
     tiny_mllm.settle(adapter, pixels)
     rates = {"lm_rate": 3e-3, "tokenizer_rate": 1e-3, "prior_rate": 0.05}
     config = TuneConfig(**rates | {"steps": 20, "batch": 8, "entropy_bits": 1.0, "caption_dropout": 0.0} | settings)
     torch.manual_seed(0)
-    bottleneck = InformationBottleneck(estimator, beta=beta, tokens=16, codebook=tiny_mllm.CODES, prior="shared")
+    bottleneck = InformationBottleneck(estimator, beta=beta, tokens=16, codebook=tiny_mllm.CODES, prior=prior)
     return Tuner(adapter, bottleneck, calibrated(adapter, [pixels], config.entropy_bits), config)
 
 
@@ -73,6 +73,18 @@ def test_ceb_pays_what_its_own_head_says_of_the_codes(folder):
         wanted = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum") / 4
     assert parts["penalty"].item() == pytest.approx(wanted.item(), rel=1e-4)
     assert parts["generation"].item() == pytest.approx(wanted.item() / 16, rel=1e-4)
+
+
+def test_as_a_prior_it_says_what_its_own_head_says_of_the_codes_without_captions(folder):
+    tuner = made(folder, "dib", 0.1, prior="model")
+    tuner.step.variance = 1e-6
+    batch, adapter = make_batch(tuner.adapter, EXAMPLES[:4]), tuner.adapter
+    with torch.no_grad():
+        _, parts = tuner.step(batch)
+        codes = adapter.codes(batch.pixels)
+        logits = adapter.draw_head(adapter.draw_states(adapter.draw_prompt([""] * 4, 4, 4), codes))
+        wanted = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum") / 4
+    assert parts["penalty"].item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
 def test_what_is_trained_is_what_it_draws_by(folder):

@@ -170,6 +170,38 @@ def test_ceb_pays_what_the_language_model_says_of_the_codes(folders):
 
 
 @both
+@pytest.mark.parametrize("estimator", ["dib", "vib"])
+def test_the_model_as_the_prior_is_its_own_forward_without_captions(folders, name, estimator):
+    """E_q[-log p(code | codes before it)], over codes alone, from logits of transformers and a softmax written out."""
+    made = tuner(folders[name], estimator, 0.1, prior="model")
+    batch, adapter = make_batch(made.adapter, EXAMPLES[:4]), made.adapter
+    with torch.no_grad():
+        _, parts = made.step(batch)
+        features, codebook = adapter.features(batch.pixels).flatten(1, 2), adapter.codebook()
+        q = (-torch.cdist(features, codebook).square() / (2 * made.step.variance)).softmax(-1)
+        prompt, targets = adapter.draw_prompt([""] * 4, 4, 4), adapter.draw_targets(adapter.codes(batch.pixels))
+        ids = torch.cat([prompt["input_ids"], targets], 1)
+        hidden = adapter.model.model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = adapter.model.lm_head(hidden)[:, -targets.shape[1] - 1 : -1][:, adapter.code_columns(4, 4)]
+        log_p = logits[..., adapter.code_ids()].log_softmax(-1)
+    length = -(q * log_p).sum() / 4
+    rate = length - torch.special.entr(q).sum() / 4
+    assert prompt["attention_mask"].all()
+    assert parts["penalty"].item() == pytest.approx((length if estimator == "dib" else rate).item(), rel=1e-4)
+    assert parts["rate_bits"].item() == pytest.approx(rate.item() / math.log(2), rel=1e-4)
+    captions_gone = make_batch(adapter, EXAMPLES[:4], [True] * 4)
+    assert made.step(captions_gone)[1]["penalty"].item() == pytest.approx(parts["penalty"].item(), rel=1e-6)
+
+
+@both
+def test_the_model_as_the_prior_is_not_taught_by_the_penalty(folders, name):
+    off = {"understanding": 0.0, "generation": 0.0, "reconstruction": 0.0}
+    made = tuner(folders[name], beta=0.1, prior="model", **off)
+    found = norms(made, made.step(make_batch(made.adapter, EXAMPLES[:2]))[0])
+    assert {part for part, norm in found.items() if norm > 0} == {"encoder", "codebook"}
+
+
+@both
 def test_tuning_repeats_itself_and_arms_see_the_same_examples(folders, name):
     first, second = (tuner(folders[name], caption_dropout=0.3).run(EXAMPLES, seed=3) for _ in range(2))
     assert first == second

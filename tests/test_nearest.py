@@ -352,9 +352,37 @@ def test_the_plug_in_s_priors_of_large_codebooks(prior):
     assert sum(p.grad.abs().sum() for p in bottleneck.prior.parameters()) > 0
 
 
+@pytest.mark.parametrize("estimator", ["dib", "vib", "none"])
+def test_the_plug_in_takes_the_prior_of_your_model(estimator):
+    """The code length under given logits, written out; no gradient reaches them."""
+    q, features, _ = channel(torch.float32)
+    left, right = randn(B, K, R, seed=5).float().requires_grad_(), randn(C, R, seed=6).float()
+    beta = 0.0 if estimator == "none" else 0.7
+    bottleneck = InformationBottleneck(estimator, beta=beta, tokens=K, codebook=C, prior="model")
+    term = bottleneck(q, unconditional=Factored(left, right))
+    probabilities = q.dense().logits.softmax(-1)
+    length = -(probabilities * (left @ right.T).log_softmax(-1)).sum() / B
+    rate = length - torch.special.entr(probabilities).sum() / B
+    assert term.parts["rate_bits"].item() == pytest.approx(rate.item() / math.log(2), rel=1e-5)
+    assert list(bottleneck.parameters()) == []
+    if beta:
+        wanted = length if estimator == "dib" else rate
+        assert term.loss.item() == pytest.approx(0.7 * wanted.item(), rel=1e-5)
+        (own,) = torch.autograd.grad(term.loss, features, retain_graph=True)
+        torch.testing.assert_close(own, torch.autograd.grad(0.7 * wanted, features, retain_graph=True)[0])
+        assert torch.autograd.grad(term.loss, left, allow_unused=True) == (None,)
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
+        (
+            lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, codebook=C, prior="model")(
+                NearestCodes(randn(B, K, D), randn(C, D), 1.0)
+            ),
+            "prior of the model needs `unconditional`",
+        ),
+        (lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, dimension=D, prior="model"), "`codebook`"),
         (lambda plug: plug(NearestCodes(randn(B, K + 1, D), randn(C, D), 1.0)), "5, 11"),
         (lambda plug: plug(NearestCodes(randn(B, K, D), randn(C + 1, D), 1.0)), "5, 11"),
         (lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, dimension=D, prior="shared"), "discrete tokens"),

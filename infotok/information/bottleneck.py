@@ -27,9 +27,12 @@ from infotok.random import Purpose, stream
 FEWEST_TEXTS = 4  # that consistency needs, over all processes: fewer, after caption dropout, say nothing of it
 Given = Channel | NearestCodes | Factored
 LARGE = ("shared", "low_rank")  # priors of large codebooks
+MODEL = "model"  # the prior that is given at every step instead of learned here
+PRIORS = (*KINDS, *LARGE, MODEL)
 INPUTS = {
     "posterior": "q(z|x)",
     "conditional": "what the generator says of these tokens given their text",
+    "unconditional": "what the generator says of these tokens without a text",
     "inputs": "the images that the tokens are compared with",
     "vectors": "the tokens that flowed",
     "text": "states of the images' texts",
@@ -88,7 +91,9 @@ class InformationBottleneck(nn.Module):
         tokens: K. codebook: C of discrete tokens. dimension: D of Gaussian tokens; of discrete ones, D of their
             vectors, which the autoregressive prior and the learned bound need.
         prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other; of large codebooks
-            `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`.
+            `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`; or
+            `model`, your generator's own p(z) without a text, as tight as the generator is good, with nothing to learn
+            here.
         priors: ready ones instead of one of its own. All of them learn, whatever the estimator, and the penalty uses
             the one that `prior` names.
         warmup: training steps over which beta and gamma rise linearly from 0, or the target comes down from the first
@@ -130,12 +135,14 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(f"{name} must be at least 0, got {value}")
         if estimator == NONE and beta:
             raise ValueError(f"estimator 'none' has no penalty for beta {beta} to weigh: set beta to 0")
-        if prior not in KINDS + LARGE:
-            raise ValueError(f"unknown prior {prior!r}: choose one of {', '.join(KINDS + LARGE)}")
+        if prior not in PRIORS:
+            raise ValueError(f"unknown prior {prior!r}: choose one of {', '.join(PRIORS)}")
         self.name, self.beta, self.gamma, self.warmup, self.kernels = estimator, beta, gamma, warmup, kernels
         self.gather, self.average, self.kind = gather, average, prior
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         if priors is not None:
+            if prior not in KINDS:
+                raise ValueError(f"`priors` have no {prior!r}: choose one of {', '.join(KINDS)}, or leave `priors` out")
             sizes = (
                 ("tokens", tokens, priors.tokens),
                 ("dimension", dimension, priors.dimension),
@@ -148,22 +155,27 @@ class InformationBottleneck(nn.Module):
         self.tokens, self.codebook, self.dimension = tokens, codebook, dimension
         self.priors = priors
         self.prior: Any = None
-        if priors is None and "posterior" in self.estimator.needs:
+        has_posterior = "posterior" in self.estimator.needs
+        if has_posterior and prior == MODEL and (tokens is None or codebook is None):
+            raise ValueError("the prior of the model is of discrete tokens: give `tokens` and `codebook`")
+        if has_posterior and prior != MODEL and priors is None:
             self.prior = _make_prior(prior, tokens, codebook, dimension, rank)
         learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
         self.critic: Any = self._make_critic(text_width) if gamma and learned else None
-        self.learns = self.prior is not None or self.priors is not None
+        self.has_rate = has_posterior or self.priors is not None
         self.multiplier = None if target_bits is None else self._make_multiplier(target_bits)
         self.needs = {estimator: [name for name in self.estimator.needs if name in INPUTS]}
         if gamma:
             self.needs["consistency"] = ["vectors", "text"]
+        if has_posterior and prior == MODEL:
+            self.needs["the prior of the model"] = ["unconditional"]
         if priors is not None:
             self.needs["learning `priors`"] = ["posterior", "vectors"]
         elif isinstance(self.prior, AutoregressivePrior):
             self.needs["the autoregressive prior"] = ["vectors"]
 
     def _make_multiplier(self, target_bits: float) -> Multiplier:
-        if self.estimator.penalty is None or not self.learns:
+        if self.estimator.penalty is None or not self.has_rate:
             raise ValueError(f"target_bits needs a rate to press, and {self.name} has none: choose another estimator")
         if not (target_bits > 0 and self.beta > 0):
             raise ValueError(f"target_bits and beta must be above 0, got {target_bits} and {self.beta}")
@@ -179,6 +191,7 @@ class InformationBottleneck(nn.Module):
         posterior: Tensor | Given | None = None,
         conditional: Tensor | Given | None = None,
         *,
+        unconditional: Tensor | Given | None = None,
         channel: Tensor | Given | None = None,
         weight: Tensor | None = None,
         inputs: Tensor | None = None,
@@ -197,6 +210,8 @@ class InformationBottleneck(nn.Module):
                 `Gaussian(mean, log_variance)`, each (B, K, D).
             conditional: what your generator says of the same tokens given their text, for `ceb`, in the same form, or
                 `Factored` beside `NearestCodes`; its gradients are stopped.
+            unconditional: what your generator says of the same tokens without a text, for `prior="model"`, as
+                `conditional`; its gradients are stopped.
             channel: the distribution that tokens really follow where that is not the posterior, as in a deterministic
                 quantizer: the priors learn from it, and it has the rate.
             weight: (B, K), how often the code length of each token counts, for `ceb`.
@@ -209,7 +224,8 @@ class InformationBottleneck(nn.Module):
         Raises:
             ValueError: something is missing, or has a shape that does not belong to this tokenizer.
         """
-        given = {"posterior": posterior, "conditional": conditional, "inputs": inputs, "vectors": vectors, "text": text}
+        given = {"posterior": posterior, "conditional": conditional, "unconditional": unconditional}
+        given |= {"inputs": inputs, "vectors": vectors, "text": text}
         for who, names in self.needs.items():
             if any(given[name] is None for name in names):
                 raise ValueError(f"{who} needs " + " and ".join(f"`{name}` ({INPUTS[name]})" for name in names))
@@ -221,10 +237,10 @@ class InformationBottleneck(nn.Module):
         loss, q, r, p = torch.zeros_like(rise), NOT_GIVEN, NOT_GIVEN, NOT_GIVEN
         parts: dict[str, Tensor] = {}
         rates: dict[str, Tensor] = {}
-        if self.learns:
+        if self.has_rate:
             q = self._channel(posterior, "the posterior")
             flowing = q if channel is None else self._channel(channel, "`channel`", q.tokens)
-            priors = self._predicted(q.tokens, vectors)
+            priors = self._predicted(q.tokens, vectors, unconditional)
             loss, rates, parts = self._learn(flowing.detach(), priors)
             r = priors[self.kind].detach()
         if self.estimator.penalty is not None:
@@ -314,8 +330,12 @@ class InformationBottleneck(nn.Module):
             return NOT_GIVEN
         return self.gather(vectors if self.tokens is None else padded(vectors, self.tokens))
 
-    def _predicted(self, count: int, vectors: Tensor | None) -> dict[str, Channel]:
-        """Prior by kind of the first `count` tokens, given the vectors of a batch."""
+    def _predicted(
+        self, count: int, vectors: Tensor | None, unconditional: Tensor | Given | None
+    ) -> dict[str, Channel]:
+        """Prior by kind of the first `count` tokens, given the vectors of a batch or what a model says of it."""
+        if self.kind == MODEL:
+            return {MODEL: self._channel(unconditional, "`unconditional`", count).detach()}
         read = None if vectors is None else vectors[:, :count]
         if read is not None and read.shape[1] < count:
             raise ValueError(f"`vectors` are of {read.shape[1]} tokens, the posterior is of {count}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from infotok.information.bottleneck import InformationBottleneck
+from infotok.information.bottleneck import MODEL, InformationBottleneck
 from infotok.information.factored import Factored
 from infotok.information.nearest import NearestCodes, look_up, nearest_codes
 from infotok.mllm.adapter import PADDING, Adapter
@@ -75,6 +75,7 @@ class JointStep(nn.Module):
         term = self.bottleneck(
             NearestCodes(features.flatten(1, 2), codebook, self.variance, config.relaxation),
             self._conditional(states, batch) if "conditional" in self.bottleneck.estimator.needs else None,
+            unconditional=self._unconditional(batch, codes) if self.bottleneck.kind == MODEL else None,
             inputs=batch.pixels,
             vectors=passed.flatten(1, 2),
             text=states[:, 0].float(),  # where the caption has been read, and no code
@@ -100,6 +101,12 @@ class JointStep(nn.Module):
     @torch.no_grad()
     def _conditional(self, states: Tensor, batch: Batch) -> Factored:
         return self.adapter.predicted(states, *batch.size)
+
+    @torch.no_grad()
+    def _unconditional(self, batch: Batch, codes: Tensor) -> Factored:
+        """p(code | codes before it), of images without their captions, which caption dropout teaches the model."""
+        prompt = self.adapter.draw_prompt([""] * len(codes), *batch.size)
+        return self.adapter.predicted(self.adapter.draw_states(prompt, codes), *batch.size)
 
 
 def cross_entropy(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, rows: int = ROWS) -> Tensor:
