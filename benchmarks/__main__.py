@@ -27,6 +27,7 @@ class Name(StrEnum):
     sweep = "sweep"
     rounding = "rounding"
     chunked = "chunked"
+    memory = "memory"
 
 
 @clear_errors

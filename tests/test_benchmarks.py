@@ -11,7 +11,7 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks are no installed package
 
-from benchmarks import chunked, common, data, generation, overhead, quantizer, regularizer, step, sweep  # noqa: E402
+from benchmarks import chunked, common, data, generation, memory, overhead, quantizer, regularizer, step, sweep  # noqa: E402
 from pipeline.config.params import Params, load_params  # noqa: E402
 from pipeline.config.study import Study  # noqa: E402
 
@@ -116,6 +116,18 @@ def test_chunked(params, tmp_path):
     assert TIMING | {"form", "sizes of", "B", "K", "C", "D", "peak_MiB", "of B*K*C floats", "cpu_s"} == set(costs[0])
     assert [row["form"] for row in costs] == 2 * list(chunked.COSTS)
     assert [row["form"] for row in looked_up] == 2 * list(chunked.LOOK_UPS)
+
+
+def test_memory(params, tmp_path):
+    states, activations, fitting = kept(memory.measure(params, quick=True), tmp_path)
+    assert [row["train"] for row in states] == [row["train"] for row in activations] == list(memory.SETTINGS)
+    for row in activations:
+        assert row["LM, checkpointed"] < 0.1 * row["LM"]
+        assert row["logits, by pieces"] < 0.2 * row["logits, whole"]
+    for one, eight in zip(fitting[::2], fitting[1::2], strict=True):
+        assert (one["cards"], eight["cards"]) == (1, memory.SHARDS)
+        assert eight["states"] < one["states"]
+        assert one["24 GB"] <= one["48 GB"] <= one["80 GB"] <= one["141 GB"]
 
 
 def test_data(params, tmp_path):
