@@ -1,5 +1,6 @@
 """Peak memory and time of the information terms of large codebooks, forward and backward: the plain forms, which hold
-(B, K, C) logits, and the chunked ones. Each is done in a process of its own.
+(B, K, C) logits, and the chunked ones; of lookup-free codes the sums over bits, too. Each is done in a process of its
+own.
 
 The cost is what a training step asks of the public plug-in with `dib`: cost, the prior's own loss and the rate, under
 a prior that positions share. The look-up gives embeddings of the nearest codes, hard forward and soft backward.
@@ -11,10 +12,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import Result, Row, forget_peak, give_back, in_turns, peak_mib, spread, where_alone
+from infotok.information.bits import BitPrior, lookup_free
 from infotok.information.bottleneck import posterior_logits
 from infotok.information.channel import Categorical
 from infotok.information.factored import SharedPrior
@@ -29,6 +31,7 @@ SIZES = {  # images, tokens, codes, dimensions
     "Emu3 256 x 256": (1, 1024, 32768, 4),
     "Emu3 512 x 512": (1, 4096, 32768, 4),
 }
+LOOKUP_FREE = {f"{bits} bits": (1, 1024, 2**bits, bits) for bits in (13, 18)}
 QUICK = {"tiny": (2, 64, 512, 4), "tiny, 4 times the codes": (2, 64, 2048, 4)}
 WIDTH = 256  # of an embedding
 NOISE = 0.1  # features are codes and this much noise
@@ -36,10 +39,15 @@ ROUNDS = 2
 
 
 def measure(params: Params, quick: bool) -> Result:
-    sizes, rounds = (QUICK, 1) if quick else (SIZES, ROUNDS)
+    rounds = 1 if quick else ROUNDS
+    measured = (
+        ("Code length, rate and their gradients", COSTS, SIZES),
+        ("Straight-through look-up", LOOK_UPS, SIZES),
+        ("Code length, rate and their gradients of lookup-free codes", ["chunked", *BITS], LOOKUP_FREE),
+    )
     tables = {
-        title: [_row(form, name, size, rounds) for name, size in sizes.items() for form in forms]
-        for title, forms in (("Code length, rate and their gradients", COSTS), ("Straight-through look-up", LOOK_UPS))
+        title: [_row(form, name, size, rounds) for name, size in (QUICK if quick else sizes).items() for form in forms]
+        for title, forms, sizes in measured
     }
     return Result({"rounds": rounds, "look-up width": WIDTH, "noise": NOISE}, tables)
 
@@ -66,7 +74,7 @@ def _measured(form: str, size: tuple[int, int, int, int], rounds: int) -> tuple[
     codebook = randn(codes, dimension).requires_grad_()
     chosen = torch.randint(codes, (images, tokens), generator=generator, device=device)
     features = (codebook.detach()[chosen] + NOISE * randn(images, tokens, dimension)).requires_grad_()
-    work = (COSTS | LOOK_UPS)[form](features, codebook)
+    work = (COSTS | LOOK_UPS | BITS)[form](features, codebook)
     forget_peak()
     before, busy = peak_mib(), time.process_time()
     seconds = in_turns({form: work}, rounds, warmup=0)[form]
@@ -74,22 +82,30 @@ def _measured(form: str, size: tuple[int, int, int, int], rounds: int) -> tuple[
 
 
 def _plain_cost(features: Tensor, codebook: Tensor) -> Callable[[], None]:
-    return _cost_of(lambda: Categorical(posterior_logits(features, codebook)), code_cost, features, codebook)
+    prior = SharedPrior(len(codebook)).to(codebook.device)
+    return _cost_of(lambda: Categorical(posterior_logits(features, codebook)), prior, code_cost, [features, codebook])
 
 
 def _chunked_cost(features: Tensor, codebook: Tensor) -> Callable[[], None]:
-    return _cost_of(lambda: NearestCodes(features, codebook, NOISE**2), NearestCodes.code_cost, features, codebook)
-
-
-def _cost_of(channel: Callable, cost: Callable, features: Tensor, codebook: Tensor) -> Callable[[], None]:
     prior = SharedPrior(len(codebook)).to(codebook.device)
+    return _cost_of(
+        lambda: NearestCodes(features, codebook, NOISE**2), prior, NearestCodes.code_cost, [features, codebook]
+    )
 
+
+def _bits_cost(features: Tensor, codebook: Tensor) -> Callable[[], None]:
+    """The codes are the signs of features; the list of them is left alone."""
+    prior = BitPrior(features.shape[-1]).to(features.device)
+    return _cost_of(lambda: lookup_free(features, NOISE**2), prior, code_cost, [features])
+
+
+def _cost_of(channel: Callable, prior: nn.Module, cost: Callable, learned: list[Tensor]) -> Callable[[], None]:
     def work() -> None:
         q, r = channel(), prior()
         loss = cost(q.detach(), r, 0.0) + 0.01 * cost(q, r.detach(), 0.0)
         with torch.no_grad():
             cost(q, r, 1.0)
-        torch.autograd.grad(loss, [features, codebook, r.logits])
+        torch.autograd.grad(loss, [*learned, r.logits])
 
     return work
 
@@ -121,4 +137,5 @@ def _table(codebook: Tensor) -> Tensor:
 
 
 COSTS = {"plain": _plain_cost, "chunked": _chunked_cost}
+BITS = {"bits": _bits_cost}
 LOOK_UPS = {"plain look-up": _plain_look_up, "chunked look-up": _chunked_look_up}

@@ -30,6 +30,7 @@ from transformers import ChameleonConfig, Emu3Config, JanusConfig, LlamaConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import AttentionInterface
 
+from benchmarks.chunked import SIZES
 from benchmarks.common import RESULTS, Result, Row
 from infotok import InformationBottleneck
 from infotok.mllm.adapter import Adapter
@@ -50,6 +51,7 @@ SETTINGS: dict[Setting, Literal["full", "encoder"]] = {
     "lora": "encoder",
 }  # what of the tokenizer learns
 FUSED = "fused_on_meta"
+INFORMATION = ("chunked", "chunked look-up")  # forms of `benchmarks chunked`
 
 
 def _emu3() -> Emu3Config:
@@ -62,9 +64,9 @@ def _chameleon() -> ChameleonConfig:
     return ChameleonConfig(vocabulary_map={"<image>": 0})
 
 
-def _janus() -> JanusConfig:
+def _janus(layers: int = 24) -> JanusConfig:
     """Janus-Pro-1B: the language model of its config.json, and transformers' own defaults."""
-    sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "vocab_size": 102400}
+    sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": layers, "vocab_size": 102400}
     text = LlamaConfig(num_attention_heads=16, num_key_value_heads=16, **sizes)
     return JanusConfig(text_config=text, tie_word_embeddings=False)
 
@@ -87,7 +89,7 @@ CASES = {
     "Chameleon 512 x 512": Case(chameleon.Adapted, _chameleon, 512, 32, 32 * 32),
     "Janus-Pro-1B 384 x 384": Case(janus.Adapted, _janus, 384, 24, 24 * 24),
 }
-QUICK = ("Janus-Pro-1B 384 x 384",)
+QUICK = {"Janus of 2 layers 384 x 384": Case(janus.Adapted, lambda: _janus(layers=2), 384, 24, 24 * 24)}
 
 
 def measure(params: Params, quick: bool) -> Result:
@@ -95,8 +97,8 @@ def measure(params: Params, quick: bool) -> Result:
     kept: list[Row] = []
     fitting: list[Row] = []
     seen: set[tuple] = set()
-    for name in QUICK if quick else CASES:
-        case, model = CASES[name], name.rsplit(" ", 3)[0]
+    for name, case in (QUICK if quick else CASES).items():
+        model = name.rsplit(" ", 3)[0]
         for setting in SETTINGS:
             with on_meta():
                 tuner = _tuner(case, setting)
@@ -290,21 +292,21 @@ def images_that_fit(card: float, fixed: float, image: float) -> int:
 
 
 def _fitting(states: dict[str, int], one: int, two: int) -> Iterator[Row]:
-    """one, two: peaks of steps of so many images; what they have in common is mostly gradients on their way: autograd
+    """one, two: peaks of steps of so many images; what they have in common are gradients in transit: autograd
     holds those of the first sequence until the second has added its own."""
     image, common = two - one, 2 * one - two
     sharded = sum(states[name] for name in ("frozen", "trained", "gradients", "moments"))
     for cards, held in ((1, sharded + states["copies"]), (SHARDS, sharded / SHARDS + states["gathered"])):
         fixed = held + common + _information_bytes()
-        row: Row = {"cards": cards, "states": held / GIB, "of any step": common / GIB, "an image": image / GIB}
+        row: Row = {"cards": cards, "states": held / GIB, "in transit": common / GIB, "an image": image / GIB}
         yield row | {f"{card} GB": images_that_fit(card, fixed / GIB, image / GIB) for card in CARDS}
 
 
 def _information_bytes() -> float:
-    """The most that the chunked cost and the look-up of `benchmarks chunked` took together."""
+    """The most that the chunked cost and the most that the look-up of `benchmarks chunked` took, together."""
     tables = json.loads((RESULTS / "chunked.json").read_text())["tables"].values()
-    peaks = [max(row["peak_MiB"] for row in rows if row["form"].startswith("chunked")) for rows in tables]
-    return sum(peaks) * 2**20
+    rows = [row for rows in tables for row in rows if row["sizes of"] in SIZES]
+    return 2**20 * sum(max(row["peak_MiB"] for row in rows if row["form"] == form) for form in INFORMATION)
 
 
 def _layers(adapter: Adapter) -> list[nn.Module]:

@@ -1,5 +1,7 @@
 """Codes that are bits: sums over bits are sums over all 2 ** D codes."""
 
+import math
+
 import pytest
 import torch
 from tiny import seeded
@@ -63,6 +65,17 @@ def test_two_to_the_thirteen_codes():
     q, plain = lookup_free(features, 0.8), NearestCodes(features, codes, 0.8)
     torch.testing.assert_close(q.entropy(), plain.entropy(), rtol=0, atol=1e-10)
     assert torch.equal(q.codes(), nearest_codes(features, codes))
+
+
+def test_codes_that_no_memory_could_list():
+    """2 ** 48 of them. Under a uniform prior a code is 48 bits long; a feature of 0 is any code."""
+    features = torch.zeros(2, 3, 48, dtype=torch.float64).requires_grad_()
+    q, prior = lookup_free(features, 0.8), BitPrior(48)()
+    bits = torch.full((2, 3), 48 * math.log(2), dtype=torch.float64)
+    torch.testing.assert_close(q.code_length(prior), bits, rtol=1e-7, atol=0)
+    torch.testing.assert_close(q.entropy(), bits)
+    code_cost(q, prior, 1.0).backward()
+    assert features.grad.shape == features.shape
 
 
 def test_sharp_bits_have_finite_gradients():
