@@ -1,5 +1,7 @@
 """Bytes measured on the meta device are those of real tensors on a CPU, by torch's own record of its allocator."""
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,12 +12,13 @@ from torch import nn
 from torch.profiler import profile
 from transformers import AutoConfig
 
-sys.path.append(str(Path(__file__).parent.parent))  # benchmarks are no installed package
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # benchmarks are no installed package
 
-from benchmarks import memory
-from infotok import InformationBottleneck
-from infotok.mllm.loading import load
-from infotok.mllm.tuning import TuneConfig, Tuner
+from benchmarks import memory  # noqa: E402
+from infotok import InformationBottleneck  # noqa: E402
+from infotok.mllm.loading import load  # noqa: E402
+from infotok.mllm.tuning import TuneConfig, Tuner  # noqa: E402
 
 NAMES = tuple(tiny_mllm.MAKERS)
 SMALL = 2**12  # bytes: states of random generators, scalars and losses
@@ -133,3 +136,38 @@ def test_real_sizes():
 def test_how_many_images_a_card_takes():
     assert memory.images_that_fit(80, 12, 6) == 10  # (0.9 * 80 - 12) / 6
     assert memory.images_that_fit(24, 30, 1) == 0
+
+
+def shown(gib):
+    """As the page writes it."""
+    return f"{gib:.1f}" if gib >= 0.95 else f"{gib:.2f}"
+
+
+def test_the_page_shows_what_was_measured():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    states, kept, fitting = json.loads((memory.RESULTS / "memory.json").read_text())["tables"].values()
+    parts = ("encoder", "decoder", "LM", "LM, checkpointed", "logits, whole", "logits, by pieces")
+    rows = []
+    for full, lora in zip(kept[::2], kept[1::2], strict=True):
+        both = {part: shown(full[part]) for part in parts} | {"LM": f"{shown(full['LM'])} / {shown(lora['LM'])}"}
+        rows.append([full["sizes of"], str(full["L"]), *both.values()])
+    for one, eight in zip(fitting[::2], fitting[1::2], strict=True):
+        images = [f"{one[f'{card} GB']} / {eight[f'{card} GB']}" for card in memory.CARDS]
+        rows.append([one["sizes of"], one["train"], shown(one["an image"]), *images])
+    for row in states:
+        of = [r for r in fitting if r["sizes of"].startswith(f"{row['model']} ") and r["train"] == row["train"]][:2]
+        sizes = [row["frozen"] + row["trained"], row["gradients"], row["moments"], row["copies"]]
+        sizes += [of[0]["states"], of[1]["states"], of[0]["in transit"]]
+        rows.append([row["model"], row["train"], *map(shown, sizes)])
+    missing = [line for row in rows if (line := f"| {' | '.join(row)} |") not in page]
+    assert missing == []
+
+
+def test_the_page_s_check_runs(folders, tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "gpu.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    tiny_mllm.toy()[0][0].save("photo.png")
+    exec(code.replace("BAAI/Emu3-Chat-hf", folders["emu3"]), {})
+    codes, tokens, psnr = capsys.readouterr().out.splitlines()[-3:]
+    assert (codes, tokens) == ("None", "tokens 16")
+    assert 0 < float(psnr.split()[1]) < 60
