@@ -17,7 +17,7 @@ from infotok.mllm import lora
 from infotok.mllm.adapter import Adapter
 from infotok.mllm.batches import Batch, Example, make_batch
 from infotok.mllm.joint import JointStep, StepConfig
-from infotok.options import Count, Fraction, Positive
+from infotok.options import Count, Fraction, Positive, Section
 from infotok.random import Purpose, stream
 from infotok.training.order import check_images, order
 
@@ -44,6 +44,12 @@ class TuneConfig(StepConfig):
     clip: Positive = 1.0
     caption_dropout: Fraction = 0.1
     entropy_bits: Annotated[float | None, Field(gt=0)] = None
+
+
+class CalibrateConfig(Section):
+    """images: of the validation split, at most, that the variance is calibrated on."""
+
+    images: Count = 256
 
 
 class Tuner:
