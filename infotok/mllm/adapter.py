@@ -45,6 +45,12 @@ class Adapter(abc.ABC):
     def device(self) -> torch.device:
         return self.model.device
 
+    def to(self, device: torch.device) -> None:
+        """Move all that is the model's, and what is saved beside it."""
+        self.model.to(device)
+        if self.extra is not None:
+            self.extra.to(device)
+
     # The visual tokenizer.
 
     @property
@@ -75,6 +81,14 @@ class Adapter(abc.ABC):
     def codes(self, pixels: Tensor) -> Tensor:
         """(B, h, w), the nearest."""
         return nearest_codes(self.features(pixels), self.codebook())
+
+    @abc.abstractmethod
+    def limit(self, tokens: int) -> None:
+        """Let the processor make images of at most so many tokens.
+
+        Raises:
+            InfotokError: the model has no such images.
+        """
 
     # The language model.
 

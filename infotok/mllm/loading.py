@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from infotok.errors import InfotokError
 from infotok.mllm.adapter import Adapter, one_line
+from infotok.mllm.options import ModelConfig
 
 
 def adapter_names() -> list[str]:
@@ -58,6 +59,23 @@ def load(
         raise _cannot_load(name, error) from None
     without_dropout(model)
     return adapted(model.eval(), processor, _folder_of(name), decoder)
+
+
+def open_model(config: ModelConfig, tokens: int, device: torch.device) -> Adapter:
+    """The model of a section, on a device, whose images have at most so many tokens.
+
+    Raises:
+        InfotokError: as of `load`, or the model has no such images.
+    """
+    adapter = load(
+        config.name, decoder=None if config.decoder is None else Path(config.decoder), control=config.control
+    )
+    try:
+        adapter.limit(tokens)
+    except InfotokError as error:
+        raise InfotokError(f"grid.tokens: {error}") from None
+    adapter.to(device)
+    return adapter
 
 
 def check_codes(adapter: Adapter, pixels: Tensor) -> str | None:

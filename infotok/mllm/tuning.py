@@ -47,9 +47,11 @@ class TuneConfig(StepConfig):
 
 
 class CalibrateConfig(Section):
-    """images: of the validation split, at most, that the variance is calibrated on."""
+    """images: of the validation split, at most, that the variance is calibrated on. entropy_bits: a token's mean H(q),
+    in bits, at the variance; None for the variance of the quantization error."""
 
     images: Count = 256
+    entropy_bits: Annotated[float | None, Field(gt=0)] = None
 
 
 class Tuner:

@@ -7,6 +7,7 @@ it, from Anole's checkpoint or from the original VQGAN's, or begins anew and is 
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -66,6 +67,15 @@ class Adapted(Adapter):
     def decode(self, vectors: Tensor) -> Tensor:
         given = vectors.to(self.tokenizer.dtype).permute(0, 3, 1, 2)
         return self.decoder(self.tokenizer.post_quant_conv(given))
+
+    def limit(self, tokens: int) -> None:
+        side = math.isqrt(tokens)
+        if side**2 != tokens:
+            raise InfotokError(f"Chameleon's images are square, and {tokens} is no square; use one, such as 1024")
+        pixels = side * 2 ** (len(self.model.config.vq_config.channel_multiplier) - 1)
+        images = self.processor.image_processor
+        images.size, images.crop_size = {"shortest_edge": pixels}, {"height": pixels, "width": pixels}
+        self.processor.image_seq_length = tokens
 
     def code_ids(self) -> Tensor:
         return self.model.model.vocabulary_mapping.img2bpe_mapping_tensor.long().to(self.device)

@@ -53,6 +53,11 @@ class Adapted(Adapter):
         frames = vq.decoder(latents, quantized.permute(0, 2, 1, 3, 4))
         return frames.view(len(vectors), -1, *frames.shape[1:])[:, 0]
 
+    def limit(self, tokens: int) -> None:
+        images = self.processor.image_processor
+        images.max_pixels = tokens * self.processor.downsample_ratio**2
+        images.min_pixels = min(images.min_pixels, images.max_pixels)
+
     def code_ids(self) -> Tensor:
         return self.model.vocabulary_mapping.img2bpe_mapping_tensor.long().to(self.device)
 

@@ -53,6 +53,11 @@ class Adapted(Adapter):
         vq = self.tokenizer
         return vq.decoder(vq.post_quant_conv(vectors.to(vq.dtype).permute(0, 3, 1, 2)))
 
+    def limit(self, tokens: int) -> None:
+        own = self.tokenizer.config.num_patches**2
+        if tokens != own:
+            raise InfotokError(f"Janus draws images of {own} tokens, not of {tokens}; use {own}")
+
     def code_ids(self) -> Tensor:
         """Of a vocabulary of their own, beside that of texts."""
         return torch.arange(self.tokenizer.config.num_embeddings, device=self.device)
