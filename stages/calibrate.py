@@ -1,8 +1,10 @@
 """Stage `calibrate`: the tokenizer that all arms of a model, budget and seed start from."""
 
+import hashlib
+
 from infotok.data.arrow import read_split
 from infotok.mllm.data import Pictures
-from infotok.mllm.loading import open_model
+from infotok.mllm.loading import MODEL_FILE, open_model
 from infotok.mllm.scoring import grid_of, of_one_size
 from infotok.mllm.tuned import save_tokenizer
 from infotok.mllm.tuning import CalibrateConfig, calibrated
@@ -21,7 +23,8 @@ def calibrate(run: Stage) -> None:
     pixels = (adapter.ask([validation[row] for row in some], [""] * len(some))["pixel_values"] for some in batches)
     variance = calibrated(adapter, pixels, config.entropy_bits)
     save_tokenizer(adapter, variance, run.folder)
-    run.finish({"pretrain/variance": variance}, {"images": f"{len(rows)} validation images"}, [])
+    weights = hashlib.sha256((run.input("inspect") / MODEL_FILE).read_bytes()).hexdigest()
+    run.finish({"pretrain/variance": variance}, {"images": f"{len(rows)} validation images", "weights": weights}, [])
 
 
 if __name__ == "__main__":

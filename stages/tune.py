@@ -2,8 +2,8 @@
 
 import torch
 
-from infotok import InformationBottleneck
 from infotok.data.arrow import read_split
+from infotok.information.bottleneck import InformationBottleneck
 from infotok.information.kernels import Kernels
 from infotok.mllm.data import Shown
 from infotok.mllm.loading import open_model
@@ -38,6 +38,7 @@ def tune(run: Stage) -> None:
         codebook=len(adapter.codebook()),
         dimension=adapter.codebook().shape[1],
         prior="shared",
+        rates=True,
         kernels=run.config(Kernels),
         text_width=adapter.model.get_input_embeddings().weight.shape[1],
     )
@@ -48,7 +49,7 @@ def tune(run: Stage) -> None:
             from infotok.mllm.batches import make_batch
 
             values = tuner.update(make_batch(adapter, *shown.examples(step)))
-            if (step + 1) % 10 == 0:
+            if (step + 1) % 10 == 0 or step + 1 == config.steps:
                 history.append({"step": step + 1, **values})
                 run.observe(step + 1, values)
     save_prior(bottleneck, 16, variance, run.folder)

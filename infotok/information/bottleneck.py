@@ -89,6 +89,7 @@ class InformationBottleneck(nn.Module):
             vectors, which the autoregressive prior and the learned bound need.
         prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other; of large codebooks
             `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`.
+        rates: learn a prior and tell the rate also where the estimator needs none, as hsic does.
         priors: ready ones instead of one of its own. All of them learn, whatever the estimator, and the penalty uses
             the one that `prior` names.
         warmup: training steps over which beta and gamma rise linearly from 0, or the target comes down from the first
@@ -115,6 +116,7 @@ class InformationBottleneck(nn.Module):
         dimension: int | None = None,
         prior: str = "marginal",
         rank: int = 16,
+        rates: bool = False,
         priors: Priors | None = None,
         warmup: float = 0,
         target_bits: float | None = None,
@@ -148,7 +150,7 @@ class InformationBottleneck(nn.Module):
         self.tokens, self.codebook, self.dimension = tokens, codebook, dimension
         self.priors = priors
         self.prior: Any = None
-        if priors is None and "posterior" in self.estimator.needs:
+        if priors is None and (rates or "posterior" in self.estimator.needs):
             self.prior = _make_prior(prior, tokens, codebook, dimension, rank)
         learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
         self.critic: Any = self._make_critic(text_width) if gamma and learned else None
@@ -157,6 +159,8 @@ class InformationBottleneck(nn.Module):
         self.needs = {estimator: [name for name in self.estimator.needs if name in INPUTS]}
         if gamma:
             self.needs["consistency"] = ["vectors", "text"]
+        if rates:
+            self.needs["the rate"] = ["posterior"]
         if priors is not None:
             self.needs["learning `priors`"] = ["posterior", "vectors"]
         elif isinstance(self.prior, AutoregressivePrior):
