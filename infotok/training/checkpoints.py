@@ -55,7 +55,7 @@ class Checkpoints:
         tensors = {f"model/{name}": tensor for name, tensor in self._kept(module).items()}
         tensors |= {f"ema/{name}": tensor for name, tensor in ema.items()}
         tensors |= {f"extra/{name}": tensor for name, tensor in (extra or {}).items()}
-        for index, parameter in enumerate(_parameters(optimizer)):
+        for index, parameter in enumerate(parameters_of(optimizer)):
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{index}/{name}"] = value
         target = self.folder / f"step-{step:08d}.safetensors"
@@ -92,13 +92,13 @@ class Checkpoints:
         for prefix, own in (("ema", ema), ("extra", extra or {})):
             for name in own:
                 own[name].copy_(tensors[f"{prefix}/{name}"])
-        for index, parameter in enumerate(_parameters(optimizer)):
+        for index, parameter in enumerate(parameters_of(optimizer)):
             prefix = f"optimizer/{index}/"
             state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             if state:
                 # In the parameter's own layout of memory, over which a fused optimizer walks.
                 optimizer.state[parameter] = {
-                    n: t.clone() if n == "step" else torch.empty_like(parameter, dtype=t.dtype).copy_(t)
+                    n: t.to(parameter.device) if n == "step" else torch.empty_like(parameter, dtype=t.dtype).copy_(t)
                     for n, t in state.items()
                 }
         return meta["step"], meta["history"], meta["pending"]
@@ -126,5 +126,6 @@ class Checkpoints:
             self.folder.rmdir()
 
 
-def _parameters(optimizer: optim.Optimizer) -> list[nn.Parameter]:
+def parameters_of(optimizer: optim.Optimizer) -> list[nn.Parameter]:
+    """Of all groups, in the order that checkpoints number them in."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
