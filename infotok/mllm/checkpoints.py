@@ -117,7 +117,8 @@ class ShardedCheckpoints(Checkpoints):
                     optimizer.state[parameter][name] = state[prefix + name] = moment
             if state.keys() != kept.keys():
                 odd = min(state.keys() ^ kept.keys())
-                raise InfotokError(f"{path}: does not fit this configuration (first at '{odd}'); delete it to train again")
+                remedy = "delete it to train again from the start"
+                raise InfotokError(f"{path}: does not fit this configuration (first at '{odd}'); {remedy}")
             dcp.load(state, checkpoint_id=path)
             return meta["step"], meta["history"], meta["pending"]
         return 0, [], []

@@ -46,7 +46,7 @@ def _innermost(module: nn.Module) -> Iterator[nn.Module]:
 def make_again(modules: list[nn.Module]) -> None:
     """Keep of each module's activations its input alone, and compute the others again backward."""
     for module in modules:
-        module.forward = _again(module.forward)  # type: ignore[method-assign]
+        module.forward = _again(module.forward)
 
 
 def _again(forward: Callable[..., Any]) -> Callable[..., Any]:

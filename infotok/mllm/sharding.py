@@ -7,6 +7,7 @@ used by several parts of the joint step and is gathered with the step itself, fr
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,11 +23,16 @@ from infotok.mllm.memory import language_layers
 
 def shard(step: JointStep, world: World, narrow: bool) -> None:
     """Spread a joint step, in place; parameters become those that an optimizer is to take. narrow: layers are gathered
-    in bfloat16, their gradients averaged in float32."""
+    in bfloat16, their gradients averaged in float32.
+
+    Raises:
+        InfotokError: the processes do not hold the same weights.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     assert world.device is not None
+    world.require_alike(_mark(step))  # each process keeps its part of its own weights
     mesh = init_device_mesh(world.device.type, (world.size,))
     # Autocast decides about activations, as it does without sharding; a mask of the smallest float32 would overflow.
     policy = MixedPrecisionPolicy(torch.bfloat16 if narrow else None, torch.float32, cast_forward_inputs=False)
@@ -66,4 +72,12 @@ def whole_weights(step: JointStep) -> dict[str, Tensor]:
     """All weights of a sharded step, on the CPU of the first process; empty in the others, which must call this too."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(step, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(step, options=options))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _mark(module: nn.Module) -> str:
+    """Hexadecimal digest that weights of other values hardly have; that of `state_digest` would copy all of them."""
+    sums = torch.stack([parameter.double().sum().cpu() for parameter in module.parameters()])
+    return hashlib.sha256(sums.numpy().tobytes()).hexdigest()

@@ -17,7 +17,7 @@ from infotok.information.bottleneck import InformationBottleneck
 from infotok.information.nearest import calibrate_variance
 from infotok.mllm import lora
 from infotok.mllm.adapter import PADDING, Adapter
-from infotok.mllm.batches import Batch, Example, make_batch
+from infotok.mllm.batches import Example, make_batch
 from infotok.mllm.checkpoints import ShardedCheckpoints
 from infotok.mllm.examples import StepExamples
 from infotok.mllm.joint import JointStep, StepConfig
@@ -46,9 +46,9 @@ class TuneConfig(StepConfig):
     blocks alone, and compute their other activations again backward; parallel: of several processes, `replicate` gives
     each all weights, `shard` spreads weights, gradients and optimizer states over them (FSDP2).
     precision: `bf16` computes in bfloat16 (autocast), `fp32` in float32, `auto` in bfloat16 where the processor has it.
-    Weights that are trained are float32 in any case: a step of fine-tuning is often less than a 256th of a weight, which
-    bfloat16 would round away. Full tuning therefore holds float32 weights, which are its master weights, and no second
-    copy. With LoRA the language model's weights are not trained and hold bfloat16, half the memory.
+    Weights that are trained are float32 in any case: a step of fine-tuning is often less than a 256th of a weight,
+    which bfloat16 would round away. Full tuning therefore holds float32 weights, which are its master weights, and no
+    second copy. With LoRA the language model's weights are not trained and are held in bfloat16, half the memory.
     checkpoint_every: steps between resumable checkpoints, 0 for none but that of a signal.
     """
 
