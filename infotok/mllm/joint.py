@@ -20,7 +20,9 @@ from infotok.information.factored import Factored
 from infotok.information.nearest import NearestCodes, look_up, nearest_codes
 from infotok.mllm.adapter import PADDING, Adapter
 from infotok.mllm.batches import Batch
+from infotok.mllm.parts import ONLY, Part
 from infotok.options import Scale, Section, Weight
+from infotok.random import Purpose
 
 ROWS = 64  # of logits that are made at once: of a vocabulary of 200,000, 50 MB
 
@@ -59,8 +61,27 @@ class JointStep(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (scalar) and its parts, detached."""
+    def forward(self, batch: Batch, part: Part = ONLY, compared: bool = False) -> Any:
+        """The loss (scalar) and its parts, detached; of one part of a step, they are to be averaged over all.
+
+        compared: instead, the rows that the regularizer compares with those of other parts, by name, detached. It is
+        asked for here since a sharded module has its weights in its forward alone.
+        """
+        return self._compared(batch) if compared else self._losses(batch, part)
+
+    @torch.no_grad()
+    def _compared(self, batch: Batch) -> dict[str, Tensor]:
+        """As `_losses` gives them, to the last bit."""
+        adapter = self.adapter
+        features, codebook = adapter.features(batch.pixels).float(), adapter.codebook().float()
+        codes = nearest_codes(features, codebook)
+        passed = features + (F.embedding(codes, codebook) - features)
+        text = adapter.draw_states(batch.prompt, codes)[:, 0].float() if self.bottleneck.gamma else None
+        return self.bottleneck.compared(
+            inputs=batch.pixels, vectors=passed.flatten(1, 2), text=text, has_text=batch.has_caption
+        )
+
+    def _losses(self, batch: Batch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         adapter, config = self.adapter, self.config
         features, codebook = adapter.features(batch.pixels).float(), adapter.codebook().float()
         codes = nearest_codes(features, codebook)
@@ -70,6 +91,7 @@ class JointStep(nn.Module):
         of_codes = (vectors - features.detach()).square().mean()
         commitment = (features - vectors.detach()).square().mean()
         understanding = self._understand(batch, codes, features, codebook)
+        understanding = part.weighted(understanding, int((batch.answers != PADDING).sum()))
         states, targets = adapter.draw_states(batch.prompt, codes), adapter.draw_targets(codes)
         generation = cross_entropy(adapter.draw_head, states.flatten(0, 1), targets.flatten())
         term = self.bottleneck(
@@ -79,6 +101,7 @@ class JointStep(nn.Module):
             vectors=passed.flatten(1, 2),
             text=states[:, 0].float(),  # where the caption has been read, and no code
             has_text=batch.has_caption,
+            generator=part.common_stream(features.device, Purpose.KERNELS),
         )
         tokenizer = error + of_codes + config.commitment * commitment
         loss = config.understanding * understanding + config.generation * generation + config.reconstruction * tokenizer
