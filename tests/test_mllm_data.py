@@ -34,7 +34,8 @@ def number(example):
 
 
 def shown(data, batch=4, dropout=0.0, seed=0):
-    return Shown(data, lambda width, height: (height, width), batch=batch, caption_dropout=dropout, seed=seed)
+    settings = {"batch": batch, "caption_dropout": dropout, "seed": seed, "key": "tune.batch"}
+    return Shown(data, lambda width, height: (height, width), **settings)
 
 
 def test_a_step_shows_images_of_one_size_and_an_epoch_each_at_most_once(tmp_path):

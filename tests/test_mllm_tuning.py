@@ -19,7 +19,7 @@ from infotok.mllm.tuning import TuneConfig, Tuner, calibrated, regularizer
 
 NAMES = tiny_mllm.SHARED
 SETTINGS = {"lm_rate": 3e-3, "tokenizer_rate": 1e-3, "prior_rate": 0.05, "warmup": 1, "precision": "fp32"}
-SETTINGS |= {"steps": 2, "batch": 8, "entropy_bits": 1.0, "beta_warmup": 0.0}
+SETTINGS |= {"steps": 2, "batch": 8, "beta_warmup": 0.0}
 EXAMPLES = [Example(*row) for row in zip(*tiny_mllm.toy(range(-2, 2)), strict=True)]  # 32
 
 
@@ -33,14 +33,14 @@ def pixels_of(adapter, examples=EXAMPLES):
     return adapter.ask([e.image for e in examples], [e.question for e in examples])["pixel_values"]
 
 
-def tuner(folder, estimator="dib", beta=0.003, gamma=0.0, prior="shared", seed=0, **settings):
+def tuner(folder, estimator="dib", beta=0.003, gamma=0.0, entropy_bits=1.0, seed=0, **settings):
     torch.manual_seed(seed)  # of a new decoder and of the regularizer
     adapter = load(folder)
     pixels = pixels_of(adapter)
     tiny_mllm.settle(adapter, pixels)
     config = TuneConfig(**SETTINGS | settings)
-    arm = {"estimator": estimator, "beta": beta, "gamma": gamma, "prior": prior}
-    variance = calibrated(adapter, [pixels], config.entropy_bits)
+    arm = {"estimator": estimator, "beta": beta, "gamma": gamma}
+    variance = calibrated(adapter, [pixels], entropy_bits)
     return Tuner(adapter, regularizer(adapter, config, tokens=16, **arm), variance, config)
 
 

@@ -86,7 +86,7 @@ def test_a_folder_that_could_be_a_name_on_the_hub_is_to_be_marked(written, tmp_p
 
 def test_the_kind_of_a_model_is_its_configuration_s(tmp_path):
     model = ModelConfig(name=str(tmp_path / "some"))
-    with pytest.raises(InfotokError, match="holds no config.json; give a folder that save_pretrained has written"):
+    with pytest.raises(InfotokError, match=r"holds no config.json; give a folder that save_pretrained has written"):
         _ = model.kind
     (tmp_path / "some").mkdir()
     for content in ("{", "[]", "{}"):

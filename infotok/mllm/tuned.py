@@ -29,7 +29,7 @@ class Tuned:
 
 def save_tokenizer(adapter: Adapter, variance: float, folder: Path) -> None:
     """Write what tunings start from: the tokenizer, what the model lacks of it, and the variance of its codes."""
-    save_module(_parts(adapter), folder / TOKENIZER, {"variance": variance})
+    save_module(_parts(adapter), folder / TOKENIZER, {"variance": variance, "extra_is_new": adapter.extra_is_new})
 
 
 def load_tokenizer(adapter: Adapter, folder: Path, remedy: str) -> float:
@@ -40,7 +40,7 @@ def load_tokenizer(adapter: Adapter, folder: Path, remedy: str) -> float:
     """
     tensors, described = read_tensors(folder / TOKENIZER, remedy)
     load_module(_parts(adapter), tensors, folder / TOKENIZER, remedy)
-    adapter.extra_is_new = False
+    adapter.extra_is_new = described["extra_is_new"]
     return described["variance"]
 
 

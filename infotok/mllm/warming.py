@@ -33,11 +33,12 @@ class CalibrateConfig(Section):
 
     Variance: images: of the validation split, at most, that it is calibrated on; entropy_bits: a token's mean H(q), in
     bits, at the variance, None for the variance of the quantization error.
-    Training: steps: 0 for none, as where the tokenizer lacks nothing; tokenizer: `new` trains what the model lacks alone, such as Chameleon's decoder, `full` encoder and codebook too.
-    settle: first put the codes where features lie, for a tokenizer that is entirely untrained; batch: images of
-    a step, of all processes; rate: learning rate; warmup: steps over which it rises, and final_fraction: what is left
-    of it at the end; clip: gradient norm; weight_decay: of matrices; commitment: weight of features' distance to their
-    codes, where codes' distance to their features counts once. precision, checkpoint_every: as of `TuneConfig`.
+    Training: steps: 0 for none, as where the tokenizer lacks nothing; tokenizer: `new` trains what the model lacks
+    alone, such as Chameleon's decoder, `full` encoder and codebook too; settle: first put the codes where features lie,
+    for a tokenizer that is entirely untrained; batch: images of a step, of all processes; rate: learning rate; warmup:
+    steps over which it rises, and final_fraction: what is left of it at the end; clip: gradient norm; weight_decay: of
+    matrices; commitment: weight of features' distance to their codes, where codes' distance to their features counts
+    once. precision, checkpoint_every: as of `TuneConfig`.
     """
 
     images: Count = 256

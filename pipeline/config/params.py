@@ -21,7 +21,8 @@ from infotok.evaluation.understanding import UnderstandingConfig
 from infotok.examiners.perceptual import Distortion
 from infotok.information.kernels import Kernels
 from infotok.mllm.options import AnswerConfig, ModelConfig, RenderConfig
-from infotok.mllm.tuning import CalibrateConfig, TuneConfig
+from infotok.mllm.tuning import TuneConfig
+from infotok.mllm.warming import CalibrateConfig
 from infotok.models import family_names
 from infotok.models.backbone import BackboneConfig
 from infotok.options import Count, Section, Seed
@@ -289,10 +290,10 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
         )
     if training.batch < 4 and any(arm.startswith("hsic-") for arm in grid.arm):
         fail((section, "batch"), f"is {training.batch}; the hsic arms need at least 4 images a step")
-    if isinstance(params, PretrainedParams):
-        if params.tune.tokenizer == "frozen" and (arms := [arm for arm in grid.arm if arm != "none-0-0"]):
-            fail(
-                ("tune", "tokenizer"),
-                f"is frozen, so the arm {arms[0]} has nothing to press: beta and gamma act on what the encoder makes; "
-                "train the tokenizer (full or encoder), or keep none-0-0 alone",
-            )
+    pressing = [arm for arm in grid.arm if arm != "none-0-0"]
+    if isinstance(params, PretrainedParams) and params.tune.tokenizer == "frozen" and pressing:
+        fail(
+            ("tune", "tokenizer"),
+            f"is frozen, so the arm {pressing[0]} has nothing to press: beta and gamma act on what the encoder makes; "
+            "train the tokenizer (full or encoder), or keep none-0-0 alone",
+        )
