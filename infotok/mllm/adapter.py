@@ -189,8 +189,23 @@ class Adapter(abc.ABC):
         return Factored(states[:, self.code_columns(h, w)], self.code_head())
 
     @abc.abstractmethod
-    def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
-        """Codes (B, h, w) by the model's own `generate`; sampling: what it takes, greedy by default."""
+    def draw(self, captions: list[str], h: int, w: int, guidance: float = 1.0, **sampling: Any) -> Tensor:
+        """Codes (B, h, w) by the model's own `generate`.
+
+        Args:
+            guidance: classifier-free, away from what an empty caption gives: logits g * with + (1 - g) * without the
+                caption. 1 is none.
+            sampling: what `generate` takes, greedy by default.
+        """
+
+    def _guided(self, guidance: float, count: int, h: int, w: int) -> dict[str, Any]:
+        """What the `generate` of transformers takes to guide the drawing of so many captions. Empty captions are of one
+        length, so that none is padded: it would give padding a position of its own."""
+        if guidance == 1:
+            return {}
+        empty = self.draw_prompt([""] * count, h, w)
+        names = {"input_ids": "negative_prompt_ids", "attention_mask": "negative_prompt_attention_mask"}
+        return {"guidance_scale": guidance} | {given: empty[name] for name, given in names.items()}
 
     # Files.
 
