@@ -28,10 +28,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
+from infotok.evaluation.generation import draw
 from infotok.files import write_text
 from infotok.models.family import Sampling
 from infotok.models.files import MODEL, TEXT
+from infotok.models.unified import UnifiedModel
 from infotok.random import stream
 from pipeline.config.cells import Cell
 from pipeline.config.study import Study
@@ -174,6 +177,11 @@ def cell_source(study: Study, cell: Cell) -> dict[str, Any]:
     folder = study.output("train", cell)
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (MODEL, TEXT)}
     return {"cell": cell.as_dict(), "model": files}
+
+
+def cell_drawing(model: UnifiedModel, codec: TextCodec, sampling: Sampling, precision: str) -> Drawing:
+    """How the trained model of a cell draws."""
+    return lambda captions, seed: draw(model, captions, codec, sampling, seed=seed, precision=precision)
 
 
 def record_of(command: str, source: dict[str, Any], prompts: list[Prompt], recipe: Recipe) -> dict:

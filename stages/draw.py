@@ -73,10 +73,17 @@ def draw(
 ) -> None:
     """Draw a file of prompts with a trained model, in the folders that GenEval's official evaluator reads."""
     _check(images, temperature, guidance, sampling_seed, resolution)
-    from infotok.evaluation.generation import draw as drawn
     from infotok.models.files import load_model
     from infotok.training.runtime import has_bf16, start
-    from pipeline.export import Recipe, cell_source, check_lengths, chosen_sampling, read_prompts, record_of
+    from pipeline.export import (
+        Recipe,
+        cell_drawing,
+        cell_source,
+        check_lengths,
+        chosen_sampling,
+        read_prompts,
+        record_of,
+    )
 
     chosen = Study(study)
     config, cell, asked = chosen.params, cell_of(chosen, family, tokens, seed, arm), read_prompts(prompts)
@@ -99,10 +106,7 @@ def draw(
         device=device.type,
         pixels=resolution or own,
     )
-
-    def drawing(captions: list[str], noise: int):
-        return drawn(model, captions, codec, sampling, seed=noise, precision=recipe.precision)
-
+    drawing = cell_drawing(model, codec, sampling, recipe.precision)
     record = record_of("infotok draw", cell_source(chosen, cell), asked, recipe)
     _export(drawing, asked, recipe, out, record, cell.key, said)
 
