@@ -115,3 +115,17 @@ def test_pictures_are_the_files_themselves_and_their_loss_is_told(tmp_path):
         pictures[1]
     data.files = ["", ""]
     assert pictures[1].size == (16, 16)
+
+
+def test_an_image_that_the_processor_refuses_is_named(tmp_path):
+    data = split(tmp_path, [WIDE] * 4 + [(900, 3)])
+    data.origins = [f"data.jsonl:{line}" for line in range(1, 6)]
+
+    def grid(width, height):
+        if width > 200 * height:
+            raise InfotokError("the model's processor refuses this input (too long); remove or crop it")
+        return height, width
+
+    settings = {"batch": 4, "caption_dropout": 0.0, "seed": 0}
+    with pytest.raises(InfotokError, match=r"data.jsonl:5: an image of 900 x 3 pixels: the model's processor refuses"):
+        Shown(data, grid, **settings)
