@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from infotok.information.bottleneck import InformationBottleneck
 from infotok.information.nearest import calibrate_variance
 from infotok.mllm import lora
 from infotok.mllm.adapter import PADDING, Adapter
-from infotok.mllm.batches import Example, make_batch
+from infotok.mllm.batches import Batch, Example, make_batch
 from infotok.mllm.checkpoints import ShardedCheckpoints
 from infotok.mllm.examples import StepExamples
 from infotok.mllm.joint import JointStep, StepConfig
@@ -170,23 +171,29 @@ class Tuner:
         that, without a graph.
         """
         rows, count = self.world.rows(len(examples)), self.config.accumulate
-        mine = list(zip(examples[rows], dropped[rows], strict=True))
-        size = len(mine) // count
-        shares = [mine[index * size : (index + 1) * size] for index in range(count)]
+        batches = self._batches(examples[rows], dropped[rows])
         parts, bottleneck = self._parts(examples, seed, step), self.step.bottleneck
         whole: dict[str, Tensor] = {}
         if count > 1 and (bottleneck.gamma or "vectors" in bottleneck.estimator.needs):
-            whole = rows_of_all([self._forward(share, ONLY, compared=True) for share in shares], self.world)
+            whole = rows_of_all([self._forward(batch, compared=True) for batch in batches], self.world)
         totals: dict[str, Tensor] = {}
-        for index, (share, part) in enumerate(zip(shares, parts, strict=True)):
+        for index, (batch, part) in enumerate(zip(batches, parts, strict=True)):
             bottleneck.train(index == 0)  # in which it counts a step
             bottleneck.gather = among(whole, part) if whole else self.world.gather
             bottleneck.average = self.world.average
-            loss, values = self._forward(share, part)
+            loss, values = self._forward(batch, part)
             (loss / count).backward()
             for name, value in (values | {"loss": loss.detach()}).items():
                 totals[name] = totals.get(name, 0.0) + value / count
         return totals
+
+    def _batches(self, examples: list[Example], dropped: list[bool]) -> list[Batch]:
+        """The micro-batches."""
+        if self.sharded:  # making a batch asks the tokenizer for the tokens' grid; the forward then finds it gathered
+            self.step.unshard()  # type: ignore[operator]
+        size = len(examples) // self.config.accumulate
+        shares = [slice(start, start + size) for start in range(0, len(examples), size)]
+        return [make_batch(self.adapter, examples[share], dropped[share]) for share in shares]
 
     def _parts(self, examples: list[Example], seed: int, step: int) -> list[Part]:
         """This process's."""
@@ -195,10 +202,7 @@ class Tuner:
         numbers = range(self.world.rank * own, (self.world.rank + 1) * own)
         return [Part(number, count, int(tokens) / count, seed, step) for number in numbers]
 
-    def _forward(self, share: list[tuple[Example, bool]], part: Part, compared: bool = False) -> Any:
-        if self.sharded:
-            self.step.unshard()  # type: ignore[operator]  # making a batch asks the tokenizer for the tokens' grid
-        batch = make_batch(self.adapter, [example for example, _ in share], [dropped for _, dropped in share])
+    def _forward(self, batch: Batch, part: Part = ONLY, compared: bool = False) -> Any:
         with autocast(self.adapter.device, self.config.precision):
             return self.step(batch, part, compared)
 
@@ -215,19 +219,19 @@ class Tuner:
 
     def save(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` loads, by the first process; all call this. Updates of low rank are
-        merged, after which training is over."""
-        folder = Path(folder)
+        merged, after which training is over, but where weights are sharded."""
         adapter, attached = self.adapter, self.attached
         if self.empty is not None:
             weights = whole_weights(self.step)
-            adapter, attached = self.empty
+            adapter, attached = copy.deepcopy(self.empty)
             if self.world.first:
                 fill(adapter, weights)
+        else:
+            self.attached = None
         if self.world.first:
             if attached is not None:
                 lora.merge(adapter, attached)
             adapter.save(folder)
-        self.attached = None
         self.world.any(False)  # until the folder is there
 
 
