@@ -82,7 +82,7 @@ class Tuner:
     Args:
         bottleneck: the regularizer with its estimator, beta and gamma, as of `regularizer`.
         variance: of the codes' Gaussians, as `calibrated` on the pretrained tokenizer.
-        world: the processes that train together, each with a model of its own on `world.device`.
+        world: the processes that train together, each with a model of its own, which is moved to `world.device`.
 
     Raises:
         InfotokError: two settings exclude each other, or peft is missing.
@@ -104,22 +104,24 @@ class Tuner:
         else:
             adapter.model.requires_grad_(True)
         _train_tokenizer(adapter, config.tokenizer)
-        narrow = config.precision == "bf16" or (config.precision == "auto" and has_bf16(adapter.device))
+        device = world.device or adapter.device
+        narrow = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
         set_types(adapter, narrow)
-        bottleneck.to(adapter.device)
         self.step = JointStep(adapter, bottleneck, variance, config).train()
         self.empty = skeleton(adapter, self.attached) if self.sharded else None
         if config.recompute:
             make_again(language_layers(adapter) + tokenizer_blocks(adapter))
         if self.sharded:
-            shard(self.step, world, narrow)
+            shard(self.step, world, narrow)  # which moves one layer after the other to the device
+        else:
+            self.step.to(device)
         tokenizer = _learning([adapter.tokenizer, *([] if adapter.extra is None else [adapter.extra])])
         self.of_bottleneck = _learning([bottleneck])
         others = {id(parameter) for parameter in tokenizer + self.of_bottleneck}
         model = [parameter for parameter in _learning([self.step]) if id(parameter) not in others]
         rates = (config.lm_rate, config.tokenizer_rate, config.prior_rate)
         groups = list(zip((model, tokenizer, self.of_bottleneck), rates, strict=True))
-        self.optimizer = make_optimizer(groups, config.weight_decay, adapter.device)
+        self.optimizer = make_optimizer(groups, config.weight_decay, device)
 
     def run(
         self,
