@@ -193,14 +193,21 @@ def test_memory_that_is_not_enough_names_what_to_change(folders, tmp_path, monke
     [
         ({"batch": 8, "accumulate": 3}, "batch: 8 images cannot be shared out .* multiple of 3"),
         ({"batch": 8, "accumulate": 2, "target_bits": 20.0}, "accumulate: target_bits"),
+        ({"batch": 2, "estimator": "hsic"}, "batch: hsic compares at least 4 images"),
     ],
 )
 def test_settings_that_exclude_each_other(folders, settings, says):
-    adapter, target = load(folders["chameleon"]), settings.pop("target_bits", None)
-    config = TuneConfig(**SETTINGS | settings)
-    bottleneck = regularizer(adapter, config, tokens=16, estimator="dib", beta=0.1, target_bits=target)
+    adapter, arm = load(folders["chameleon"]), {"estimator": "dib", "beta": 0.1, "tokens": 16}
+    arm |= {name: settings[name] for name in ("target_bits", "estimator") if name in settings}
+    config = TuneConfig(**SETTINGS | {name: value for name, value in settings.items() if name not in arm})
+    bottleneck = regularizer(adapter, config, **arm)
     with pytest.raises(InfotokError, match=says):
         Tuner(adapter, bottleneck, 1.0, config)
+
+
+def test_data_that_do_not_fill_a_step_are_named(folders):
+    with pytest.raises(InfotokError, match="batch: the data give 6 examples for step 1, not 8"):
+        tuner(folders["chameleon"]).run(Shuffled(EXAMPLES, 6, 0.1, 0), seed=0)
 
 
 @pytest.mark.parametrize(("name", "how"), [("chameleon", "full"), ("emu3", "lora")])

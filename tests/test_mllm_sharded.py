@@ -60,6 +60,13 @@ def test_two_processes_tune_as_one_with_the_whole_batch(folder, name):
     assert both["psnr"] == pytest.approx(alone["psnr"], rel=1e-3)
 
 
+def test_two_processes_warm_up_as_one_with_the_whole_batch(folder):
+    both, alone = left(folder, "both", "warmed")["history"], left(folder, "alone", "warmed")["history"]
+    assert len(both) == 3
+    for line, expected in zip(both, alone, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", SHARDED)
 def test_each_process_holds_its_part_of_the_weights(folder, name):
     parts = [left(folder, "both", name, rank)["numbers"] for rank in (0, 1)]

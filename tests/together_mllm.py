@@ -15,6 +15,7 @@ from infotok.mllm.examples import Shuffled
 from infotok.mllm.health import health
 from infotok.mllm.loading import load
 from infotok.mllm.tuning import TuneConfig, Tuner, calibrated, regularizer
+from infotok.mllm.warming import WarmUpConfig, warm_up
 from infotok.training import loop
 
 ROWS = enumerate(zip(*tiny_mllm.toy(range(-2, 2)), strict=True))
@@ -70,13 +71,27 @@ def tuned(root, folder, name, world=ALONE):
         how = {"train": how.get("train", "full"), "tokenizer": how.get("tokenizer", "full")}
     made, pixels = tuner(root, model, arm, world, **how)
     before = made.adapter.own_codes(pixels).view(len(pixels), 4, 4) if not made.sharded else None
-    history = made.run(Data(), seed=0)
+
+    def look(step, values):
+        """Between two steps, which must not change what follows."""
+        with made.whole():
+            health(made.adapter, pixels[:2], made.adapter.codes(pixels[:2]))
+
+    history = made.run(Data(), seed=0, observe=look)
     with made.whole():
         healthy = health(made.adapter, pixels, made.adapter.codes(pixels) if before is None else before)
     local = [p.to_local() if made.sharded else p for p in made.step.parameters()]
     left = {"history": history, "psnr": healthy["psnr"], "numbers": sum(p.numel() for p in local)}
     (folder / f"{name}-{world.rank}.json").write_text(json.dumps(left))
     made.save(folder / name)
+
+
+def warmed(root, folder, world):
+    torch.manual_seed(0)
+    adapter = load(str(root / "chameleon"))
+    config = WarmUpConfig(steps=3, batch=8, tokenizer="full", settle=True, rate=1e-3, warmup=1, precision="fp32")
+    history = warm_up(adapter, Data(), config, seed=0, world=world)
+    (folder / f"warmed-{world.rank}.json").write_text(json.dumps({"history": history}))
 
 
 def interrupted(root, folder, world):
@@ -125,6 +140,7 @@ def all_of_it(root, folder, world):
     loop.LOG_EVERY = 1
     for name in TUNINGS:
         tuned(root, folder, name, world)
+    warmed(root, folder, world)
     if world.size > 1:
         said = interrupted(root, folder, world) | {"unlike": complaint(root, world)}
         (folder / f"said-{world.rank}.json").write_text(json.dumps(said))

@@ -22,13 +22,15 @@ from infotok.mllm.batches import Batch, Example, make_batch
 from infotok.mllm.checkpoints import ShardedCheckpoints
 from infotok.mllm.examples import StepExamples
 from infotok.mllm.joint import JointStep, StepConfig
-from infotok.mllm.memory import language_layers, make_again, set_types, tokenizer_blocks
+from infotok.mllm.memory import enough_memory, language_layers, make_again, set_types, tokenizer_blocks
 from infotok.mllm.parts import ONLY, Part, among, rows_of_all
 from infotok.mllm.sharding import fill, gathered, shard, skeleton, whole_weights
 from infotok.options import Count, Fraction, Natural, Positive, Precision, Weight
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
 from infotok.training.runtime import autocast, has_bf16
+
+FEWEST_IMAGES = 4  # of which kernel dependence can be estimated
 
 
 class TuneConfig(StepConfig):
@@ -145,7 +147,7 @@ class Tuner:
             Stopped: as of `infotok.training.loop.run`.
         """
         config = self.config
-        with _memory_named(config, checkpoints):
+        with enough_memory(_smaller(config), checkpoints):
             return run(
                 self.step,
                 self.optimizer,
@@ -171,7 +173,15 @@ class Tuner:
 
         One micro-batch has a graph at a time. Where the regularizer compares images, all of them pass once more before
         that, without a graph.
+
+        Raises:
+            InfotokError: the examples are more or fewer than a batch.
         """
+        if len(examples) != self.config.batch:
+            raise InfotokError(
+                f"batch: the data give {len(examples)} examples for step {step + 1}, not {self.config.batch}; let them "
+                "give as many as batch says"
+            )
         rows, count = self.world.rows(len(examples)), self.config.accumulate
         batches = self._batches(examples[rows], dropped[rows])
         parts, bottleneck = self._parts(examples, seed, step), self.step.bottleneck
@@ -287,6 +297,11 @@ def _check(bottleneck: InformationBottleneck, config: TuneConfig, world: World) 
             f"batch: {config.batch} images cannot be shared out among {world.size} processes with {config.accumulate} "
             f"micro-batches each; set batch to a multiple of {parts}, or lower accumulate"
         )
+    if "vectors" in bottleneck.estimator.needs and config.batch < FEWEST_IMAGES:
+        raise InfotokError(
+            f"batch: {bottleneck.name} compares at least {FEWEST_IMAGES} images of a step, not {config.batch}; raise "
+            "batch, with accumulate where memory is short"
+        )
     if bottleneck.multiplier is not None and config.accumulate > 1:
         raise InfotokError(
             "accumulate: target_bits moves beta by the rate of a whole step, which a micro-batch does not know; set "
@@ -294,20 +309,13 @@ def _check(bottleneck: InformationBottleneck, config: TuneConfig, world: World) 
         )
 
 
-@contextmanager
-def _memory_named(config: TuneConfig, checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Say what to change where memory is not enough."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        remedies = [f"lower batch ({config.batch}) or raise accumulate ({config.accumulate})"]
-        remedies += [] if config.recompute else ["set recompute: true"]
-        remedies += [] if config.train == "lora" else ["set train: lora"]
-        kept = checkpoints.latest() if checkpoints else None
-        raise InfotokError(
-            f"the device's memory is not enough: {', or '.join(remedies)}"
-            + (f" (the last checkpoint stays: {kept})" if kept else "")
-        ) from None
+def _smaller(config: TuneConfig) -> list[str]:
+    """What would need less memory."""
+    return [
+        f"lower batch ({config.batch}) or raise accumulate ({config.accumulate})",
+        *([] if config.recompute else ["set recompute: true"]),
+        *([] if config.train == "lora" else ["set train: lora"]),
+    ]
 
 
 def _train_tokenizer(adapter: Adapter, how: str) -> None:
