@@ -106,6 +106,13 @@ def test_processes_that_start_unlike_are_named(folder):
     assert said[0].startswith("the processes do not start from the same weights")
 
 
+def test_checkpoints_that_cannot_be_written_or_do_not_fit_stop_both(folder):
+    said = [left(folder, "both", "said", rank) for rank in (0, 1)]
+    assert "step-00000001: cannot be written (" in said[0]["unwritable"]
+    assert "another process says why" in said[1]["unwritable"]
+    assert all("does not fit this configuration (first at '" in one["unfit"] for one in said)
+
+
 def test_sharded_checkpoints_hold_what_is_trained_and_moments_alone(folder):
     from torch.distributed.checkpoint import FileSystemReader
 

@@ -127,6 +127,19 @@ def interrupted(root, folder, world):
     return said
 
 
+def unwritable(root, folder, world):
+    """Of processes whose folder for checkpoints is a file, and of one that fits another configuration."""
+    (folder / "file").touch()
+    found = []
+    for place, how in (("file", {}), ("kept-none", {"train": "lora"})):
+        made, _ = tuner(root, "chameleon", "vib", world, parallel="shard", **how)
+        try:
+            made.run(Data(), seed=0, checkpoints=made.checkpoints(folder / place))
+        except InfotokError as error:
+            found.append(str(error))
+    return found
+
+
 def complaint(root, world):
     """Of processes that start with unlike weights."""
     try:
@@ -143,6 +156,7 @@ def all_of_it(root, folder, world):
     warmed(root, folder, world)
     if world.size > 1:
         said = interrupted(root, folder, world) | {"unlike": complaint(root, world)}
+        said["unwritable"], said["unfit"] = unwritable(root, folder, world)
         (folder / f"said-{world.rank}.json").write_text(json.dumps(said))
 
 
