@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from infotok.errors import InfotokError
 from infotok.information.bottleneck import InformationBottleneck
-from infotok.information.nearest import calibrate_variance
 from infotok.mllm import lora
 from infotok.mllm.adapter import Adapter
 from infotok.mllm.batches import Batch, Example, make_batch
@@ -150,7 +149,7 @@ class Tuner:
 def calibrated(adapter: Adapter, pixels: Iterable[Tensor], entropy_bits: float | None = None) -> float:
     """The variance to hold, from pixels (B, 3, H, W) of images, before anything is trained."""
     adapter.model.eval()
-    return calibrate_variance((adapter.features(some) for some in pixels), adapter.codebook(), entropy_bits)
+    return adapter.calibrated((adapter.features(some) for some in pixels), entropy_bits)
 
 
 def _train_tokenizer(adapter: Adapter, how: str) -> None:
