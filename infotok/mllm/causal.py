@@ -115,14 +115,6 @@ class CausalAdapter(CodeAdapter, CausalText):
         loss = cross_entropy(self.draw_head, states.flatten(0, 1), targets.flatten())
         return Drawing(loss, states[:, 0].float(), self.predicted(states, *codes.shape[1:]))
 
-    @abc.abstractmethod
-    def draw_targets(self, codes: Tensor) -> Tensor:
-        """Ids (B, n) of codes (B, h, w), with what stands between and behind them."""
-
-    @abc.abstractmethod
-    def code_columns(self, h: int, w: int) -> Tensor:
-        """Columns (K,) of `draw_targets` that are codes."""
-
     def draw_states(self, prompt: Inputs, codes: Tensor) -> Tensor:
         """States (B, n, width) that predict the `draw_targets` of codes (B, h, w)."""
         return self.states(prompt, self.draw_targets(codes))

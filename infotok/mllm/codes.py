@@ -39,6 +39,14 @@ class CodeAdapter(Adapter):
     def code_ids(self) -> Tensor:
         """(C,): the vocabulary entry of every code."""
 
+    @abc.abstractmethod
+    def draw_targets(self, codes: Tensor) -> Tensor:
+        """Ids (B, n) of codes (B, h, w), with what stands between and behind them."""
+
+    @abc.abstractmethod
+    def code_columns(self, h: int, w: int) -> Tensor:
+        """Columns (K,) of `draw_targets` that are codes."""
+
     def code_embeddings(self) -> Tensor:
         """(C, width)."""
         return self.model.get_input_embeddings().weight[self.code_ids()]
