@@ -83,3 +83,15 @@ def remote(name):
     module = importlib.util.module_from_spec(made)
     made.loader.exec_module(module)
     return module
+
+
+def continuous(folder):
+    """A tiny model with continuous tokens, in a folder as `infotok/mllm/adapters/continuous.py` asks for."""
+    module = remote("continuous_model")
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = text_tokenizer(WORDS, [*special.values(), "<draw>"], **special)
+    torch.manual_seed(0)
+    auto = {"AutoConfig": "continuous_model.TinyConfig", "AutoModel": "continuous_model.TinyModel"}
+    module.TinyModel(module.TinyConfig(vocab_size=len(tokenizer), auto_map=auto)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copy(REMOTE / "continuous_model.py", folder)

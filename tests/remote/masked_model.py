@@ -1,5 +1,8 @@
-"""A tiny model with the interface of Lumina-DiMOO's own code, as a folder of the hub would bring it: bidirectional, with
-rotary positions, without attention masks, and written for transformers 4, in that `post_init` is never called."""
+"""A tiny model with the interface of Lumina-DiMOO's own code, as a folder of the hub would bring it.
+
+It reads both ways, with rotary positions and without attention masks, and is written for transformers 4, in that
+`post_init` is never called.
+"""
 
 from typing import NamedTuple
 

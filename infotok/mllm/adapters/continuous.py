@@ -50,8 +50,10 @@ class ContinuousModel(Protocol):
         """Embeddings (B, K, width), by which the language model reads vectors (B, h, w, D); with gradient."""
 
     def hidden(self, embedded: Tensor, mask: Tensor, image: Tensor) -> Tensor:
-        """Last hidden states (B, L, width) of embeddings (B, L, width), each predicting the next token of a text; image:
-        (B, L) bool, the columns of an image, in which attention may go both ways."""
+        """Last hidden states (B, L, width) of embeddings (B, L, width), each predicting the next token of a text.
+
+        image: (B, L) bool, the columns of an image, in which attention may go both ways.
+        """
 
     def write(self, embedded: Tensor, mask: Tensor, image: Tensor, max_new_tokens: int) -> Tensor:
         """Ids (B, n) of the likeliest texts after embeddings (B, L, width)."""
