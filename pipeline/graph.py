@@ -124,7 +124,7 @@ STAGES = {
             name="tune",
             help="Tune tokenizer and language model of a pretrained model together, and save it.",
             axes=CELL,
-            sections=("models", "calibrate", "tune", "kernels"),
+            sections=("models", "tune", "kernels"),
             inputs=("prepare", "calibrate"),
             plugins=("adapter", "estimator"),
             trains=True,
@@ -135,15 +135,15 @@ STAGES = {
             name="answer",
             help="Let a tuned model answer the questions about held-out images, and measure its tokens.",
             axes=CELL,
-            sections=("understanding", "calibrate", "tune", "models"),
-            inputs=("prepare", "calibrate", "tune"),
+            sections=("models", "understanding", "tune"),
+            inputs=("prepare", "tune"),
             plugins=("adapter",),
         ),
         Spec(
             name="render",
             help="Let a tuned model draw images from captions, and score them.",
             axes=CELL,
-            sections=("generation", "models"),
+            sections=("models", "generation"),
             inputs=("prepare", "judge", "tune"),
             plugins=("adapter",),
         ),
@@ -174,6 +174,12 @@ class Graph:
     def of_cells(self) -> tuple[str, ...]:
         """Stages that run for every cell alone."""
         return tuple(spec.name for spec in self.specs if spec.axes == CELL)
+
+    @property
+    def described(self) -> tuple[str, ...]:
+        """Stages whose protocol a report shows."""
+        inspected = tuple(spec.name for spec in self.specs if spec.axes == BUDGET)
+        return (*inspected, *self.of_cells)
 
     @property
     def tracked(self) -> tuple[str, ...]:

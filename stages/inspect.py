@@ -7,7 +7,7 @@ from pathlib import Path
 from infotok.data.arrow import read_split
 from infotok.files import write_text
 from infotok.mllm.data import Pictures
-from infotok.mllm.loading import check_codes, open_model
+from infotok.mllm.loading import MODEL_FILE, check_codes, open_model
 from infotok.mllm.options import ModelConfig
 from infotok.mllm.scoring import code_use, codes_of_images, grid_of, reconstruct
 from infotok.training.runtime import start
@@ -39,7 +39,7 @@ def inspect(run: Stage) -> None:
         "codebook": f"{size[0]} codes of {size[1]} dimensions",
         "parameters": f"{whole - tokenizer} of the language model, {tokenizer} of the tokenizer",
     }
-    write_text(run.folder / "model.json", json.dumps({"files": files_of(run.model)}, indent=1) + "\n")
+    write_text(run.folder / MODEL_FILE, json.dumps({"files": files_of(run.model)}, indent=1) + "\n")
     measured = {f"inspect/{name}": value for name, value in {**code_use(codes, size[0]), **quality}.items()}
     run.finish(measured | {"inspect/tokens": float(max(part.numel() for part in codes))}, protocol)
 

@@ -2,59 +2,61 @@
 
 import torch
 
-from infotok import InformationBottleneck
 from infotok.data.arrow import read_split
 from infotok.information.kernels import Kernels
-from infotok.mllm.data import Shown
+from infotok.mllm.data import Pictures, Shown
+from infotok.mllm.health import collapse, health
 from infotok.mllm.loading import open_model
-from infotok.mllm.scoring import grid_of
+from infotok.mllm.scoring import grid_of, of_one_size
 from infotok.mllm.tuned import MODEL, load_tokenizer, save_prior
-from infotok.mllm.tuning import TuneConfig, Tuner
+from infotok.mllm.tuning import TuneConfig, Tuner, regularizer
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
+
+WATCHED = 64  # validation images, at most, on whose codes the tuned tokenizer is compared with the one before
 
 
 def tune(run: Stage) -> None:
     """Tune from the calibrated tokenizer, and save the model as `from_pretrained` loads it."""
     config, cell, data, device = run.config(TuneConfig), run.cell, run.input("prepare"), start()
+    world = run.join(device)
     adapter = open_model(run.model, cell.tokens, device)
     variance = load_tokenizer(adapter, run.input("calibrate"), run.remedy("calibrate"))
-    shown = Shown(
-        read_split(data, "train"),
-        grid_of(adapter),
-        batch=config.batch,
-        caption_dropout=config.caption_dropout,
-        seed=cell.seed,
-    )
+    grid, settings = grid_of(adapter), {"batch": config.batch, "caption_dropout": config.caption_dropout}
+    shown = Shown(read_split(data, "train"), grid, seed=cell.seed, key="tune.batch", **settings)
     if shown.never:
         run.warn(f"{shown.never} training images are never shown: fewer than tune.batch have their size")
-    torch.manual_seed(cell.seed)
-    bottleneck = InformationBottleneck(
-        cell.estimator,
+    watched = Pictures(read_split(data, "validation"))
+    rows = next(of_one_size(watched.split, range(len(watched)), grid, WATCHED))
+    pixels = adapter.ask([watched[row] for row in rows], [""] * len(rows))["pixel_values"]
+    before = torch.cat([adapter.codes(some) for some in pixels.split(8)])
+    torch.manual_seed(cell.seed)  # of the prior's, the critic's and low-rank updates' first weights
+    bottleneck = regularizer(
+        adapter,
+        config,
+        tokens=cell.tokens,
+        estimator=cell.estimator,
         beta=cell.beta,
         gamma=cell.gamma,
-        tokens=cell.tokens,
-        codebook=len(adapter.codebook()),
-        dimension=adapter.codebook().shape[1],
-        prior="shared",
         kernels=run.config(Kernels),
-        text_width=adapter.model.get_input_embeddings().weight.shape[1],
     )
-    tuner = Tuner(adapter, bottleneck, variance, config)
-    history = []
+    tuner = Tuner(adapter, bottleneck, variance, config, world)
+    marked = run.checkpoints()
+    checkpoints = tuner.checkpoints(marked.folder)
     with run.progress(config.steps):
-        for step in range(config.steps):
-            from infotok.mllm.batches import make_batch
-
-            values = tuner.update(make_batch(adapter, *shown.examples(step)))
-            if (step + 1) % 10 == 0:
-                history.append({"step": step + 1, **values})
-                run.observe(step + 1, values)
-    save_prior(bottleneck, 16, variance, run.folder)
+        history = tuner.run(shown, seed=cell.seed, checkpoints=checkpoints, observe=run.observe)
+    with tuner.whole():
+        found = health(adapter, pixels, before)
     tuner.save(run.folder / MODEL)
+    if not world.first:
+        return
+    if warning := collapse(found):
+        run.warn(warning)
+    save_prior(bottleneck, config.prior_rank, variance, run.folder)
     last = {f"train/{name}": value for name, value in history[-1].items() if name != "step"}
-    run.finish(last, {"steps": config.steps}, history)
+    run.finish(last | {f"train/{name}": value for name, value in found.items()}, {"steps": config.steps}, history)
+    checkpoints.clear()
 
 
 if __name__ == "__main__":

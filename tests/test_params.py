@@ -7,7 +7,7 @@ import yaml
 
 from infotok.errors import InfotokError
 from infotok.options import Section
-from pipeline.config.params import Params, load_params
+from pipeline.config.params import load_params
 from pipeline.config.study import Study, names
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ def test_the_repositorys_own_studies_are_valid_and_state_only_what_differs(name)
     if name == "default":  # which shows what one changes first
         return
     for section, stated in yaml.safe_load(study.params_file.read_text()).items():
-        default = Params.model_fields[section].default
+        default = type(study.params).model_fields[section].default
         if isinstance(default, Section) and type(default) is type(getattr(study.params, section)):
             same = {key for key, value in stated.items() if getattr(default, key) == value and key != "source"}
             assert not same, f"{section}: {same}"

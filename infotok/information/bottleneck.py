@@ -89,6 +89,7 @@ class InformationBottleneck(nn.Module):
             vectors, which the autoregressive prior and the learned bound need.
         prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other; of large codebooks
             `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`.
+        rates: learn a prior and tell the rate also where the estimator needs none, as hsic does.
         priors: ready ones instead of one of its own. All of them learn, whatever the estimator, and the penalty uses
             the one that `prior` names.
         warmup: training steps over which beta and gamma rise linearly from 0, or the target comes down from the first
@@ -115,6 +116,7 @@ class InformationBottleneck(nn.Module):
         dimension: int | None = None,
         prior: str = "marginal",
         rank: int = 16,
+        rates: bool = False,
         priors: Priors | None = None,
         warmup: float = 0,
         target_bits: float | None = None,
@@ -148,7 +150,7 @@ class InformationBottleneck(nn.Module):
         self.tokens, self.codebook, self.dimension = tokens, codebook, dimension
         self.priors = priors
         self.prior: Any = None
-        if priors is None and "posterior" in self.estimator.needs:
+        if priors is None and (rates or "posterior" in self.estimator.needs):
             self.prior = _make_prior(prior, tokens, codebook, dimension, rank)
         learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
         self.critic: Any = self._make_critic(text_width) if gamma and learned else None
@@ -157,6 +159,8 @@ class InformationBottleneck(nn.Module):
         self.needs = {estimator: [name for name in self.estimator.needs if name in INPUTS]}
         if gamma:
             self.needs["consistency"] = ["vectors", "text"]
+        if rates:
+            self.needs["the rate"] = ["posterior"]
         if priors is not None:
             self.needs["learning `priors`"] = ["posterior", "vectors"]
         elif isinstance(self.prior, AutoregressivePrior):
@@ -216,7 +220,9 @@ class InformationBottleneck(nn.Module):
         if self.training:
             self.steps += 1
         rise = (self.steps / self.warmup).clamp(max=1.0) if self.warmup else torch.ones_like(self.steps).float()
-        everyone = NOT_GIVEN if vectors is None else self._of_all(vectors)
+        own = self.compared(inputs=inputs, vectors=vectors, text=text, has_text=has_text)
+        whole: dict[str, Any] = {name: self.gather(rows) for name, rows in own.items()}
+        everyone = whole.get("vectors", NOT_GIVEN)
         shared: dict[str, Any] = {"kernels": self.kernels, "generator": self._generator(generator, everyone)}
         loss, q, r, p = torch.zeros_like(rise), NOT_GIVEN, NOT_GIVEN, NOT_GIVEN
         parts: dict[str, Tensor] = {}
@@ -230,27 +236,43 @@ class InformationBottleneck(nn.Module):
         if self.estimator.penalty is not None:
             if conditional is not None and q is not None:
                 p = self._channel(conditional, "`conditional`", q.tokens).detach()
-            compared = NOT_GIVEN
-            if inputs is not None and "inputs" in self.estimator.needs:
-                compared = self.gather(inputs)
+            images = whole.get("inputs", NOT_GIVEN)
             observed = Observed(
-                posterior=q, prior=r, conditional=p, weight=weight, inputs=compared, vectors=everyone, **shared
+                posterior=q, prior=r, conditional=p, weight=weight, inputs=images, vectors=everyone, **shared
             )
             cost = self.estimator.penalty(observed)
             beta = self.beta * rise if self.multiplier is None else self._driven(rates[self.kind])
             loss, parts = loss + beta * cost, parts | {"penalty": cost.detach(), "beta": beta}
             if self.estimator.independent is not None:
                 parts["penalty_independent"] = self.estimator.independent(observed).detach()
-        if self.gamma and text is not None:
-            states = self.gather(text.detach())
-            if has_text is not None:
-                present = self.gather(has_text)
+        if "text" in whole:
+            states, present = whole["text"], whole.get("has_text")
+            if present is not None:
                 states, everyone = states[present], everyone[present]
             gain = everyone.new_zeros(())
             if len(states) >= FEWEST_TEXTS:
                 gain = self.estimator.consistency(Observed(vectors=everyone, text=states, critic=self.critic, **shared))
             loss, parts = loss - self.gamma * rise * gain, parts | {"consistency": gain.detach()}
         return Regularization(loss, parts)
+
+    def compared(
+        self,
+        *,
+        inputs: Tensor | None = None,
+        vectors: Tensor | None = None,
+        text: Tensor | None = None,
+        has_text: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Of what a call is given, the rows that are compared across images, in the order in which `gather` is asked
+        for them: who trains by micro-batches collects these first."""
+        found: dict[str, Tensor | None] = {}
+        if vectors is not None:
+            found["vectors"] = self._padded(vectors)
+        if "inputs" in self.estimator.needs:
+            found["inputs"] = inputs
+        if self.gamma and text is not None:
+            found |= {"text": text.detach(), "has_text": has_text}
+        return {name: rows for name, rows in found.items() if rows is not None}
 
     def _learn(self, flowing: Channel, priors: dict[str, Channel]) -> tuple[Tensor, dict[str, Tensor], dict]:
         """A loss of value 0 whose gradient teaches the priors; the rate under each, bits; what is logged of them."""
@@ -301,8 +323,8 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(f"{name} must be {wanted} {shape}, got {tuple(part.shape)}")
         return given
 
-    def _of_all(self, vectors: Tensor) -> Any:
-        """The vectors of all processes, where something compares them."""
+    def _padded(self, vectors: Tensor) -> Tensor | None:
+        """The vectors as K tokens of each image, where something compares them."""
         if self.tokens is not None and self.dimension is not None:
             count, size = vectors.shape[1:] if vectors.ndim == 3 else (0, 0)
             if not (1 <= count <= self.tokens and size == self.dimension):
@@ -311,8 +333,8 @@ class InformationBottleneck(nn.Module):
                     f"got {tuple(vectors.shape)}"
                 )
         if not self.gamma and "vectors" not in self.estimator.needs:
-            return NOT_GIVEN
-        return self.gather(vectors if self.tokens is None else padded(vectors, self.tokens))
+            return None
+        return vectors if self.tokens is None else padded(vectors, self.tokens)
 
     def _predicted(self, count: int, vectors: Tensor | None) -> dict[str, Channel]:
         """Prior by kind of the first `count` tokens, given the vectors of a batch."""

@@ -6,7 +6,7 @@ Pixels of a large data set at the size that these models read would not fit a di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,16 @@ class Pictures(Sequence[Image.Image]):
             raise InfotokError(f"{file}: {error}; bring it back as it was when the data were prepared") from None
 
 
+class Deferred:
+    """An image of Pillow that is opened when something of it is asked for: of several processes each opens its own."""
+
+    def __init__(self, pictures: Pictures, row: int):
+        self._pictures, self._row = pictures, row
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pictures[self._row], name)
+
+
 class Shown:
     """What each step of a tuning shows: of a seed always the same, whatever the arm.
 
@@ -59,26 +69,33 @@ class Shown:
     for the next.
 
     Args:
-        grid: (width, height) of an image to the size that the processor gives it.
+        grid: (width, height) of an image to the size that the processor gives it. key: of the params file, that sets
+            the batch.
 
     Raises:
-        InfotokError: no group fills a batch.
+        InfotokError: no group fills a batch, or the processor refuses an image.
     """
 
     def __init__(
-        self, split: Split, grid: Grid, *, batch: int, caption_dropout: float, seed: int, background: str = "white"
+        self,
+        split: Split,
+        grid: Grid,
+        *,
+        batch: int,
+        caption_dropout: float,
+        seed: int,
+        key: str = "batch",
+        background: str = "white",
     ):
         self.split, self.batch, self.dropout, self.seed = split, batch, caption_dropout, seed
         self.pictures = Pictures(split, background)
-        made: dict[tuple[int, int], list[int]] = {}
-        for row, (width, height) in enumerate(_sizes(split)):
-            made.setdefault(grid(width, height), []).append(row)
+        made = by_size(split, range(len(split)), grid)
         self.groups = [np.array(rows) for rows in made.values()]
         self.per_epoch = sum(len(rows) // batch for rows in self.groups)
         if not self.per_epoch:
             raise InfotokError(
-                f"tune.batch: {batch} images of one size are needed, and the {len(split)} training images have "
-                f"{len(made)} sizes, of which the most frequent has {max(map(len, self.groups))}; lower tune.batch, or "
+                f"{key}: {batch} images of one size are needed, and the {len(split)} training images have "
+                f"{len(made)} sizes, of which the most frequent has {max(map(len, self.groups))}; lower {key}, or "
                 "bring more images"
             )
 
@@ -107,7 +124,7 @@ class Shown:
         captions, questions = self.split.captions[row], self.split.questions[row]
         caption = captions[int(which_caption * len(captions))] if captions else ""
         pair = questions[int(which_question * len(questions))] if questions else _description(captions)
-        return Example(self.pictures[row], pair["question"], pair["answer"], caption)
+        return Example(Deferred(self.pictures, row), pair["question"], pair["answer"], caption)
 
     @lru_cache(2)  # noqa: B019 - of one tuning, which lives as long as its data
     def _epoch(self, epoch: int) -> list[np.ndarray]:
@@ -123,7 +140,19 @@ def _description(captions: list[str]) -> dict[str, str]:
     return {"question": DESCRIBE, "answer": texts_about(captions, [])[0]}
 
 
-def _sizes(split: Split) -> list[tuple[int, int]]:
-    if split.sizes is None:
-        return [(split.images.shape[2], split.images.shape[1])] * len(split)
-    return [(int(width), int(height)) for width, height in split.sizes]
+def by_size(split: Split, rows: Iterable[int], grid: Grid) -> dict[tuple[int, int], list[int]]:
+    """Rows of a split by the size that the processor gives their images.
+
+    Raises:
+        InfotokError: it refuses one, which is named.
+    """
+    made: dict[tuple[int, int], list[int]] = {}
+    for row in rows:
+        width, height = (split.images.shape[2], split.images.shape[1]) if split.sizes is None else split.sizes[row]
+        try:
+            size = grid(int(width), int(height))
+        except InfotokError as error:
+            where = f"{split.origins[row]}: " if split.origins else ""
+            raise InfotokError(f"{where}an image of {width} x {height} pixels: {error}") from None
+        made.setdefault(size, []).append(row)
+    return made

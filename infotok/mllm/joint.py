@@ -5,15 +5,18 @@ It knows no model: what tokens are, how they are read and drawn, says the adapte
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from infotok.errors import InfotokError
 from infotok.information.bottleneck import InformationBottleneck
-from infotok.mllm.adapter import Adapter
+from infotok.mllm.adapter import PADDING, Adapter, Encoded
 from infotok.mllm.batches import Batch
+from infotok.mllm.parts import ONLY, Part
 from infotok.options import Scale, Section, Weight
-from infotok.random import Purpose, stream
+from infotok.random import Purpose
 
 
 class StepConfig(Section):
@@ -59,19 +62,34 @@ class JointStep(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (scalar) and its parts, detached.
+    def forward(self, batch: Batch, part: Part = ONLY, compared: bool = False) -> Any:
+        """The loss (scalar) and its parts, detached; of one part of a step, they are to be averaged over all.
 
-        generator: of noise and masks, which arms of a seed share; None: one seeded by the number of the step.
+        compared: instead, the rows that the regularizer compares with those of other parts, by name, detached. It is
+        asked for here since a sharded module has its weights in its forward alone.
         """
-        adapter, config, bottleneck = self.adapter, self.config, self.bottleneck
-        if generator is None:
-            generator = stream(batch.pixels.device, int(bottleneck.steps), Purpose.TRAINING)
-        encoded = adapter.encode(batch.pixels, self.variance, config.relaxation, generator)
+        generator = part.stream(batch.pixels.device, Purpose.TRAINING)  # of noise and masks, alike for arms of a seed
+        return self._compared(batch, generator) if compared else self._losses(batch, part, generator)
+
+    @torch.no_grad()
+    def _compared(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """As `_losses` gives them, to the last bit."""
+        encoded = self._encoded(batch, generator)
+        text = self.adapter.drawing(batch.prompt, encoded, generator).text if self.bottleneck.gamma else None
+        vectors = encoded.vectors.flatten(1, 2)
+        return self.bottleneck.compared(inputs=batch.pixels, vectors=vectors, text=text, has_text=batch.has_caption)
+
+    def _encoded(self, batch: Batch, generator: torch.Generator) -> Encoded:
+        return self.adapter.encode(batch.pixels, self.variance, self.config.relaxation, generator)
+
+    def _losses(self, batch: Batch, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        adapter, config = self.adapter, self.config
+        encoded = self._encoded(batch, generator)
         error = (adapter.decode(encoded.vectors).float() - batch.pixels.float()).square().mean()
         drawing = adapter.drawing(batch.prompt, encoded, generator)
         understanding = adapter.understanding(batch, encoded, config.lm_gradient, generator)
-        term = bottleneck(
+        understanding = part.weighted(understanding, int((batch.answers != PADDING).sum()))
+        term = self.bottleneck(
             encoded.channel,
             drawing.predicted,
             weight=drawing.weight,
@@ -79,6 +97,7 @@ class JointStep(nn.Module):
             vectors=encoded.vectors.flatten(1, 2),
             text=drawing.text,
             has_text=batch.has_caption,
+            generator=part.common_stream(batch.pixels.device, Purpose.KERNELS),
         )
         tokenizer = error + encoded.codebook_error + config.commitment * encoded.commitment
         loss = config.understanding * understanding + config.generation * drawing.loss

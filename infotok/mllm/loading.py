@@ -16,6 +16,8 @@ from infotok.mllm.adapter import Adapter, one_line
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.options import ModelConfig
 
+MODEL_FILE = "model.json"  # that says which weights a result is of
+
 
 def adapter_names() -> list[str]:
     """Types of models that there is an adapter for."""

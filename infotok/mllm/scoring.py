@@ -26,7 +26,7 @@ from infotok.information.rate import code_statistics
 from infotok.information.units import NATS_PER_BIT
 from infotok.mllm.adapter import Adapter, Drawing, Encoded
 from infotok.mllm.codes import CodeAdapter
-from infotok.mllm.data import Grid, Pictures
+from infotok.mllm.data import Grid, Pictures, by_size
 from infotok.mllm.losses import cross_entropies
 from infotok.random import Purpose, stream
 
@@ -46,11 +46,7 @@ def grid_of(adapter: Adapter) -> Grid:
 
 def of_one_size(split: Split, rows: Sequence[int], grid: Grid, batch: int) -> Iterator[list[int]]:
     """Rows of a split in batches of images that the processor gives one size."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for row in rows:
-        width, height = (split.images.shape[2], split.images.shape[1]) if split.sizes is None else split.sizes[row]
-        groups.setdefault(grid(int(width), int(height)), []).append(row)
-    for group in groups.values():
+    for group in by_size(split, rows, grid).values():
         for start in range(0, len(group), batch):
             yield group[start : start + batch]
 

@@ -11,6 +11,7 @@ from torch import nn
 from infotok.errors import InfotokError
 from infotok.information.bottleneck import InformationBottleneck
 from infotok.mllm.adapter import Adapter
+from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.loading import open_model
 from infotok.mllm.options import ModelConfig
 from infotok.tensors import load_module, read_tensors, save_module
@@ -22,14 +23,14 @@ MODEL, PRIOR, TOKENIZER = "model", "prior.safetensors", "tokenizer.safetensors"
 class Tuned:
     """A model and the prior that learned how frequent its codes are; variance: of the codes' Gaussians."""
 
-    adapter: Adapter
+    adapter: CodeAdapter
     bottleneck: InformationBottleneck
     variance: float
 
 
 def save_tokenizer(adapter: Adapter, variance: float, folder: Path) -> None:
     """Write what tunings start from: the tokenizer, what the model lacks of it, and the variance of its codes."""
-    save_module(_parts(adapter), folder / TOKENIZER, {"variance": variance})
+    save_module(_parts(adapter), folder / TOKENIZER, {"variance": variance, "extra_is_new": adapter.extra_is_new})
 
 
 def load_tokenizer(adapter: Adapter, folder: Path, remedy: str) -> float:
@@ -40,7 +41,7 @@ def load_tokenizer(adapter: Adapter, folder: Path, remedy: str) -> float:
     """
     tensors, described = read_tensors(folder / TOKENIZER, remedy)
     load_module(_parts(adapter), tensors, folder / TOKENIZER, remedy)
-    adapter.extra_is_new = False
+    adapter.extra_is_new = described["extra_is_new"]
     return described["variance"]
 
 

@@ -21,7 +21,8 @@ from infotok.evaluation.understanding import UnderstandingConfig
 from infotok.examiners.perceptual import Distortion
 from infotok.information.kernels import Kernels
 from infotok.mllm.options import AnswerConfig, ModelConfig, RenderConfig
-from infotok.mllm.tuning import CalibrateConfig, TuneConfig
+from infotok.mllm.tuning import TuneConfig
+from infotok.mllm.warming import CalibrateConfig
 from infotok.models import family_names
 from infotok.models.backbone import BackboneConfig
 from infotok.options import Count, Section, Seed
@@ -224,6 +225,11 @@ def _explain(error: Any, params: type[AnyParams]) -> str:
         return f"'{key}' is '{error['ctx']['tag']}', unknown; known: {', '.join(source_names())}"
     if kind == "extra_forbidden":
         name, fields = str(error["loc"][-1]), _fields(error, params)
+        other = Params if params is PretrainedParams else PretrainedParams
+        if len(error["loc"]) == 1 and name in other.model_fields:
+            which = "with" if params is PretrainedParams else "without"
+            own = [section for section in fields if section not in other.model_fields]
+            return f"'{key}' is no section of a study {which} `models`, whose own are {', '.join(own)}"
         near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(fields)}"
         return f"unknown key '{key}'; {hint}"
@@ -253,6 +259,9 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
         raise InfotokError(f"{file.path}:{file.line(key)}: '{_dotted(key)}' {message}")
 
     grid, data = params.grid, params.data
+    for name in getattr(params, "models", {}):
+        if not NAME.fullmatch(name):
+            fail(("models", name), "names files; use letters, digits, '_' and '.', and no '-'")
     for axis in Grid.model_fields:
         values = getattr(grid, axis)
         if repeated := {value for value in values if values.count(value) > 1}:
@@ -281,13 +290,10 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
         )
     if training.batch < 4 and any(arm.startswith("hsic-") for arm in grid.arm):
         fail((section, "batch"), f"is {training.batch}; the hsic arms need at least 4 images a step")
-    if isinstance(params, PretrainedParams):
-        for name in params.models:
-            if not NAME.fullmatch(name):
-                fail(("models", name), "names files; use letters, digits, '_' and '.', and no '-'")
-        if params.tune.tokenizer == "frozen" and (arms := [arm for arm in grid.arm if arm != "none-0-0"]):
-            fail(
-                ("tune", "tokenizer"),
-                f"is frozen, so the arm {arms[0]} has nothing to press: beta and gamma act on what the encoder makes; "
-                "train the tokenizer (full or encoder), or keep none-0-0 alone",
-            )
+    pressing = [arm for arm in grid.arm if arm != "none-0-0"]
+    if isinstance(params, PretrainedParams) and params.tune.tokenizer == "frozen" and pressing:
+        fail(
+            ("tune", "tokenizer"),
+            f"is frozen, so the arm {pressing[0]} has nothing to press: beta and gamma act on what the encoder makes; "
+            "train the tokenizer (full or encoder), or keep none-0-0 alone",
+        )
