@@ -135,6 +135,17 @@ def test_a_step_repeats_itself_and_arms_share_its_noise(folder):
     assert losses("vib", 0.1, 3) != losses("vib", 0.1, 4)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_micro_batches_draw_the_noise_of_the_whole_and_have_its_gradient(folder, count):
+    whole, parts = (made(folder, "hsic", 0.1, 1.0, accumulate=accumulate) for accumulate in (1, count))
+    dropped = [False, True] * 4
+    for tuner in (whole, parts):
+        tuner.gradients(EXAMPLES, dropped, seed=1, step=2)
+    for (name, one), (_, other) in zip(whole.step.named_parameters(), parts.step.named_parameters(), strict=True):
+        if one.grad is not None:
+            assert (one.grad - other.grad).norm() < 1e-3 * one.grad.norm() + 1e-6, name
+
+
 def test_it_learns_is_saved_answers_and_draws(folder, tmp_path):
     tuner = made(folder, beta=1e-4, steps=200, caption_dropout=0.0, lm_gradient=1.0, tokenizer_rate=1e-2)
     history = tuner.run(Shuffled(EXAMPLES, 8, 0.0, 0), seed=0)

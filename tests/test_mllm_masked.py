@@ -242,6 +242,17 @@ def test_low_rank_updates_reach_the_language_model_alone(folder):
     assert all("vqvae.encoder" in name or "vqvae.quant_conv" in name for name in learning if "lora_" not in name)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_micro_batches_draw_the_masks_of_the_whole_and_have_its_gradient(folder, count):
+    whole, parts = (made(folder, "ceb", 0.1, 1.0, accumulate=accumulate) for accumulate in (1, count))
+    dropped = [False, True] * 4
+    for tuner in (whole, parts):
+        tuner.gradients(EXAMPLES, dropped, seed=1, step=2)
+    for (name, one), (_, other) in zip(whole.step.named_parameters(), parts.step.named_parameters(), strict=True):
+        if one.grad is not None:
+            assert (one.grad - other.grad).norm() < 1e-3 * one.grad.norm() + 1e-6, name
+
+
 def test_it_learns_is_saved_answers_and_draws(folder, tmp_path):
     tuner = made(folder, steps=60, beta=0.003)
     history = run(tuner)

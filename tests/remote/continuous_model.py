@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
+from infotok.distributed import shared_random
+
 PATCH = 8
 STEPS = 8  # of the flow, by Euler's rule
 
@@ -83,8 +85,8 @@ class TinyModel(PreTrainedModel):
     def draw_loss(self, embedded, mask, vectors, generator):
         vectors = vectors.flatten(1, 2)
         states = self.states(embedded, mask, vectors[:, :-1])
-        time = torch.rand(*vectors.shape[:2], 1, generator=generator)
-        noise = torch.randn(vectors.shape, generator=generator)
+        time = shared_random(torch.rand, (*vectors.shape[:2], 1), generator)
+        noise = shared_random(torch.randn, vectors.shape, generator)
         velocity = self.velocity(torch.lerp(noise, vectors, time), time, states)
         return (velocity - (vectors - noise)).square().mean()
 
