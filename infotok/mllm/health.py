@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from infotok.information.rate import code_statistics
-from infotok.mllm.adapter import Adapter
+from infotok.mllm.codes import CodeAdapter
 
 COLLAPSED = 0.25  # of the reference's perplexity
 
 
 @torch.no_grad()
-def health(adapter: Adapter, pixels: Tensor, reference_codes: Tensor, batch: int = 8) -> dict[str, float]:
+def health(adapter: CodeAdapter, pixels: Tensor, reference_codes: Tensor, batch: int = 8) -> dict[str, float]:
     """Of pixels (N, 3, H, W) as the processor gives them, and the codes (N, h, w) that the pretrained tokenizer gave
     them.
 

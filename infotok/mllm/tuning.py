@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
 from infotok.information.bottleneck import InformationBottleneck
-from infotok.information.nearest import calibrate_variance
 from infotok.mllm import lora
 from infotok.mllm.adapter import PADDING, Adapter
 from infotok.mllm.batches import Batch, Example, make_batch
@@ -22,7 +21,7 @@ from infotok.mllm.checkpoints import ShardedCheckpoints
 from infotok.mllm.examples import StepExamples
 from infotok.mllm.joint import JointStep, StepConfig
 from infotok.mllm.memory import enough_memory, language_layers, make_again, set_types, tokenizer_blocks
-from infotok.mllm.parts import ONLY, Part, among, rows_of_all
+from infotok.mllm.parts import Part, among, rows_of_all
 from infotok.mllm.sharding import fill, gathered, shard, skeleton, whole_weights
 from infotok.options import Count, Fraction, Natural, Positive, Precision, Weight
 from infotok.training.checkpoints import Checkpoints
@@ -43,7 +42,8 @@ class TuneConfig(StepConfig):
     share of the steps over which beta and gamma rise linearly; clip: largest norm of the gradient of model and
     tokenizer; weight_decay: of matrices; caption_dropout: share of captions that are not shown.
     Information: prior: whose code length is penalized and that tells the rate: `shared`, one distribution for all
-    positions, or `low_rank`, one per position whose logits have rank `prior_rank`.
+    positions, or `low_rank`, one per position whose logits have rank `prior_rank`; continuous tokens have one Gaussian
+    per position.
     Memory: accumulate: micro-batches that each process makes of its images, one after the other, which changes memory
     and time but not the result; recompute: keep the inputs of the language model's layers and of the tokenizer's
     blocks alone, and compute their other activations again backward; parallel: of several processes, `replicate` gives
@@ -188,7 +188,8 @@ class Tuner:
         parts, bottleneck = self._parts(examples, seed, step), self.step.bottleneck
         whole: dict[str, Tensor] = {}
         if count > 1 and (bottleneck.gamma or "vectors" in bottleneck.estimator.needs):
-            whole = rows_of_all([self._forward(batch, compared=True) for batch in batches], self.world)
+            compared = [self._forward(*each, compared=True) for each in zip(batches, parts, strict=True)]
+            whole = rows_of_all(compared, self.world)
         totals: dict[str, Tensor] = {}
         for index, (batch, part) in enumerate(zip(batches, parts, strict=True)):
             bottleneck.train(index == 0)  # in which it counts a step
@@ -215,7 +216,7 @@ class Tuner:
         numbers = range(self.world.rank * own, (self.world.rank + 1) * own)
         return [Part(number, count, int(tokens) / count, seed, step) for number in numbers]
 
-    def _forward(self, batch: Batch, part: Part = ONLY, compared: bool = False) -> Any:
+    def _forward(self, batch: Batch, part: Part, compared: bool = False) -> Any:
         with autocast(self.adapter.device, self.config.precision):
             return self.step(batch, part, compared)
 
@@ -262,19 +263,19 @@ def regularizer(
 
     tokens: K, the most that an image has. settings: further ones of `InformationBottleneck`, as `kernels`.
     """
-    codebook, embeddings = adapter.codebook(), adapter.model.get_input_embeddings()
+    sizes: dict[str, Any] = adapter.sizes()
+    embeddings = adapter.model.get_input_embeddings()
     return InformationBottleneck(
         estimator,
         beta=beta,
         gamma=gamma,
         tokens=tokens,
-        codebook=len(codebook),
-        dimension=codebook.shape[1],
-        prior=config.prior,
+        prior=config.prior if "codebook" in sizes else "marginal",
         rank=config.prior_rank,
         rates=True,
         warmup=config.beta_warmup * config.steps,
         text_width=embeddings.embedding_dim,
+        **sizes,
         **settings,
     )
 
@@ -283,7 +284,7 @@ def regularizer(
 def calibrated(adapter: Adapter, pixels: Iterable[Tensor], entropy_bits: float | None = None) -> float:
     """The variance to hold, from pixels (B, 3, H, W) of images, before anything is trained."""
     adapter.model.eval()
-    return calibrate_variance((adapter.features(some) for some in pixels), adapter.codebook(), entropy_bits)
+    return adapter.calibrated((adapter.features(some) for some in pixels), entropy_bits)
 
 
 def _check(bottleneck: InformationBottleneck, config: TuneConfig, world: World) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
 from infotok.information.nearest import nearest_codes
-from infotok.mllm.adapter import Adapter
+from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.examples import StepExamples
 from infotok.mllm.memory import enough_memory
 from infotok.options import Count, Fraction, Natural, Positive, Precision, Section, Weight
@@ -59,7 +59,7 @@ class CalibrateConfig(Section):
 
 
 def warm_up(
-    adapter: Adapter,
+    adapter: CodeAdapter,
     data: StepExamples,
     config: CalibrateConfig,
     *,
@@ -123,7 +123,7 @@ def warm_up(
 class Autoencoder(nn.Module):
     """A model's tokenizer, with what training adds to it."""
 
-    def __init__(self, adapter: Adapter, config: CalibrateConfig):
+    def __init__(self, adapter: CodeAdapter, config: CalibrateConfig):
         super().__init__()
         self.adapter, self.config = adapter, config
         self.tokenizer, self.extra = adapter.tokenizer, adapter.extra
@@ -147,7 +147,7 @@ class Autoencoder(nn.Module):
 
 
 @torch.no_grad()
-def settle(adapter: Adapter, pixels: Tensor, seed: int) -> None:
+def settle(adapter: CodeAdapter, pixels: Tensor, seed: int) -> None:
     """Put the codes where the features of pixels (B, 3, H, W) lie, by k-means.
 
     Raises:
@@ -171,7 +171,7 @@ def settle(adapter: Adapter, pixels: Tensor, seed: int) -> None:
     book.copy_(codes)
 
 
-def _pixels(adapter: Adapter, data: StepExamples, step: int, rows: slice) -> Tensor:
+def _pixels(adapter: CodeAdapter, data: StepExamples, step: int, rows: slice) -> Tensor:
     examples = data.examples(step)[0][rows]
     return adapter.ask([example.image for example in examples], [example.question for example in examples])[
         "pixel_values"
