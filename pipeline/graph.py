@@ -176,6 +176,12 @@ class Graph:
         return tuple(spec.name for spec in self.specs if spec.axes == CELL)
 
     @property
+    def described(self) -> tuple[str, ...]:
+        """Stages whose protocol a report shows."""
+        inspected = tuple(spec.name for spec in self.specs if spec.axes == BUDGET)
+        return (*inspected, *self.of_cells)
+
+    @property
     def tracked(self) -> tuple[str, ...]:
         """Stages that MLflow has runs of: those of a cell in one, the tokenizer's in another."""
         return (self.tokenizer, *self.of_cells)

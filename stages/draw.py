@@ -121,6 +121,7 @@ def draw_model(
     decoder: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of what the model lacks to draw, such as Anole's vqgan.ckpt.")
     ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Run code that comes with the model.")] = False,
     tokens: Annotated[
         int | None, typer.Option(help="Of a square image, at most.", show_default="those of 512 x 512 pixels")
     ] = None,
@@ -140,6 +141,7 @@ def draw_model(
             raise InfotokError(f"{name}: {value} is below {least}; use {least} or more")
     import torch
 
+    from infotok.mllm.codes import CodeAdapter
     from infotok.mllm.harness.geneval import images_for, prompt_length, prompt_room, square
     from infotok.mllm.loading import load
     from infotok.tensors import state_digest
@@ -148,7 +150,10 @@ def draw_model(
 
     asked, device = read_prompts(prompts), start()
     bf16 = has_bf16(device)
-    adapter = load(model, dtype=torch.bfloat16 if bf16 else torch.float32, decoder=decoder, control=True)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    adapter = load(model, dtype=dtype, decoder=decoder, control=True, trust=trust)
+    if not isinstance(adapter, CodeAdapter):
+        raise InfotokError(f"--model: {model} has continuous tokens, and codes are drawn here; choose another model")
     if adapter.extra_is_new:
         raise InfotokError(f"--model: {model} has no decoder to draw with; give --decoder, such as Anole's vqgan.ckpt")
     parts = torch.nn.ModuleList([adapter.model] if adapter.extra is None else [adapter.model, adapter.extra])

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from infotok.errors import InfotokError
-from infotok.mllm.adapter import PADDING, codes_of
+from infotok.mllm.adapter import PADDING
+from infotok.mllm.codes import codes_of
 from infotok.mllm.loading import adapter_names, check_codes, load
 
 NAMES = tiny_mllm.SHARED

@@ -132,7 +132,7 @@ def test_a_folder_is_named_from_where_the_command_is_called(folders, tmp_path, m
         ("emu3", ["--decoder", "vqgan.ckpt"], "of its own"),
         ("tuned", ["--tokens", 15], "--tokens: Chameleon's images are square, and 15 is no square"),
         ("janus", ["--tokens", 9], "--tokens: Janus draws images of 16 tokens, not of 9"),
-        ("emu3", ["--tokens", 1024], "--tokens: an image of 32 x 32 tokens has no room in the model's 512 places"),
+        ("emu3", ["--tokens", 1024], "--tokens: an image of 32 x 32 tokens has no room in the model's context of 512"),
         ("tuned", ["--tokens", 0], "--tokens: 0 is below 1"),
         ("tuned", ["--together", 0], "--together: 0 is below 1"),
         ("tuned", ["--top-k", -1], "--top-k: -1 is below 0"),

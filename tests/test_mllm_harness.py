@@ -220,13 +220,14 @@ def test_a_task_of_no_or_several_images_fails_before_anything_is_answered(model,
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({}, {"max_new_tokens": LONGEST, "do_sample": False}),
+        ({}, {"max_new_tokens": LONGEST}),
         ({"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "do_sample": False, "num_beams": 1, "until": ["\n"]},
-         {"max_new_tokens": 16, "do_sample": False, "num_beams": 1}),
+         {"max_new_tokens": 16}),
+        ({"num_beams": 3}, {"max_new_tokens": LONGEST, "num_beams": 3}),
         ({"temperature": 0.5, "top_p": 0.9, "image_aspect_ratio": "pad"},
          {"max_new_tokens": LONGEST, "do_sample": True, "temperature": 0.5, "top_p": 0.9}),
         ({"do_sample": True}, {"max_new_tokens": LONGEST, "do_sample": True, "temperature": 1.0}),
-        ({"do_sample": False, "temperature": 0.7}, {"max_new_tokens": LONGEST, "do_sample": False}),
+        ({"do_sample": False, "temperature": 0.7}, {"max_new_tokens": LONGEST}),
     ],
 )  # fmt: skip
 def test_settings_of_a_task_become_those_of_generate(settings, wanted):

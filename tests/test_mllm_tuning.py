@@ -13,8 +13,8 @@ from infotok.errors import InfotokError
 from infotok.mllm.adapter import PADDING
 from infotok.mllm.batches import Example, make_batch
 from infotok.mllm.examples import Shuffled
-from infotok.mllm.joint import cross_entropy
 from infotok.mllm.loading import check_codes, load
+from infotok.mllm.losses import cross_entropy
 from infotok.mllm.tuning import TuneConfig, Tuner, calibrated, regularizer
 
 NAMES = tiny_mllm.SHARED

@@ -6,7 +6,7 @@ Pixels of a large data set at the size that these models read would not fit a di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Shown:
             the batch.
 
     Raises:
-        InfotokError: no group fills a batch.
+        InfotokError: no group fills a batch, or the processor refuses an image.
     """
 
     def __init__(
@@ -89,9 +89,7 @@ class Shown:
     ):
         self.split, self.batch, self.dropout, self.seed = split, batch, caption_dropout, seed
         self.pictures = Pictures(split, background)
-        made: dict[tuple[int, int], list[int]] = {}
-        for row, (width, height) in enumerate(_sizes(split)):
-            made.setdefault(grid(width, height), []).append(row)
+        made = by_size(split, range(len(split)), grid)
         self.groups = [np.array(rows) for rows in made.values()]
         self.per_epoch = sum(len(rows) // batch for rows in self.groups)
         if not self.per_epoch:
@@ -142,7 +140,19 @@ def _description(captions: list[str]) -> dict[str, str]:
     return {"question": DESCRIBE, "answer": texts_about(captions, [])[0]}
 
 
-def _sizes(split: Split) -> list[tuple[int, int]]:
-    if split.sizes is None:
-        return [(split.images.shape[2], split.images.shape[1])] * len(split)
-    return [(int(width), int(height)) for width, height in split.sizes]
+def by_size(split: Split, rows: Iterable[int], grid: Grid) -> dict[tuple[int, int], list[int]]:
+    """Rows of a split by the size that the processor gives their images.
+
+    Raises:
+        InfotokError: it refuses one, which is named.
+    """
+    made: dict[tuple[int, int], list[int]] = {}
+    for row in rows:
+        width, height = (split.images.shape[2], split.images.shape[1]) if split.sizes is None else split.sizes[row]
+        try:
+            size = grid(int(width), int(height))
+        except InfotokError as error:
+            where = f"{split.origins[row]}: " if split.origins else ""
+            raise InfotokError(f"{where}an image of {width} x {height} pixels: {error}") from None
+        made.setdefault(size, []).append(row)
+    return made

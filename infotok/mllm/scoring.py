@@ -22,12 +22,13 @@ from infotok.data.answers import score
 from infotok.data.arrow import Split
 from infotok.information.bottleneck import InformationBottleneck
 from infotok.information.factored import Factored
-from infotok.information.nearest import NearestCodes
 from infotok.information.rate import code_statistics
 from infotok.information.units import NATS_PER_BIT
-from infotok.mllm.adapter import Adapter
-from infotok.mllm.data import Grid, Pictures
-from infotok.mllm.joint import ROWS
+from infotok.mllm.adapter import Adapter, Drawing, Encoded
+from infotok.mllm.codes import CodeAdapter
+from infotok.mllm.data import Grid, Pictures, by_size
+from infotok.mllm.losses import cross_entropies
+from infotok.random import Purpose, stream
 
 CACHED = 1 << 16  # sizes of images whose size after the processor is remembered
 
@@ -45,11 +46,7 @@ def grid_of(adapter: Adapter) -> Grid:
 
 def of_one_size(split: Split, rows: Sequence[int], grid: Grid, batch: int) -> Iterator[list[int]]:
     """Rows of a split in batches of images that the processor gives one size."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for row in rows:
-        width, height = (split.images.shape[2], split.images.shape[1]) if split.sizes is None else split.sizes[row]
-        groups.setdefault(grid(int(width), int(height)), []).append(row)
-    for group in groups.values():
+    for group in by_size(split, rows, grid).values():
         for start in range(0, len(group), batch):
             yield group[start : start + batch]
 
@@ -70,7 +67,9 @@ def code_use(codes: Sequence[Tensor], codebook: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def codes_of_images(adapter: Adapter, pictures: Pictures, rows: Sequence[int], grid: Grid, batch: int) -> list[Tensor]:
+def codes_of_images(
+    adapter: CodeAdapter, pictures: Pictures, rows: Sequence[int], grid: Grid, batch: int
+) -> list[Tensor]:
     """The codes (h, w) of images, in the order of `rows`."""
     found: dict[int, Tensor] = {}
     for some in of_one_size(pictures.split, rows, grid, batch):
@@ -81,7 +80,7 @@ def codes_of_images(adapter: Adapter, pictures: Pictures, rows: Sequence[int], g
 
 @torch.no_grad()
 def reconstruct(
-    adapter: Adapter, pictures: Pictures, rows: Sequence[int], grid: Grid, batch: int
+    adapter: CodeAdapter, pictures: Pictures, rows: Sequence[int], grid: Grid, batch: int
 ) -> tuple[dict[str, float], list[Image.Image]]:
     """How images come back from their codes: mean PSNR and SSIM at the size that the processor gives them; and the
     images that come back."""
@@ -110,7 +109,7 @@ def images_of(pixels: Tensor) -> list[Image.Image]:
 
 @torch.no_grad()
 def information(
-    adapter: Adapter,
+    adapter: CodeAdapter,
     bottleneck: InformationBottleneck,
     variance: float,
     pictures: Pictures,
@@ -128,30 +127,29 @@ def information(
     captioned = 0
     for some in of_one_size(pictures.split, rows, grid, batch):
         pixels = adapter.ask([pictures[row] for row in some], [""] * len(some))["pixel_values"]
-        features, codebook = adapter.features(pixels).float(), adapter.codebook().float()
-        channel = NearestCodes(features.flatten(1, 2), codebook, variance)
+        generator = stream(pixels.device, some[0], Purpose.PREDICTION)
+        channel = adapter.encode(pixels, variance, 1.0, generator).channel
         prior = bottleneck.prior(None).first(channel.tokens)
         rate += float((channel.code_length(prior) - channel.entropy()).sum())
         texts = [max(pictures.split.captions[row], key=len, default="") for row in some]
         kept = [index for index, text in enumerate(texts) if text]
         if kept:
-            codes = adapter.codes(pixels)[kept]
-            h, w = codes.shape[1:]
-            states = adapter.draw_states(adapter.draw_prompt([texts[i] for i in kept], h, w), codes)
-            length += _code_length(adapter.predicted(states, h, w), codes.flatten(1))
+            encoded = adapter.encode(pixels[kept], variance, 1.0, generator)
+            prompt = adapter.draw_prompt([texts[i] for i in kept], *encoded.vectors.shape[1:3])
+            length += _code_length(adapter.drawing(prompt, encoded, generator), encoded)
             captioned += len(kept)
     bits = {"rate_bits": rate / len(rows) / NATS_PER_BIT}
     return bits | ({"generator_nll_bits": length / captioned / NATS_PER_BIT} if captioned else {})
 
 
-def _code_length(predicted: Factored, codes: Tensor) -> float:
-    """Sum of -log p of codes (n, K), nats, some tokens at a time."""
-    left, total = predicted.left.float().flatten(0, -2), 0.0
-    right, bias = predicted.right.float(), predicted.bias
-    for states, wanted in zip(left.split(ROWS), codes.flatten().split(ROWS), strict=True):
-        logits = states @ right.T
-        total += float(F.cross_entropy(logits if bias is None else logits + bias, wanted, reduction="sum"))
-    return total
+def _code_length(drawing: Drawing, encoded: Encoded) -> float:
+    """Sum of -log p of images' codes, nats, some tokens at a time; of a masked model in expectation over masks."""
+    predicted, codes = drawing.predicted, encoded.codes
+    assert isinstance(predicted, Factored)
+    assert codes is not None
+    states, right, bias = predicted.left.float().flatten(0, -2), predicted.right.float(), predicted.bias
+    lengths = cross_entropies(lambda some: F.linear(some, right, bias), states, codes.flatten())
+    return float((lengths if drawing.weight is None else lengths * drawing.weight.flatten()).sum())
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,7 @@ def draw_codes(
 
 
 @torch.no_grad()
-def pictures_of(adapter: Adapter, codes: Tensor, batch: int) -> list[Image.Image]:
+def pictures_of(adapter: CodeAdapter, codes: Tensor, batch: int) -> list[Image.Image]:
     """The images of codes (n, h, w)."""
     made = []
     for some in codes.split(batch):

@@ -11,6 +11,7 @@ from torch import nn
 from infotok.errors import InfotokError
 from infotok.information.bottleneck import InformationBottleneck
 from infotok.mllm.adapter import Adapter
+from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.loading import open_model
 from infotok.mllm.options import ModelConfig
 from infotok.tensors import load_module, read_tensors, save_module
@@ -22,7 +23,7 @@ MODEL, PRIOR, TOKENIZER = "model", "prior.safetensors", "tokenizer.safetensors"
 class Tuned:
     """A model and the prior that learned how frequent its codes are; variance: of the codes' Gaussians."""
 
-    adapter: Adapter
+    adapter: CodeAdapter
     bottleneck: InformationBottleneck
     variance: float
 

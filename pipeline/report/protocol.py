@@ -55,7 +55,7 @@ def protocol(analysis: Analysis) -> list[tuple[str, str]]:
         if {"understanding/accuracy_low", "understanding/accuracy_high"} <= set(group):
             half = (group["understanding/accuracy_high"] - group["understanding/accuracy_low"]).mean() / 2
             rows.append((f"{family}: accuracy of one cell", f"known to ±{half:.3f} (mean Wilson 95 % half-width)"))
-    for stage in analysis.study.graph.of_cells:
+    for stage in analysis.study.graph.described:
         found = [stages[stage].get("protocol", {}) for stages in analysis.results.values() if stage in stages]
         rows += [(f"{stage}: {key}", value) for key, value in _shared(found)]
     return rows

@@ -15,49 +15,49 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from infotok.errors import InfotokError
-from infotok.mllm.adapter import Adapter, Inputs, codes_of, one_line
+from infotok.mllm.adapter import Inputs, one_line
+from infotok.mllm.causal import CausalAdapter
+from infotok.mllm.codes import codes_of
 from infotok.mllm.vqgan import Decoder, decoder_weights
 
 DECODER = "infotok/decoder.safetensors"  # in a folder of ours
 
 
-class Adapted(Adapter):
+class Adapted(CausalAdapter):
     lm_layers = r"model\.layers\.\d+\..*_proj"
     model_class = ChameleonForConditionalGeneration
+    has_decoder = False
 
-    def __init__(self, model: Any, processor: Any, folder: Path, decoder: Path | None = None):
+    def __init__(self, model: Any, processor: Any):
         super().__init__(model, processor)
         self.decoder = self.extra = Decoder(model.config.vq_config).to(model.device, model.dtype)
+        self.extra_is_new = True
+
+    @classmethod
+    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> Adapted:
+        adapted = super().open(name, folder, dtype, decoder, trust)
+        assert isinstance(adapted, cls)
         weights = _weights_from(decoder) if decoder is not None else _weights_beside(folder)
-        self.extra_is_new = not weights
+        adapted.extra_is_new = not weights
         if weights:
             try:
-                self.decoder.load_state_dict(weights)
+                adapted.decoder.load_state_dict(weights)
             except RuntimeError as error:
                 reason = one_line(error)
                 raise InfotokError(
                     f"model.decoder: {decoder or folder} has a decoder of another shape ({reason}); give the one that "
                     "belongs to this model's VQGAN"
                 ) from None
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.model.vqmodel
-
-    def encoders(self) -> list[nn.Module]:
-        return [self.tokenizer.encoder, self.tokenizer.quant_conv]
+        return adapted
 
     def features(self, pixels: Tensor) -> Tensor:
         vq = self.tokenizer
         return vq.quant_conv(vq.encoder(pixels.to(vq.dtype))).permute(0, 2, 3, 1)
-
-    def codebook(self) -> Tensor:
-        return self.tokenizer.quantize.embedding.weight
 
     def own_codes(self, pixels: Tensor) -> Tensor:
         made = self.tokenizer.encode(pixels.to(self.tokenizer.dtype)).image_tokens.view(len(pixels), -1)

@@ -3,44 +3,29 @@ of codes."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Emu3ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from infotok.errors import InfotokError
-from infotok.mllm.adapter import Adapter, Inputs, codes_of
+from infotok.mllm.adapter import Inputs
+from infotok.mllm.causal import CausalAdapter
+from infotok.mllm.codes import codes_of
 
 SYSTEM = "You are a helpful assistant."  # of the original, where a processor has no chat template
 
 
-class Adapted(Adapter):
+class Adapted(CausalAdapter):
     lm_layers = r"model\.text_model\.layers\.\d+\..*_proj"
     model_class = Emu3ForConditionalGeneration
-
-    def __init__(self, model: Any, processor: Any, folder: Path, decoder: Path | None = None):
-        super().__init__(model, processor)
-        if decoder is not None:
-            raise InfotokError(f"model.decoder: {decoder}: Emu3 has a decoder of its own; leave the key out")
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.model.vqmodel
-
-    def encoders(self) -> list[nn.Module]:
-        return [self.tokenizer.encoder, self.tokenizer.quant_conv]
 
     def features(self, pixels: Tensor) -> Tensor:
         vq = self.tokenizer
         clip = pixels.to(vq.dtype)[:, None].repeat(1, vq.config.temporal_downsample_factor, 1, 1, 1)
         hidden = vq.encoder(clip).permute(0, 2, 1, 3, 4)
         return vq.quant_conv(hidden)[:, :, 0].permute(0, 2, 3, 1)
-
-    def codebook(self) -> Tensor:
-        return self.tokenizer.quantize.embedding.weight
 
     def own_codes(self, pixels: Tensor) -> Tensor:
         size = torch.tensor(pixels.shape[-2:]).expand(len(pixels), 2)

@@ -21,11 +21,13 @@ from transformers import GenerationConfig
 
 from infotok.errors import InfotokError
 from infotok.mllm.adapter import PADDING
+from infotok.mllm.causal import CausalAdapter
 from infotok.mllm.harness.questions import only_image, question_of
 from infotok.mllm.loading import load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST = 1024  # tokens of an answer, where a task does not say; as the models of lmms-eval have it
+SAMPLED = ("do_sample", "temperature", "top_p", "top_k")  # settings of answers that are not greedy
 
 
 def manifest() -> ModelManifest:
@@ -41,6 +43,7 @@ class Infotok(lmms):
         dtype: of the weights: float32, bfloat16 or float16.
         batch_size: questions that are answered at once.
         device: such as cpu or cuda:1; otherwise the one that accelerate gives this process.
+        trust: run code that comes with the model.
         max_batch_size: lmms-eval gives it to every model; for a search for the batch size, which is not made here.
 
     Raises:
@@ -53,6 +56,7 @@ class Infotok(lmms):
         dtype: str = "bfloat16",
         batch_size: int | str = 1,
         device: str | None = None,
+        trust: bool = False,
         max_batch_size: int | None = None,
     ):
         super().__init__()
@@ -62,7 +66,7 @@ class Infotok(lmms):
             raise InfotokError(f"--batch_size: {batch_size} is no number of questions; give 1 or more")
         self.batch_size, self.accelerator = int(batch_size), Accelerator()
         self.device = torch.device(device) if device else self.accelerator.device
-        self.adapter = load(pretrained, dtype=DTYPES[dtype], control=True)
+        self.adapter = load(pretrained, dtype=DTYPES[dtype], control=True, trust=trust)
         self.adapter.to(self.device)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -81,7 +85,13 @@ class Infotok(lmms):
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Of each request's continuation, the mean cross-entropy of a token in nats, and whether every token of it is
         the most likely one, by the model's own forward. lmms-eval 0.7 chooses the least value, as its models return
-        losses where its interface says log-probabilities; it makes a text of a bare pair, not of a wrapped one."""
+        losses where its interface says log-probabilities; it makes a text of a bare pair, not of a wrapped one.
+
+        Raises:
+            InfotokError: the model is none whose `generate` writes token by token.
+        """
+        if not isinstance(self.adapter, CausalAdapter):
+            raise InfotokError("this model gives texts no likelihood in one forward; choose tasks that it answers")
         adapter, found = self.adapter, [GenerationResult("")] * len(requests)
         for batch in self._batches(requests):
             asked = [requests[index] for index in batch]
@@ -150,15 +160,16 @@ class Infotok(lmms):
 
 
 def sampling_of(settings: dict) -> dict[str, Any]:
-    """What transformers' `generate` takes, of a task's settings: greedy, unless they have a temperature above 0 or ask
-    to sample. What it does not know, such as sizes of images, is left out."""
-    asked = bool(settings.get("do_sample"))
-    temperature = settings.get("temperature", 1.0 if asked else 0.0)
-    sampled = temperature > 0 and settings.get("do_sample", True)
-    chosen = {"do_sample": True, "temperature": temperature} if sampled else {"do_sample": False}
-    ignored = set() if sampled else {"temperature", "top_p", "top_k"}
-    known = GenerationConfig().to_dict().keys() - ignored
-    return {"max_new_tokens": LONGEST} | {name: value for name, value in settings.items() if name in known} | chosen
+    """What `Adapter.answer` takes, of a task's settings: greedy, unless they have a temperature above 0 or ask to
+    sample. What transformers' `generate` does not know, such as sizes of images, is left out, as is what says nothing.
+    """
+    temperature = settings.get("temperature", 1.0 if settings.get("do_sample") else 0.0)
+    chosen = {"max_new_tokens": LONGEST} | settings
+    if sampled := temperature > 0 and settings.get("do_sample", True):
+        chosen |= {"do_sample": True, "temperature": temperature}
+    silent = {"num_beams": 1} if sampled else {"num_beams": 1} | {name: chosen.get(name) for name in SAMPLED}
+    known = GenerationConfig().to_dict()
+    return {name: value for name, value in chosen.items() if name in known and (name, value) not in silent.items()}
 
 
 def before(text: str, stops: Sequence[str]) -> str:

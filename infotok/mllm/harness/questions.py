@@ -10,6 +10,8 @@ from PIL import Image
 from infotok.errors import InfotokError
 from infotok.mllm.adapter import Adapter
 
+MARK = "<image>"  # where a model's processor has none of its own
+
 
 def only_image(given: Sequence[Any], where: str) -> Image.Image:
     """The image of a question; `where` names the question.
@@ -26,6 +28,6 @@ def only_image(given: Sequence[Any], where: str) -> Image.Image:
 
 
 def question_of(adapter: Adapter, text: str) -> str:
-    """A text without the model's mark of an image: benchmarks write it where they have an image, and `Adapter.ask` puts
-    it where the model has learned to read it."""
-    return text.replace(adapter.processor.image_token, "").strip()
+    """A text without the mark of an image, which benchmarks write where they have one: `Adapter.ask` puts it where the
+    model has learned to read it."""
+    return text.replace(getattr(adapter.processor, "image_token", MARK), "").strip()

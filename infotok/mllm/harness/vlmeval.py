@@ -22,7 +22,8 @@ class Answering:
         model_path: a name on the Hugging Face hub or a folder, as `load` takes it.
         dtype: of the weights.
         device: otherwise the first GPU, or the CPU where there is none.
-        sampling: what transformers' `generate` takes; greedy by default, and of at most 512 tokens.
+        trust: run code that comes with the model.
+        sampling: what `Adapter.answer` takes; greedy by default, and of at most 512 tokens.
 
     Raises:
         InfotokError: as of `load`.
@@ -33,10 +34,11 @@ class Answering:
         model_path: str,
         dtype: torch.dtype = torch.bfloat16,
         device: str | None = None,
+        trust: bool = False,
         **sampling: Any,
     ):
         super().__init__()
-        self.adapter = load(model_path, dtype=dtype, control=True)
+        self.adapter = load(model_path, dtype=dtype, control=True, trust=trust)
         self.adapter.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
         self.sampling = {"max_new_tokens": 512} | sampling
 
