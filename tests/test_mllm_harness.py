@@ -234,6 +234,28 @@ def test_settings_of_a_task_become_those_of_generate(settings, wanted):
     assert sampling_of(settings) == wanted
 
 
+def test_it_is_found_whichever_is_imported_first():
+    asked = "import lmms_eval.models as models; print(models.get_model('infotok').__module__)"
+    for first in ("", "import infotok.mllm.harness.lmms; "):
+        command = [sys.executable, "-c", first + asked]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.stdout == "infotok.mllm.harness.lmms\n", done.stdout + done.stderr
+
+
+def test_a_model_with_continuous_tokens_answers_and_has_no_likelihoods(tmp_path, trusted_code):
+    tiny_mllm.continuous(tmp_path)
+    with pytest.raises(InfotokError, match="trust"):
+        Infotok(str(tmp_path), dtype="float32", device="cpu")
+    model = Infotok(str(tmp_path), dtype="float32", device="cpu", trust=True)
+    document = documents()[0]
+    model.task_dict["toy"] = {"test": [document]}
+    settings = {"max_new_tokens": 3, "temperature": 0, "do_sample": False, "num_beams": 1, "until": ["\n\n"]}
+    said = model.generate_until([instance("generate_until", 0, "<image>what color?", settings, image_of)])
+    assert said == model.adapter.answer([document["image"]], ["what color?"], max_new_tokens=3)
+    with pytest.raises(InfotokError, match="no likelihood in one forward; choose tasks that it answers"):
+        model.loglikelihood([instance("loglikelihood", 0, "what color?", "red", image_of)])
+
+
 def test_an_answer_ends_where_a_stop_begins():
     assert before("red. blue\n\ngreen", ["\n\n", ". ", ""]) == "red"
     assert before(" red ", []) == "red"

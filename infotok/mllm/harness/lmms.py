@@ -7,13 +7,12 @@ document, and last the document's number, task and split.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -25,6 +24,9 @@ from infotok.mllm.causal import CausalAdapter
 from infotok.mllm.harness.questions import only_image, question_of
 from infotok.mllm.loading import load
 
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST = 1024  # tokens of an answer, where a task does not say; as the models of lmms-eval have it
 SAMPLED = ("do_sample", "temperature", "top_p", "top_k")  # settings of answers that are not greedy
@@ -32,6 +34,8 @@ SAMPLED = ("do_sample", "temperature", "top_p", "top_k")  # settings of answers 
 
 def manifest() -> ModelManifest:
     """What the entry point gives."""
+    from lmms_eval.models.registry_v2 import ModelManifest  # whose package loads entry points, this module's too
+
     return ModelManifest("infotok", simple_class_path=f"{__name__}.Infotok")
 
 
