@@ -65,7 +65,7 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -89,7 +89,7 @@ def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def state_digest(module: nn.Module, step: int) -> str:
     """Hexadecimal digest of a module's state after a number of steps."""
-    return _digest({name: tensor.detach().cpu() for name, tensor in module_tensors(module).items()}, str(step))
+    return _digest({name: tensor.detach() for name, tensor in module_tensors(module).items()}, str(step))
 
 
 def load_module(module: nn.Module, tensors: dict[str, Tensor], path: Path, remedy: str) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 
+import torch
+
 from infotok.data.arrow import read_split
 from infotok.mllm.data import Pictures, Shown
 from infotok.mllm.loading import MODEL_FILE, open_model
@@ -17,6 +19,7 @@ from stages.common import main
 def calibrate(run: Stage) -> None:
     """Train what the tokenizer lacks, and fix the variance of its codes."""
     config, data, device, seed = run.config(CalibrateConfig), run.input("prepare"), start(), run.cell.seed
+    torch.manual_seed(seed)  # of a decoder that is new
     adapter = open_model(run.model, run.cell.tokens, device)
     grid, history, checkpoints = grid_of(adapter), [], run.checkpoints()
     if config.steps:

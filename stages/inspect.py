@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
+
 from infotok.data.arrow import read_split
 from infotok.files import write_text
 from infotok.mllm.data import Pictures
@@ -20,6 +22,7 @@ BATCH = 8
 
 def inspect(run: Stage) -> None:
     """Compare the adapter's codes with the model's own, and measure the tokenizer on validation images."""
+    torch.manual_seed(0)  # of a decoder that is new
     adapter = open_model(run.model, run.cell.tokens, start())
     split = read_split(run.input("prepare"), "validation")
     pictures, rows, grid = Pictures(split), range(min(IMAGES, len(split))), grid_of(adapter)

@@ -25,7 +25,7 @@ STATE = "state.json"  # steps, history and digests of the other files
 
 class ShardedCheckpoints(Checkpoints):
     """Folders `step-<n>` in one that all processes see, of what is trained and of the optimizer's moments: the newest
-    two. Another number of processes can go on from them."""
+    two."""
 
     by_all = True
 
@@ -55,12 +55,15 @@ class ShardedCheckpoints(Checkpoints):
 
         target = self.folder / f"step-{step:08d}"
         temporary = target.with_name(f"{target.name}.tmp")
-        if self.world.first:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self._wait()
         failed, digests = "", {}
         try:
-            temporary.mkdir(parents=True, exist_ok=True)
+            if self.world.first:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        except OSError as error:
+            failed = str(error)
+        self._require(target, failed)  # before all write together
+        try:
             dcp.save(self._state(module, optimizer), checkpoint_id=temporary)
             # What this process wrote; the first one's digest covers what describes them all.
             own = [*temporary.glob(f"__{self.world.rank}_*.distcp"), *([temporary / ".metadata"] * self.world.first)]
@@ -77,9 +80,14 @@ class ShardedCheckpoints(Checkpoints):
                 self._finish(temporary, target, meta)
             except OSError as error:
                 failed = str(error)
-        if self.world.any(bool(failed)):
-            raise InfotokError(f"{target}: cannot be written ({failed}); make room and run the same again")
+        self._require(target, failed)
         return target
+
+    def _require(self, target: Path, failed: str) -> None:
+        """Raises InfotokError in all processes where one has failed."""
+        if self.world.any(bool(failed)):
+            reason = failed or "another process says why"
+            raise InfotokError(f"{target}: cannot be written ({reason}); make room and run the same again")
 
     def _finish(self, temporary: Path, target: Path, meta: dict) -> None:
         """A checkpoint is there once it bears its name; older ones but one go."""
@@ -99,6 +107,9 @@ class ShardedCheckpoints(Checkpoints):
         """As of `Checkpoints`, by all processes."""
         import torch.distributed.checkpoint as dcp
 
+        if self.world.first:
+            for left in self.folder.glob("*.tmp"):  # of a killed writer
+                shutil.rmtree(left)
         while path := self.latest():
             self._wait()  # until all have looked
             complaint = self._damage(path)
@@ -106,7 +117,7 @@ class ShardedCheckpoints(Checkpoints):
                 self._set_aside(path, complaint)
                 continue
             meta = json.loads((path / STATE).read_text())
-            kept = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+            kept: dict[str, Any] = dict(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
             state = self._state(module, optimizer)
             for index, parameter in enumerate(parameters_of(optimizer)):
                 prefix = f"optimizer/{index}/"
@@ -115,10 +126,10 @@ class ShardedCheckpoints(Checkpoints):
                     if name == "step":
                         moment = torch.zeros((), device=parameter.device)
                     optimizer.state[parameter][name] = state[prefix + name] = moment
-            if state.keys() != kept.keys():
-                odd = min(state.keys() ^ kept.keys())
+            odd = sorted(state.keys() ^ kept.keys()) or [n for n in kept if state[n].shape != kept[n].size]
+            if odd:
                 remedy = "delete it to train again from the start"
-                raise InfotokError(f"{path}: does not fit this configuration (first at '{odd}'); {remedy}")
+                raise InfotokError(f"{path}: does not fit this configuration (first at '{odd[0]}'); {remedy}")
             dcp.load(state, checkpoint_id=path)
             return meta["step"], meta["history"], meta["pending"]
         return 0, [], []

@@ -24,7 +24,7 @@ def health(adapter: CodeAdapter, pixels: Tensor, reference_codes: Tensor, batch:
         image uses; `perplexity` of the codes' usage; `reference_dead_codes` and `reference_perplexity`, the same of
         the reference; `psnr`, dB, of what is decoded from the codes, the mean over images.
     """
-    was_training = adapter.model.training
+    modes = [(module, module.training) for module in adapter.model.modules()]
     adapter.model.eval()
     codes, psnr = [], []
     for some in pixels.split(batch):
@@ -33,7 +33,8 @@ def health(adapter: CodeAdapter, pixels: Tensor, reference_codes: Tensor, batch:
         decoded = adapter.unit_pixels(adapter.decode(adapter.codebook()[codes[-1]]).float())
         error = (decoded - wanted).square().flatten(1).mean(1).clamp_min(1e-10)  # 100 dB where nothing is lost
         psnr.append(-10 * error.log10())
-    adapter.model.train(was_training)
+    for module, training in modes:  # each its own: of a model that is trained, batch norms are not in training mode
+        module.training = training
     found, reference = torch.cat(codes).cpu(), reference_codes.cpu()
     now, before = (code_statistics(some.flatten(1), len(adapter.codebook())) for some in (found, reference))
     return {

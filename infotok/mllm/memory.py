@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from infotok.errors import InfotokError
 from infotok.mllm.adapter import Adapter
+from infotok.training.checkpoints import Checkpoints
 
 
 def language_layers(adapter: Adapter) -> list[nn.Module]:
@@ -57,6 +60,19 @@ def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
         return checkpoint(forward, *given, use_reentrant=False, **named)
 
     return remembered
+
+
+@contextmanager
+def enough_memory(remedies: list[str], checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Raises InfotokError where the device's memory is not enough inside: what would help, and what is kept."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        kept = checkpoints.latest() if checkpoints else None
+        raise InfotokError(
+            f"the device's memory is not enough: {', or '.join(remedies)}"
+            + (f" (the last checkpoint stays: {kept})" if kept else "")
+        ) from None
 
 
 def set_types(adapter: Adapter, narrow: bool) -> None:

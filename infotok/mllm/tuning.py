@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,17 +16,19 @@ from infotok.errors import InfotokError
 from infotok.information.bottleneck import InformationBottleneck
 from infotok.mllm import lora
 from infotok.mllm.adapter import PADDING, Adapter
-from infotok.mllm.batches import Example, make_batch
+from infotok.mllm.batches import Batch, Example, make_batch
 from infotok.mllm.checkpoints import ShardedCheckpoints
 from infotok.mllm.examples import StepExamples
 from infotok.mllm.joint import JointStep, StepConfig
-from infotok.mllm.memory import language_layers, make_again, set_types, tokenizer_blocks
+from infotok.mllm.memory import enough_memory, language_layers, make_again, set_types, tokenizer_blocks
 from infotok.mllm.parts import Part, among, rows_of_all
 from infotok.mllm.sharding import fill, gathered, shard, skeleton, whole_weights
 from infotok.options import Count, Fraction, Natural, Positive, Precision, Weight
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
 from infotok.training.runtime import autocast, has_bf16
+
+FEWEST_IMAGES = 4  # of which kernel dependence can be estimated
 
 
 class TuneConfig(StepConfig):
@@ -82,7 +85,7 @@ class Tuner:
     Args:
         bottleneck: the regularizer with its estimator, beta and gamma, as of `regularizer`.
         variance: of the codes' Gaussians, as `calibrated` on the pretrained tokenizer.
-        world: the processes that train together, each with a model of its own on `world.device`.
+        world: the processes that train together, each with a model of its own, which is moved to `world.device`.
 
     Raises:
         InfotokError: two settings exclude each other, or peft is missing.
@@ -104,22 +107,24 @@ class Tuner:
         else:
             adapter.model.requires_grad_(True)
         _train_tokenizer(adapter, config.tokenizer)
-        narrow = config.precision == "bf16" or (config.precision == "auto" and has_bf16(adapter.device))
+        device = world.device or adapter.device
+        narrow = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
         set_types(adapter, narrow)
-        bottleneck.to(adapter.device)
         self.step = JointStep(adapter, bottleneck, variance, config).train()
         self.empty = skeleton(adapter, self.attached) if self.sharded else None
         if config.recompute:
             make_again(language_layers(adapter) + tokenizer_blocks(adapter))
         if self.sharded:
-            shard(self.step, world, narrow)
+            shard(self.step, world, narrow)  # which moves one layer after the other to the device
+        else:
+            self.step.to(device)
         tokenizer = _learning([adapter.tokenizer, *([] if adapter.extra is None else [adapter.extra])])
         self.of_bottleneck = _learning([bottleneck])
         others = {id(parameter) for parameter in tokenizer + self.of_bottleneck}
         model = [parameter for parameter in _learning([self.step]) if id(parameter) not in others]
         rates = (config.lm_rate, config.tokenizer_rate, config.prior_rate)
         groups = list(zip((model, tokenizer, self.of_bottleneck), rates, strict=True))
-        self.optimizer = make_optimizer(groups, config.weight_decay, adapter.device)
+        self.optimizer = make_optimizer(groups, config.weight_decay, device)
 
     def run(
         self,
@@ -143,7 +148,7 @@ class Tuner:
             Stopped: as of `infotok.training.loop.run`.
         """
         config = self.config
-        with _memory_named(config, checkpoints):
+        with enough_memory(_smaller(config), checkpoints):
             return run(
                 self.step,
                 self.optimizer,
@@ -169,27 +174,40 @@ class Tuner:
 
         One micro-batch has a graph at a time. Where the regularizer compares images, all of them pass once more before
         that, without a graph.
+
+        Raises:
+            InfotokError: the examples are more or fewer than a batch.
         """
+        if len(examples) != self.config.batch:
+            raise InfotokError(
+                f"batch: the data give {len(examples)} examples for step {step + 1}, not {self.config.batch}; let them "
+                "give as many as batch says"
+            )
         rows, count = self.world.rows(len(examples)), self.config.accumulate
-        mine = list(zip(examples[rows], dropped[rows], strict=True))
-        size = len(mine) // count
-        shares = [mine[index * size : (index + 1) * size] for index in range(count)]
+        batches = self._batches(examples[rows], dropped[rows])
         parts, bottleneck = self._parts(examples, seed, step), self.step.bottleneck
         whole: dict[str, Tensor] = {}
         if count > 1 and (bottleneck.gamma or "vectors" in bottleneck.estimator.needs):
-            whole = rows_of_all(
-                [self._forward(*each, compared=True) for each in zip(shares, parts, strict=True)], self.world
-            )
+            compared = [self._forward(*each, compared=True) for each in zip(batches, parts, strict=True)]
+            whole = rows_of_all(compared, self.world)
         totals: dict[str, Tensor] = {}
-        for index, (share, part) in enumerate(zip(shares, parts, strict=True)):
+        for index, (batch, part) in enumerate(zip(batches, parts, strict=True)):
             bottleneck.train(index == 0)  # in which it counts a step
             bottleneck.gather = among(whole, part) if whole else self.world.gather
             bottleneck.average = self.world.average
-            loss, values = self._forward(share, part)
+            loss, values = self._forward(batch, part)
             (loss / count).backward()
             for name, value in (values | {"loss": loss.detach()}).items():
                 totals[name] = totals.get(name, 0.0) + value / count
         return totals
+
+    def _batches(self, examples: list[Example], dropped: list[bool]) -> list[Batch]:
+        """The micro-batches."""
+        if self.sharded:  # making a batch asks the tokenizer for the tokens' grid; the forward then finds it gathered
+            self.step.unshard()  # type: ignore[operator]
+        size = len(examples) // self.config.accumulate
+        shares = [slice(start, start + size) for start in range(0, len(examples), size)]
+        return [make_batch(self.adapter, examples[share], dropped[share]) for share in shares]
 
     def _parts(self, examples: list[Example], seed: int, step: int) -> list[Part]:
         """This process's."""
@@ -198,10 +216,7 @@ class Tuner:
         numbers = range(self.world.rank * own, (self.world.rank + 1) * own)
         return [Part(number, count, int(tokens) / count, seed, step) for number in numbers]
 
-    def _forward(self, share: list[tuple[Example, bool]], part: Part, compared: bool = False) -> Any:
-        if self.sharded:
-            self.step.unshard()  # type: ignore[operator]  # making a batch asks the tokenizer for the tokens' grid
-        batch = make_batch(self.adapter, [example for example, _ in share], [dropped for _, dropped in share])
+    def _forward(self, batch: Batch, part: Part, compared: bool = False) -> Any:
         with autocast(self.adapter.device, self.config.precision):
             return self.step(batch, part, compared)
 
@@ -218,19 +233,19 @@ class Tuner:
 
     def save(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` loads, by the first process; all call this. Updates of low rank are
-        merged, after which training is over."""
-        folder = Path(folder)
+        merged, after which training is over, but where weights are sharded."""
         adapter, attached = self.adapter, self.attached
         if self.empty is not None:
             weights = whole_weights(self.step)
-            adapter, attached = self.empty
+            adapter, attached = copy.deepcopy(self.empty)
             if self.world.first:
                 fill(adapter, weights)
+        else:
+            self.attached = None
         if self.world.first:
             if attached is not None:
                 lora.merge(adapter, attached)
             adapter.save(folder)
-        self.attached = None
         self.world.any(False)  # until the folder is there
 
 
@@ -285,6 +300,11 @@ def _check(bottleneck: InformationBottleneck, config: TuneConfig, world: World) 
             f"batch: {config.batch} images cannot be shared out among {world.size} processes with {config.accumulate} "
             f"micro-batches each; set batch to a multiple of {parts}, or lower accumulate"
         )
+    if "vectors" in bottleneck.estimator.needs and config.batch < FEWEST_IMAGES:
+        raise InfotokError(
+            f"batch: {bottleneck.name} compares at least {FEWEST_IMAGES} images of a step, not {config.batch}; raise "
+            "batch, with accumulate where memory is short"
+        )
     if bottleneck.multiplier is not None and config.accumulate > 1:
         raise InfotokError(
             "accumulate: target_bits moves beta by the rate of a whole step, which a micro-batch does not know; set "
@@ -292,20 +312,13 @@ def _check(bottleneck: InformationBottleneck, config: TuneConfig, world: World) 
         )
 
 
-@contextmanager
-def _memory_named(config: TuneConfig, checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Say what to change where memory is not enough."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        remedies = [f"lower batch ({config.batch}) or raise accumulate ({config.accumulate})"]
-        remedies += [] if config.recompute else ["set recompute: true"]
-        remedies += [] if config.train == "lora" else ["set train: lora"]
-        kept = checkpoints.latest() if checkpoints else None
-        raise InfotokError(
-            f"the device's memory is not enough: {', or '.join(remedies)}"
-            + (f" (the last checkpoint stays: {kept})" if kept else "")
-        ) from None
+def _smaller(config: TuneConfig) -> list[str]:
+    """What would need less memory."""
+    return [
+        f"lower batch ({config.batch}) or raise accumulate ({config.accumulate})",
+        *([] if config.recompute else ["set recompute: true"]),
+        *([] if config.train == "lora" else ["set train: lora"]),
+    ]
 
 
 def _train_tokenizer(adapter: Adapter, how: str) -> None:

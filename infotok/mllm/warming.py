@@ -19,6 +19,7 @@ from infotok.errors import InfotokError
 from infotok.information.nearest import nearest_codes
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.examples import StepExamples
+from infotok.mllm.memory import enough_memory
 from infotok.options import Count, Fraction, Natural, Positive, Precision, Section, Weight
 from infotok.random import Purpose, stream
 from infotok.training.checkpoints import Checkpoints
@@ -86,10 +87,11 @@ def warm_up(
             f"batch: {config.batch} images cannot be shared out among {world.size} processes; set batch to a multiple "
             f"of {world.size}"
         )
-    adapter.model.requires_grad_(False)
+    device = world.device or adapter.device
+    adapter.model.to(device).requires_grad_(False)
     adapter.tokenizer.requires_grad_(config.tokenizer == "full").float()
     if adapter.extra is not None:
-        adapter.extra.requires_grad_(True).float()
+        adapter.extra.to(device).requires_grad_(True).float()
     step_of = Autoencoder(adapter, config)
     if config.settle:
         settle(adapter, _pixels(adapter, data, 0, slice(None)), seed)
@@ -97,22 +99,23 @@ def warm_up(
 
     def losses(step: int) -> dict[str, Tensor]:
         pixels = _pixels(adapter, data, step, rows)
-        with autocast(adapter.device, config.precision):
+        with autocast(device, config.precision):
             return step_of(pixels)
 
-    history = run(
-        step_of,
-        make_optimizer([(list(step_of.parameters()), config.rate)], config.weight_decay, adapter.device),
-        losses,
-        steps=config.steps,
-        warmup=config.warmup,
-        final=config.final_fraction,
-        clip=config.clip,
-        checkpoints=checkpoints,
-        checkpoint_every=config.checkpoint_every,
-        observe=observe,
-        world=world,
-    )
+    with enough_memory([f"lower batch ({config.batch})"], checkpoints):
+        history = run(
+            step_of,
+            make_optimizer([(list(step_of.parameters()), config.rate)], config.weight_decay, device),
+            losses,
+            steps=config.steps,
+            warmup=config.warmup,
+            final=config.final_fraction,
+            clip=config.clip,
+            checkpoints=checkpoints,
+            checkpoint_every=config.checkpoint_every,
+            observe=observe,
+            world=world,
+        )
     adapter.extra_is_new = False
     return history
 
