@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from infotok.data.arrow import read_split
+from infotok.data.arrow import read_manifest, read_split
 from infotok.files import write_text
 from infotok.mllm.data import Pictures
+from infotok.mllm.lengths import check_lengths
 from infotok.mllm.loading import MODEL_FILE, check_codes, open_model
 from infotok.mllm.options import ModelConfig
 from infotok.mllm.scoring import code_use, codes_of_images, grid_of, reconstruct
@@ -18,15 +19,19 @@ from stages.common import main
 
 IMAGES = 64  # of the validation split, at most
 BATCH = 8
+SPLITS = ("train", "validation", "test", "novel")  # whose texts have to fit
 
 
 def inspect(run: Stage) -> None:
     """Compare the adapter's codes with the model's own, and measure the tokenizer on validation images."""
     torch.manual_seed(0)  # of a decoder that is new
     adapter = open_model(run.model, run.cell.tokens, start())
-    split = read_split(run.input("prepare"), "validation")
+    data = run.input("prepare")
+    split = read_split(data, "validation")
     pictures, rows, grid = Pictures(split), range(min(IMAGES, len(split))), grid_of(adapter)
     pixels = adapter.ask([pictures[0]], [""])["pixel_values"]
+    for name in (name for name in SPLITS if name in read_manifest(data)["splits"]):
+        check_lengths(adapter, read_split(data, name), pictures[0].size)
     if said := check_codes(adapter, pixels):
         run.warn(said)
     if adapter.extra_is_new:

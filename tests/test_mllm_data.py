@@ -4,11 +4,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import tiny_mllm
+import torch
 from PIL import Image
 
 from infotok.data.arrow import Split
 from infotok.errors import InfotokError
 from infotok.mllm.data import DESCRIBE, Pictures, Shown
+from infotok.mllm.lengths import check_lengths
+from infotok.mllm.loading import load
 
 WIDE, TALL = (60, 40), (40, 60)
 
@@ -129,3 +133,25 @@ def test_an_image_that_the_processor_refuses_is_named(tmp_path):
     settings = {"batch": 4, "caption_dropout": 0.0, "seed": 0}
     with pytest.raises(InfotokError, match=r"data.jsonl:5: an image of 900 x 3 pixels: the model's processor refuses"):
         Shown(data, grid, **settings)
+
+
+@pytest.mark.parametrize("name", ["chameleon", "emu3"])
+def test_a_text_that_does_not_fit_beside_an_image_is_named(tmp_path, name):
+    """The most that fits makes a sequence of just the context's length."""
+    adapter = load(tiny_mllm.make(name, tmp_path / name))
+    data = split(tmp_path, [(32, 32)] * 2)
+    data.origins = ["data.jsonl:1", "data.jsonl:2"]
+    tokenizer, words = adapter.processor.tokenizer, "a red square " * 400
+    lengths = {len(tokenizer(words[:n], add_special_tokens=False)["input_ids"]): words[:n] for n in range(len(words))}
+
+    def longest(text):
+        asked = adapter.ask([Image.new("RGB", (32, 32))], [text])["input_ids"].shape[1] + 1  # and the answer's end
+        drawn = adapter.draw_targets(torch.zeros(1, 4, 4, dtype=torch.long)).shape[1]
+        return max(asked, adapter.draw_prompt([text], 4, 4)["input_ids"].shape[1] + drawn)
+
+    fits = max(count for count, text in lengths.items() if longest(text) <= 512)
+    data.captions = [["short"], [lengths[fits]]]
+    check_lengths(adapter, data, (32, 32))
+    data.captions = [["short"], [lengths[fits + 1]]]
+    with pytest.raises(InfotokError, match=f"data.jsonl:2: a text of {fits + 1} tokens does not fit the model's"):
+        check_lengths(adapter, data, (32, 32))

@@ -78,6 +78,7 @@ class Adapter(abc.ABC):
         self.model, self.processor = model, processor
         self.extra: nn.Module | None = None
         self.extra_is_new = False
+        self._grids: dict[tuple[int, int], tuple[int, int]] = {}
 
     # Files.
 
@@ -132,6 +133,20 @@ class Adapter(abc.ABC):
     @abc.abstractmethod
     def vectors_of(self, drawn: Tensor) -> Tensor:
         """(B, h, w, D), for `decode`, of what `draw` returns."""
+
+    @torch.no_grad()
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        """h and w, the tokens of a column and of a row, of pixels (B, 3, H, W)."""
+        size = (pixels.shape[-2], pixels.shape[-1])
+        if size not in self._grids:
+            h, w = self.features(pixels[:1]).shape[1:3]
+            self._grids[size] = (h, w)
+        return self._grids[size]
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest sequence that the language model was made for; None where it does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @abc.abstractmethod
     def unit_pixels(self, pixels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,10 @@ def load(
         InfotokError: there is no such model, no adapter for it, its tokens are not shared, or it comes with code that
             is not trusted.
     """
+    if not sys.stderr.isatty():  # whose bars would bury what a log has to say
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
     try:
         kind = _kind(name)
     except (OSError, ValueError, KeyError, TypeError) as error:
