@@ -14,7 +14,7 @@ import typer
 from infotok import __version__
 from pipeline.graph import STAGES
 from stages.common import COMMANDS, StudyOption, clear_errors, stage_command
-from stages.draw import draw
+from stages.draw import draw, draw_model
 
 app = typer.Typer(
     name="infotok",
@@ -26,6 +26,7 @@ GRID, ONE = "The whole grid", "Stages, one cell at a time"
 for spec in COMMANDS.values():
     app.command(rich_help_panel=ONE if spec.name in STAGES else GRID)(stage_command(spec))
 app.command(rich_help_panel="A trained cell")(draw)
+app.command(rich_help_panel="A pretrained model")(draw_model)
 MARKS = {"done": "[green]●[/]", "stale": "[yellow]◐[/]", "missing": "[dim]○[/]"}
 PLAIN = {"done": "x", "stale": "~", "missing": "-"}  # where the terminal has no such letters
 

@@ -113,6 +113,27 @@ def test_it_draws_codes_alone_in_the_size_that_is_asked_for(adapter):
     assert adapter.decode(adapter.codebook()[drawn]).shape == (2, 3, 16, 24)
 
 
+@both
+def test_guided_drawing_follows_logits_with_and_without_the_caption(adapter):
+    """Against whole sequences, each alone and without padding or cache: the drawn code is the largest of
+    g * with + (1 - g) * without."""
+    captions, scale = ["a red square", "a much longer caption than that", ""], 6.0
+    drawn = adapter.draw(captions, 3, 4, guidance=scale)
+
+    def logits(caption, codes):
+        prompt = adapter.draw_prompt([caption], 3, 4)
+        states = adapter.states(prompt, adapter.draw_targets(codes[None]))
+        return adapter.head(states)[0, adapter.code_columns(3, 4)][:, adapter.code_ids()]
+
+    with torch.no_grad():
+        for caption, codes in zip(captions, drawn, strict=True):
+            guided = scale * logits(caption, codes) + (1 - scale) * logits("", codes)
+            assert torch.equal(guided.argmax(-1), codes.flatten())
+    plain = adapter.draw(captions, 3, 4)
+    assert torch.equal(plain[2], drawn[2])  # an empty caption is led nowhere
+    assert all((plain[row] != drawn[row]).any() for row in (0, 1))
+
+
 @of_emu3
 def test_emu3_draws_its_prompts_line_ends_and_closing_marks(adapter):
     prompt = adapter.draw_prompt(["a red square"], 2, 3)

@@ -88,10 +88,20 @@ def test_what_is_trained_is_what_it_draws_by(folder):
     assert torch.equal(adapter.draw_head(states).argmax(-1), drawn.flatten(1))
 
 
-def test_guidance_is_taken(folder):
-    adapter = load(folder, control=True)
+def test_guided_drawing_follows_logits_with_and_without_the_caption(folder):
+    """Janus' own prompt without a caption: padding in the place of all but the marks of beginning, which is read."""
+    adapter, scale = load(folder, control=True), 20.0
     captions = ["a red square", "a blue stripe"]
-    assert not torch.equal(adapter.draw(captions, 4, 4, guidance_scale=20.0), adapter.draw(captions, 4, 4))
+    drawn = adapter.draw(captions, 4, 4, guidance=scale)
+    prompt = adapter.draw_prompt(captions, 4, 4)
+    named = adapter.model.generation_config
+    marks = torch.tensor([named.bos_token_id, named.generation_kwargs["boi_token_id"]])
+    ids = prompt["input_ids"]
+    without = prompt | {"input_ids": ids.where(torch.isin(ids, marks), named.pad_token_id)}
+    with torch.no_grad():
+        conditional, empty = (adapter.draw_head(adapter.draw_states(given, drawn)) for given in (prompt, without))
+    assert torch.equal((scale * conditional + (1 - scale) * empty).argmax(-1), drawn.flatten(1))
+    assert not torch.equal(drawn, adapter.draw(captions, 4, 4))
 
 
 def test_it_learns_is_saved_answers_and_draws(folder, tmp_path):

@@ -229,8 +229,13 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
-        """Tokens by the model's own way: codes (B, h, w), or vectors (B, h, w, D) where there is no codebook. sampling:
-        what the kind of model takes; codes are the most likely ones by default."""
+        """Tokens by the model's own way: codes (B, h, w), or vectors (B, h, w, D) where there is no codebook.
+
+        Args:
+            sampling: what the kind of model takes. Codes are the most likely ones by default, and have `guidance`, by
+                default 1, which is none: classifier-free, away from what an empty caption gives, with logits
+                g * with + (1 - g) * without the caption.
+        """
 
 
 def end_padded(rows: list[list[int]], device: torch.device) -> Tensor:

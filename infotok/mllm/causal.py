@@ -139,6 +139,15 @@ class CausalAdapter(CodeAdapter, CausalText):
         texts = self.processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
+    def _guided(self, guidance: float, count: int, h: int, w: int) -> dict[str, Any]:
+        """What the `generate` of transformers takes to guide the drawing of so many captions. Empty captions are of one
+        length, so that none is padded: it would give padding a position of its own."""
+        if guidance == 1:
+            return {}
+        empty = self.draw_prompt([""] * count, h, w)
+        names = {"input_ids": "negative_prompt_ids", "attention_mask": "negative_prompt_attention_mask"}
+        return {"guidance_scale": guidance} | {given: empty[name] for name, given in names.items()}
+
     def _processed(self, images: list[Any] | None = None, **settings: Any) -> Inputs:
         """What the processor makes, padded on the left.
 

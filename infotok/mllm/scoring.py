@@ -215,7 +215,7 @@ def draw_codes(
 
     The global random stream, which transformers draws from, is left as it was.
     """
-    sampling: dict[str, Any] = {} if guidance == 1 else {"guidance": guidance}
+    sampling: dict[str, Any] = {"guidance": guidance}
     if temperature:
         sampling |= {"do_sample": True, "temperature": temperature, "top_k": top_k}
     drawn = []

@@ -100,11 +100,12 @@ class Adapted(CausalAdapter):
         return torch.arange(h * w, device=self.device)
 
     @torch.no_grad()
-    def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
+    def draw(self, captions: list[str], h: int, w: int, guidance: float = 1.0, **sampling: Any) -> Tensor:
         able, allowed = copy.copy(self.model), LogitsProcessorList([_Only(self.code_ids())])
         able.__class__ = _Drawing
         length = {"min_new_tokens": h * w, "max_new_tokens": h * w}
         settings: dict[str, Any] = {"do_sample": False, "logits_processor": allowed} | length | sampling
+        settings |= self._guided(guidance, len(captions), h, w)
         made = able.generate(**self.draw_prompt(captions, h, w), **settings)
         return codes_of(made[:, -h * w :], self.code_ids(), self.model.config.vocab_size).view(-1, h, w)
 

@@ -82,7 +82,7 @@ class Adapted(CausalAdapter):
         return [*tokenizer.convert_tokens_to_ids([tokenizer.eof_token, tokenizer.eoi_token]), tokenizer.eos_token_id]
 
     @torch.no_grad()
-    def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
+    def draw(self, captions: list[str], h: int, w: int, guidance: float = 1.0, **sampling: Any) -> Tensor:
         inputs = self.draw_prompt(captions, h, w)
         start, codes, closing = inputs["input_ids"].shape[1], self.code_ids().tolist(), self._closing()
         end, count = self.model.vocabulary_mapping.eol_token_id, h * (w + 1)
@@ -95,6 +95,7 @@ class Adapted(CausalAdapter):
 
         length = {"max_new_tokens": count + len(closing)}
         settings: dict[str, Any] = {"do_sample": False, "prefix_allowed_tokens_fn": allowed} | length | sampling
+        settings |= self._guided(guidance, len(captions), h, w)
         made = self.model.generate(**inputs, **settings)[:, start:]
         ids = made[:, self.code_columns(h, w)]
         return codes_of(ids, self.code_ids(), self.model.config.text_config.vocab_size).view(-1, h, w)

@@ -99,9 +99,9 @@ class Adapted(CausalAdapter):
         return Factored(head.activation_fn(head.proj_out(states)), head.vision_head.weight, head.vision_head.bias)
 
     @torch.no_grad()
-    def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
-        settings = {"do_sample": False, "guidance_scale": 1.0} | sampling
-        if settings["guidance_scale"] == 1.0:
+    def draw(self, captions: list[str], h: int, w: int, guidance: float = 1.0, **sampling: Any) -> Tensor:
+        settings: dict[str, Any] = {"do_sample": False} | sampling | {"guidance_scale": guidance}
+        if guidance == 1:
             settings["logits_processor"] = LogitsProcessorList([_Conditional()])
         made = self.model.generate(**self.draw_prompt(captions, h, w), generation_mode="image", **settings)
         return made.view(-1, h, w)
