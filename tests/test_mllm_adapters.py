@@ -1,6 +1,9 @@
 """Adapters of real model classes, on tiny random checkpoints that `save_pretrained` has written."""
 
+import importlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 import tiny_mllm
@@ -40,6 +43,15 @@ of_emu3 = pytest.mark.parametrize("adapter", ["emu3"], indirect=True)
 
 def test_there_is_an_adapter_for_each():
     assert set(NAMES) <= set(adapter_names())
+
+
+def test_the_page_names_what_each_kind_of_adapter_asks_for():
+    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text().split("\n## A model\n")[1]
+    kinds = re.findall(r"^\| `(\w+)\.(\w+)` \|[^|]*\|([^|]*)\|$", page, re.MULTILINE)
+    assert len(kinds) == 3
+    for module, kind, given in kinds:
+        asked = getattr(importlib.import_module(f"infotok.mllm.{module}"), kind).__abstractmethods__
+        assert set(re.findall(r"`(\w+)`", given)) == asked, kind
 
 
 @both
@@ -158,8 +170,6 @@ def test_pixels_come_back_between_0_and_1(adapter):
 
 @both
 def test_layers_of_the_language_model_are_none_of_the_tokenizer(adapter):
-    import re
-
     linear = [name for name, module in adapter.model.named_modules() if isinstance(module, torch.nn.Linear)]
     chosen = [name for name in linear if re.fullmatch(adapter.lm_layers, name)]
     assert len(chosen) == 7 * 2  # q, k, v, o, gate, up, down of two layers

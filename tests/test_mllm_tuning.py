@@ -184,6 +184,32 @@ def test_ceb_pays_what_the_language_model_says_of_the_codes(folders):
 
 
 @both
+@pytest.mark.parametrize("estimator", ["dib", "vib", "hsic"])
+def test_the_model_itself_as_a_prior_is_what_it_says_without_a_caption(folders, name, estimator):
+    """By its own forward on the whole sequence; the penalty teaches the tokenizer and not the language model."""
+    off = {"understanding": 0.0, "generation": 0.0, "reconstruction": 0.0}
+    made = tuner(folders[name], estimator, 0.1, prior="model", **off)
+    made.step.variance = 1e-6  # q is one code, whose entropy is 0
+    batch, adapter = make_batch(made.adapter, EXAMPLES[:4]), made.adapter
+    loss, parts = made.step(batch)
+    with torch.no_grad():
+        codes = adapter.codes(batch.pixels)
+        prompt, targets = adapter.draw_prompt([""] * 4, 4, 4), adapter.draw_targets(codes)
+        ids = torch.cat([prompt["input_ids"], targets], 1)
+        mask = torch.cat([prompt["attention_mask"], torch.ones_like(targets)], 1)
+        hidden = adapter.model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        columns = prompt["input_ids"].shape[1] - 1 + adapter.code_columns(4, 4)
+        logits = hidden[:, columns] @ adapter.model.lm_head.weight[adapter.code_ids()].T
+        wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum") / 4
+    assert parts["rate_bits"].item() == pytest.approx(wanted.item() / math.log(2), rel=1e-3)
+    if estimator != "hsic":
+        assert parts["penalty"].item() == pytest.approx(wanted.item(), rel=1e-3)
+    reached = {part for part, norm in norms(made, loss).items() if norm > 0}
+    assert reached <= {"encoder", "codebook"}
+    assert "prior" not in reached
+
+
+@both
 def test_tuning_repeats_itself_and_arms_see_the_same_examples(folders, name):
     first, second = (run(tuner(folders[name], caption_dropout=0.3), seed=3) for _ in range(2))
     assert first == second

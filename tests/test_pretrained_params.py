@@ -67,6 +67,7 @@ def test_the_section_models_makes_it_a_study_of_pretrained_models(written):
         ),
         ("  steps: 10", "  tokenizer: frozen", "'tune.tokenizer' is frozen, so the arm dib-0.01-0 has nothing to pres"),
         ("  steps: 10", "  caption_dropout: 0.0", "'tune.caption_dropout' is 0, but generation.guidance [1.0, 3.0]"),
+        ("  steps: 10", "  caption_dropout: 0.0\n  prior: model\ngeneration:\n  guidance: [1.0]", "the prior `model`"),
         ("  steps: 10", "  batch: 0", "'tune.batch' is 0"),
         ("  steps: 10", "  train: all", "'tune.train' is 'all'"),
     ],

@@ -27,9 +27,11 @@ from infotok.random import Purpose, stream
 FEWEST_TEXTS = 4  # that consistency needs, over all processes: fewer, after caption dropout, say nothing of it
 Given = Channel | NearestCodes | Factored
 LARGE = ("shared", "low_rank")  # priors of large codebooks
+GIVEN = "given"  # a prior that every call hands in
 INPUTS = {
     "posterior": "q(z|x)",
     "conditional": "what the generator says of these tokens given their text",
+    "prior": "what your generator says of these tokens without a text",
     "inputs": "the images that the tokens are compared with",
     "vectors": "the tokens that flowed",
     "text": "states of the images' texts",
@@ -88,7 +90,8 @@ class InformationBottleneck(nn.Module):
         tokens: K. codebook: C of discrete tokens. dimension: D of Gaussian tokens; of discrete ones, D of their
             vectors, which the autoregressive prior and the learned bound need.
         prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other; of large codebooks
-            `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`.
+            `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`;
+            `given`: no prior of its own, but one that every call hands in.
         rates: learn a prior and tell the rate also where the estimator needs none, as hsic does.
         priors: ready ones instead of one of its own. All of them learn, whatever the estimator, and the penalty uses
             the one that `prior` names.
@@ -132,8 +135,8 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(f"{name} must be at least 0, got {value}")
         if estimator == NONE and beta:
             raise ValueError(f"estimator 'none' has no penalty for beta {beta} to weigh: set beta to 0")
-        if prior not in KINDS + LARGE:
-            raise ValueError(f"unknown prior {prior!r}: choose one of {', '.join(KINDS + LARGE)}")
+        if prior not in (*KINDS, *LARGE, GIVEN):
+            raise ValueError(f"unknown prior {prior!r}: choose one of {', '.join((*KINDS, *LARGE, GIVEN))}")
         self.name, self.beta, self.gamma, self.warmup, self.kernels = estimator, beta, gamma, warmup, kernels
         self.gather, self.average, self.kind = gather, average, prior
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -150,17 +153,20 @@ class InformationBottleneck(nn.Module):
         self.tokens, self.codebook, self.dimension = tokens, codebook, dimension
         self.priors = priors
         self.prior: Any = None
-        if priors is None and (rates or "posterior" in self.estimator.needs):
+        if priors is None and prior != GIVEN and (rates or "posterior" in self.estimator.needs):
             self.prior = _make_prior(prior, tokens, codebook, dimension, rank)
         learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
         self.critic: Any = self._make_critic(text_width) if gamma and learned else None
-        self.learns = self.prior is not None or self.priors is not None
+        given = prior == GIVEN and (rates or "posterior" in self.estimator.needs)
+        self.learns = given or self.prior is not None or self.priors is not None
         self.multiplier = None if target_bits is None else self._make_multiplier(target_bits)
-        self.needs = {estimator: [name for name in self.estimator.needs if name in INPUTS]}
+        self.needs = {estimator: [n for n in self.estimator.needs if n in INPUTS and n != "prior"]}  # which it has
         if gamma:
             self.needs["consistency"] = ["vectors", "text"]
         if rates:
             self.needs["the rate"] = ["posterior"]
+        if given:
+            self.needs["the given prior"] = ["posterior", "prior"]
         if priors is not None:
             self.needs["learning `priors`"] = ["posterior", "vectors"]
         elif isinstance(self.prior, AutoregressivePrior):
@@ -183,6 +189,7 @@ class InformationBottleneck(nn.Module):
         posterior: Tensor | Given | None = None,
         conditional: Tensor | Given | None = None,
         *,
+        prior: Tensor | Given | None = None,
         channel: Tensor | Given | None = None,
         weight: Tensor | None = None,
         inputs: Tensor | None = None,
@@ -201,6 +208,8 @@ class InformationBottleneck(nn.Module):
                 `Gaussian(mean, log_variance)`, each (B, K, D).
             conditional: what your generator says of the same tokens given their text, for `ceb`, in the same form, or
                 `Factored` beside `NearestCodes`; its gradients are stopped.
+            prior: what your generator says of the same tokens without a text, in the same form, where the prior is
+                `given`; its gradients are stopped.
             channel: the distribution that tokens really follow where that is not the posterior, as in a deterministic
                 quantizer: the priors learn from it, and it has the rate.
             weight: (B, K), how often the code length of each token counts, for `ceb`.
@@ -213,7 +222,8 @@ class InformationBottleneck(nn.Module):
         Raises:
             ValueError: something is missing, or has a shape that does not belong to this tokenizer.
         """
-        given = {"posterior": posterior, "conditional": conditional, "inputs": inputs, "vectors": vectors, "text": text}
+        given = {"posterior": posterior, "conditional": conditional, "prior": prior}
+        given |= {"inputs": inputs, "vectors": vectors, "text": text}
         for who, names in self.needs.items():
             if any(given[name] is None for name in names):
                 raise ValueError(f"{who} needs " + " and ".join(f"`{name}` ({INPUTS[name]})" for name in names))
@@ -230,7 +240,10 @@ class InformationBottleneck(nn.Module):
         if self.learns:
             q = self._channel(posterior, "the posterior")
             flowing = q if channel is None else self._channel(channel, "`channel`", q.tokens)
-            priors = self._predicted(q.tokens, vectors)
+            if self.kind == GIVEN:
+                priors = {GIVEN: self._channel(prior, "`prior`", q.tokens).detach()}
+            else:
+                priors = self._predicted(q.tokens, vectors)
             loss, rates, parts = self._learn(flowing.detach(), priors)
             r = priors[self.kind].detach()
         if self.estimator.penalty is not None:

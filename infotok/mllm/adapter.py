@@ -66,12 +66,14 @@ class Adapter(abc.ABC):
 
     model: holds all that is trained but `extra`. extra: what the model lacks and training adds, saved beside it; None
     for nothing. extra_is_new: whether it has never been trained. shared: whether the tokens that are drawn are the
-    tokens that are read. has_density: whether there is a `Drawing.predicted`, which `ceb` needs. lm_layers: regular
+    tokens that are read. has_density: whether there is a `Drawing.predicted`, which `ceb` needs. is_prior: whether
+    that, without a caption, is a distribution of all tokens of an image. lm_layers: regular
     expression for the names of the language model's linear layers, and of no layer of the tokenizer.
     """
 
     shared = True
     has_density = True
+    is_prior = False
     lm_layers: str
 
     def __init__(self, model: Any, processor: Any):

@@ -65,6 +65,7 @@ class CausalAdapter(CodeAdapter, CausalText):
 
     model_class: Any
     has_decoder = True
+    is_prior = True
 
     @classmethod
     def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> CausalAdapter:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from infotok.errors import InfotokError
-from infotok.information.bottleneck import InformationBottleneck
+from infotok.information.bottleneck import GIVEN, InformationBottleneck
 from infotok.mllm.adapter import PADDING, Adapter, Encoded
 from infotok.mllm.batches import Batch
 from infotok.mllm.parts import ONLY, Part
@@ -50,6 +50,11 @@ class JointStep(nn.Module):
                 f"estimator: {bottleneck.name} pays what the model says of the tokens, and this one's head draws them "
                 "without saying how likely they are; choose vib or hsic"
             )
+        if bottleneck.kind == GIVEN and not adapter.is_prior:
+            raise InfotokError(
+                "prior: model needs one that says of every token how likely it is after those before it, and this one "
+                "draws otherwise; choose shared or low_rank"
+            )
         self.adapter, self.config, self.variance = adapter, config, variance
         self.model, self.extra, self.bottleneck = adapter.model, adapter.extra, bottleneck
 
@@ -82,6 +87,13 @@ class JointStep(nn.Module):
     def _encoded(self, batch: Batch, generator: torch.Generator) -> Encoded:
         return self.adapter.encode(batch.pixels, self.variance, self.config.relaxation, generator)
 
+    @torch.no_grad()
+    def _without_caption(self, batch: Batch, encoded: Encoded, part: Part) -> Any:
+        """p(z) as the language model says it, which learns it from dropped captions."""
+        prompt = self.adapter.draw_prompt([""] * len(batch.pixels), *batch.size)
+        generator = part.stream(batch.pixels.device, Purpose.PREDICTION)
+        return self.adapter.drawing(prompt, encoded, generator).predicted
+
     def _losses(self, batch: Batch, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         adapter, config = self.adapter, self.config
         encoded = self._encoded(batch, generator)
@@ -92,6 +104,7 @@ class JointStep(nn.Module):
         term = self.bottleneck(
             encoded.channel,
             drawing.predicted,
+            prior=self._without_caption(batch, encoded, part) if self.bottleneck.kind == GIVEN else None,
             weight=drawing.weight,
             inputs=batch.pixels,
             vectors=encoded.vectors.flatten(1, 2),

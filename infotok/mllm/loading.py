@@ -67,7 +67,7 @@ def load(
         )
     try:
         adapter = adapted.open(name, _folder_of(name), dtype, decoder, trust)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise _cannot_load(name, error) from None
     without_dropout(adapter.model.eval())
     return adapter

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from infotok.data.answers import score
 from infotok.data.arrow import Split
-from infotok.information.bottleneck import InformationBottleneck
+from infotok.information.bottleneck import GIVEN, InformationBottleneck
 from infotok.information.factored import Factored
 from infotok.information.rate import code_statistics
 from infotok.information.units import NATS_PER_BIT
@@ -128,18 +128,25 @@ def information(
     for some in of_one_size(pictures.split, rows, grid, batch):
         pixels = adapter.ask([pictures[row] for row in some], [""] * len(some))["pixel_values"]
         generator = stream(pixels.device, some[0], Purpose.PREDICTION)
-        channel = adapter.encode(pixels, variance, 1.0, generator).channel
-        prior = bottleneck.prior(None).first(channel.tokens)
+        encoded = adapter.encode(pixels, variance, 1.0, generator)
+        channel: Any = encoded.channel
+        if bottleneck.kind == GIVEN:
+            prior = _drawing(adapter, [""] * len(some), encoded, generator).predicted
+        else:
+            prior = bottleneck.prior(None).first(channel.tokens)
         rate += float((channel.code_length(prior) - channel.entropy()).sum())
         texts = [max(pictures.split.captions[row], key=len, default="") for row in some]
         kept = [index for index, text in enumerate(texts) if text]
         if kept:
             encoded = adapter.encode(pixels[kept], variance, 1.0, generator)
-            prompt = adapter.draw_prompt([texts[i] for i in kept], *encoded.vectors.shape[1:3])
-            length += _code_length(adapter.drawing(prompt, encoded, generator), encoded)
+            length += _code_length(_drawing(adapter, [texts[i] for i in kept], encoded, generator), encoded)
             captioned += len(kept)
     bits = {"rate_bits": rate / len(rows) / NATS_PER_BIT}
     return bits | ({"generator_nll_bits": length / captioned / NATS_PER_BIT} if captioned else {})
+
+
+def _drawing(adapter: CodeAdapter, captions: list[str], encoded: Encoded, generator: torch.Generator) -> Drawing:
+    return adapter.drawing(adapter.draw_prompt(captions, *encoded.vectors.shape[1:3]), encoded, generator)
 
 
 def _code_length(drawing: Drawing, encoded: Encoded) -> float:

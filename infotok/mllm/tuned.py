@@ -54,7 +54,7 @@ def save_prior(bottleneck: InformationBottleneck, rank: int, variance: float, fo
     """Write the prior of a tuning, beside its model."""
     sizes = {"tokens": bottleneck.tokens, "codebook": bottleneck.codebook}
     described = {"prior": bottleneck.kind, "rank": rank, "variance": variance, **sizes}
-    save_module(bottleneck.prior, folder / PRIOR, described)
+    save_module(bottleneck.prior or nn.Identity(), folder / PRIOR, described)
 
 
 def load_tuned(folder: Path, remedy: str, config: ModelConfig, tokens: int, device: torch.device) -> Tuned:
@@ -70,5 +70,5 @@ def load_tuned(folder: Path, remedy: str, config: ModelConfig, tokens: int, devi
     tensors, described = read_tensors(folder / PRIOR, remedy)
     variance = described.pop("variance")
     bottleneck = InformationBottleneck("none", beta=0.0, **described).to(device)
-    load_module(bottleneck.prior, tensors, folder / PRIOR, remedy)
+    load_module(bottleneck.prior or nn.Identity(), tensors, folder / PRIOR, remedy)
     return Tuned(adapter, bottleneck.eval(), variance)

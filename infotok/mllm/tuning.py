@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
-from infotok.information.bottleneck import InformationBottleneck
+from infotok.information.bottleneck import GIVEN, InformationBottleneck
 from infotok.mllm import lora
 from infotok.mllm.adapter import PADDING, Adapter
 from infotok.mllm.batches import Batch, Example, make_batch
@@ -41,9 +41,9 @@ class TuneConfig(StepConfig):
     warmup: steps over which they rise, and final_fraction: what is left of them at the end of the cosine; beta_warmup:
     share of the steps over which beta and gamma rise linearly; clip: largest norm of the gradient of model and
     tokenizer; weight_decay: of matrices; caption_dropout: share of captions that are not shown.
-    Information: prior: whose code length is penalized and that tells the rate: `shared`, one distribution for all
-    positions, or `low_rank`, one per position whose logits have rank `prior_rank`; continuous tokens have one Gaussian
-    per position.
+    Information: prior: of codes, whose code length is penalized and that tells the rate: `shared`, one distribution for
+    all positions; `low_rank`, one per position whose logits have rank `prior_rank`; or `model`, what the language model
+    says of codes without a caption, which it learns from dropped ones. Continuous tokens have a Gaussian per position.
     Memory: accumulate: micro-batches that each process makes of its images, one after the other, which changes memory
     and time but not the result; recompute: keep the inputs of the language model's layers and of the tokenizer's
     blocks alone, and compute their other activations again backward; parallel: of several processes, `replicate` gives
@@ -71,7 +71,7 @@ class TuneConfig(StepConfig):
     clip: Positive = 1.0
     weight_decay: Weight = 0.0
     caption_dropout: Fraction = 0.1
-    prior: Literal["shared", "low_rank"] = "shared"
+    prior: Literal["shared", "low_rank", "model"] = "shared"
     prior_rank: Count = 16
     precision: Precision = "auto"
     recompute: bool = False
@@ -264,13 +264,14 @@ def regularizer(
     tokens: K, the most that an image has. settings: further ones of `InformationBottleneck`, as `kernels`.
     """
     sizes: dict[str, Any] = adapter.sizes()
+    prior = GIVEN if config.prior == "model" else config.prior if "codebook" in sizes else "marginal"
     embeddings = adapter.model.get_input_embeddings()
     return InformationBottleneck(
         estimator,
         beta=beta,
         gamma=gamma,
         tokens=tokens,
-        prior=config.prior if "codebook" in sizes else "marginal",
+        prior=prior,
         rank=config.prior_rank,
         rates=True,
         warmup=config.beta_warmup * config.steps,

@@ -288,6 +288,12 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
             f"is 0, but generation.guidance {params.generation.guidance} compares with drawing without a caption, "
             "which is never trained then; make it more than 0, or guidance [1.0]",
         )
+    if isinstance(params, PretrainedParams) and params.tune.prior == "model" and training.caption_dropout == 0:
+        fail(
+            (section, "caption_dropout"),
+            "is 0, but the prior `model` is what the language model says without a caption, which is never trained "
+            "then; make it more than 0, or choose another prior",
+        )
     if training.batch < 4 and any(arm.startswith("hsic-") for arm in grid.arm):
         fail((section, "batch"), f"is {training.batch}; the hsic arms need at least 4 images a step")
     pressing = [arm for arm in grid.arm if arm != "none-0-0"]

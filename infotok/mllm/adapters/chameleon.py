@@ -40,9 +40,9 @@ class Adapted(CausalAdapter):
 
     @classmethod
     def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> Adapted:
+        weights = _weights_from(decoder) if decoder is not None else _weights_beside(folder)
         adapted = super().open(name, folder, dtype, decoder, trust)
         assert isinstance(adapted, cls)
-        weights = _weights_from(decoder) if decoder is not None else _weights_beside(folder)
         adapted.extra_is_new = not weights
         if weights:
             try:

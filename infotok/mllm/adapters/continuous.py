@@ -109,7 +109,8 @@ class Adapted(ContinuousAdapter):
 
     @property
     def dimension(self) -> int:
-        return self._blank().shape[-1]
+        with torch.no_grad():
+            return self.features(self._black()).shape[-1]
 
     def features(self, pixels: Tensor) -> Tensor:
         return self.model.encode(pixels)
@@ -121,15 +122,15 @@ class Adapted(ContinuousAdapter):
         return pixels.clamp(0, 1)
 
     def limit(self, tokens: int) -> None:
-        own = self._blank()[0, ..., 0].numel()
+        h, w = self.grid(self._black())
+        own = h * w
         if tokens != own:
             raise InfotokError(f"this model's images have {own} tokens, not {tokens}; use {own}")
 
-    @torch.no_grad()
-    def _blank(self) -> Tensor:
-        """Features of a black image."""
+    def _black(self) -> Tensor:
+        """Pixels of an image."""
         side = self.model.image_side
-        return self.features(torch.zeros(1, 3, side, side, device=self.device))
+        return torch.zeros(1, 3, side, side, device=self.device)
 
     # The language model.
 
@@ -165,12 +166,12 @@ class Adapted(ContinuousAdapter):
         side, ids = (self.model.image_side,) * 2, self.processor.tokenizer
         fitted = [ImageOps.fit(image.convert("RGB"), side, Image.Resampling.BICUBIC) for image in images]
         pixels = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) / 255 for one in fitted])
-        tokens = self._blank()[0, ..., 0].numel()
+        h, w = self.grid(pixels.to(self.device))
         rows = []
         for question in questions:
             before, _, after = self.model.question(question).partition(MARK)
             behind = ids(after, add_special_tokens=False)["input_ids"]
-            rows.append([*ids(before)["input_ids"], *[PLACE] * tokens, *behind])
+            rows.append([*ids(before)["input_ids"], *[PLACE] * (h * w), *behind])
         return start_padded(rows, self.device) | {"pixel_values": pixels.to(self.device)}
 
     @torch.no_grad()
