@@ -167,7 +167,7 @@ def cell_of(study: Study, family: str, tokens: int, seed: int = 0, arm: str = "n
     from pipeline.config.cells import Cell, parse_arm
 
     if wrong := study.params.check_family(family):
-        raise InfotokError(f"--family: {wrong}")
+        raise InfotokError(f"--family: '{family}' is {wrong}")
     if wrong := study.params.check_tokens(tokens):
         raise InfotokError(f"--tokens: {wrong}")
     if not 0 <= seed < 2**63:

@@ -57,7 +57,11 @@ def test_the_section_models_makes_it_a_study_of_pretrained_models(written):
     [
         ("name: ./one", "nmae: ./one", ":2: unknown key 'models.one.nmae'; did you mean 'name'?"),
         ("  one: {name: ./one}\n", "  one:\n", ":2: 'models.one' is empty"),
-        ("family: [one, two]", "family: [three]", "'grid.family[0]' is 'three', which the section models does not"),
+        (
+            "family: [one, two]",
+            "family: [three]",
+            "'grid.family[0]' is 'three', no name in the section models, which has one, two",
+        ),
         ("  one: {name: ./one}", "  a-b: {name: ./one}", "'models.a-b' names files; use letters, digits, '_' and '.'"),
         ("  steps: 10", "  stepz: 10", "unknown key 'tune.stepz'; did you mean 'steps'?"),
         (

@@ -117,7 +117,7 @@ class Params(_Shared):
     def check_family(self, family: str) -> str:
         """What is wrong with a family's name; nothing where it is right."""
         known = family_names()
-        return "" if family in known else f"is '{family}', an unknown family; known: {', '.join(known)}"
+        return "" if family in known else f"unknown; known: {', '.join(known)}"
 
     def check_tokens(self, tokens: int) -> str:
         """What is wrong with a token budget; nothing where it is right."""
@@ -126,7 +126,7 @@ class Params(_Shared):
             if self.tokenizer.encoder == "convolution":
                 halvings(self.data.image_size, patches)
         except InfotokError as error:
-            return f"is {tokens}: {error}"
+            return str(error)
         return ""
 
 
@@ -156,7 +156,7 @@ class PretrainedParams(_Shared):
         """As of `Params`."""
         if family in self.models:
             return ""
-        return f"is '{family}', which the section models does not name; it has {', '.join(self.models)}"
+        return f"no name in the section models, which has {', '.join(self.models)}"
 
     def check_tokens(self, tokens: int) -> str:
         """As of `Params`; whether a model can make so many, the stage `inspect` says, which has it at hand."""
@@ -268,12 +268,12 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
             fail(("grid", axis), f"repeats {sorted(repeated)[0]!r}; every value may stand once")
     for index, family in enumerate(grid.family):
         if wrong := params.check_family(family):
-            fail(("grid", "family", index), wrong)
+            fail(("grid", "family", index), f"is '{family}', {wrong}")
     for index, arm in enumerate(grid.arm):
         parse_arm(arm, f"{file.path}:{file.line(('grid', 'arm', index))}: grid.arm")
     for index, tokens in enumerate(grid.tokens):
         if wrong := params.check_tokens(tokens):
-            fail(("grid", "tokens", index), wrong)
+            fail(("grid", "tokens", index), f"is {tokens}: {wrong}")
     if not isinstance(data, scenes.Options) and sum(data.shares(set()).values()) >= 1:
         fail(("data", "validation"), "and data.test leave no share of the images for training")
     section, batches = ("tune", [params.tune.batch]) if isinstance(params, PretrainedParams) else ("train", [])
