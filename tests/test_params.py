@@ -72,7 +72,7 @@ def refused(path: Path, text: str) -> str:
         ("tokens: [4, 8]", "tokens: []", "'grid.tokens' is empty"),
         ("seed: [0]", "seed: [0, 0]", "'grid.seed' repeats 0"),
         ("seed: [0]", "seed: [-1]", "'grid.seed[0]' is -1"),
-        ("family: [ar]", "family: [arr]", "unknown family; known: ar, flow, mask"),
+        ("family: [ar]", "family: [arr]", "unknown; known: ar, flow, mask"),
         ("  noise: 0.3", "  noise: 1.0", "'tokenizer.noise' is 1.0"),
         ("  nested_dropout: 0.0", "  nested_dropout: 1.5", "'tokenizer.nested_dropout' is 1.5"),
         ("  target_bits: 0.0", "  target_bits: -1", "'train.target_bits' is -1"),
