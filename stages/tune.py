@@ -48,12 +48,13 @@ def tune(run: Stage) -> None:
         history = tuner.run(shown, seed=cell.seed, checkpoints=checkpoints, observe=run.observe)
     with tuner.whole():
         found = health(adapter, pixels, before)
+    prior = tuner.prior()
     tuner.save(run.folder / MODEL)
     if not world.first:
         return
     if warning := collapse(found):
         run.warn(warning)
-    save_prior(bottleneck, config.prior_rank, variance, run.folder)
+    save_prior(bottleneck, prior, config.prior_rank, variance, run.folder)
     last = {f"train/{name}": value for name, value in history[-1].items() if name != "step"}
     run.finish(last | {f"train/{name}": value for name, value in found.items()}, {"steps": config.steps}, history)
     checkpoints.clear()

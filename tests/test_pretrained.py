@@ -144,6 +144,26 @@ def test_an_interrupted_tuning_goes_on_and_gives_the_same_bytes(finished, tmp_pa
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_two_processes_that_share_the_weights_leave_what_one_leaves(finished):
+    """But for the order of sums, in bfloat16 where the processor has it."""
+    content = yaml.safe_load((finished / f"studies/{NAME}/params.yaml").read_text())
+    content["tune"]["parallel"] = "shard"
+    (finished / "studies/shared").mkdir()
+    (finished / "studies/shared/params.yaml").write_text(yaml.safe_dump(content))
+    for stage in ("prepare", "calibrate"):
+        shutil.copytree(finished / f"runs/{NAME}/{stage}", finished / f"runs/shared/{stage}")
+    axes = ["--study", "shared", "--family", "emu3", "--arm", "dib-0.03-0", "--tokens", "16", "--seed", "0"]
+    done = run(finished, "stages.tune", *axes, INFOTOK_PROCESSES="2", INFOTOK_TRACKING="off", INFOTOK_WORKER="")
+    assert done.returncode == 0, done.stderr
+    folders = [finished / f"runs/{study}/tune/{CELLS['emu3', 'dib-0.03-0']}" for study in (NAME, "shared")]
+    alone, shared = ([json.loads(line) for line in (folder / "history.jsonl").open()] for folder in folders)
+    assert [line["step"] for line in shared] == [10, 20]
+    for name in ("train/loss", "train/rate_bits", "train/reconstruction"):
+        assert [line[name] for line in shared] == pytest.approx([line[name] for line in alone], rel=0.02), name
+    assert {path.name for path in folders[0].iterdir()} == {path.name for path in folders[1].iterdir()}
+    assert load(str(folders[1] / "model")).draw(["a small red cross at the top left"], 4, 4).shape == (1, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("change", "stage", "says"),
     [

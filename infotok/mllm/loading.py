@@ -45,10 +45,7 @@ def load(
         InfotokError: there is no such model, no adapter for it, its tokens are not shared, or it comes with code that
             is not trusted.
     """
-    if not sys.stderr.isatty():  # whose bars would bury what a log has to say
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
+    without_bars()
     try:
         kind = _kind(name)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -112,6 +109,14 @@ def check_codes(adapter: CodeAdapter, pixels: Tensor) -> str | None:
     if share < adapter.least_agreement:
         raise InfotokError(f"{said}; use the version of transformers that requirements.lock names")
     return None if share == 1.0 else said
+
+
+def without_bars() -> None:
+    """No progress bars of transformers where there is no terminal: they would bury what a log has to say."""
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
 
 
 def without_dropout(model: nn.Module) -> None:

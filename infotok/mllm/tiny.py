@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from infotok.mllm.loading import without_bars
+
 CODES = 64
 SIDE = 32  # pixels of an image, which has 16 tokens
 TOKENIZER = {"base_channels": 32, "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1}
@@ -142,6 +144,7 @@ MODELS: dict[str, Callable[[Path, Iterable[str]], None]] = {"chameleon": chamele
 
 def write_models(folder: Path, names: Iterable[str]) -> None:
     """Write random models of these types, each into a folder of its own; the same weights every time."""
+    without_bars()
     with torch.random.fork_rng():
         for name in names:
             torch.manual_seed(0)

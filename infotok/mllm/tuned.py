@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infotok.errors import InfotokError
 from infotok.information.bottleneck import InformationBottleneck
@@ -14,7 +14,7 @@ from infotok.mllm.adapter import Adapter
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.loading import open_model
 from infotok.mllm.options import ModelConfig
-from infotok.tensors import load_module, read_tensors, save_module
+from infotok.tensors import load_module, read_tensors, save_module, write_tensors
 
 MODEL, PRIOR, TOKENIZER = "model", "prior.safetensors", "tokenizer.safetensors"
 
@@ -50,11 +50,13 @@ def _parts(adapter: Adapter) -> nn.ModuleDict:
     return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
 
 
-def save_prior(bottleneck: InformationBottleneck, rank: int, variance: float, folder: Path) -> None:
-    """Write the prior of a tuning, beside its model."""
+def save_prior(
+    bottleneck: InformationBottleneck, weights: dict[str, Tensor], rank: int, variance: float, folder: Path
+) -> None:
+    """Write the prior of a tuning, beside its model. weights: of `Tuner.prior`."""
     sizes = {"tokens": bottleneck.tokens, "codebook": bottleneck.codebook}
     described = {"prior": bottleneck.kind, "rank": rank, "variance": variance, **sizes}
-    save_module(bottleneck.prior or nn.Identity(), folder / PRIOR, described)
+    write_tensors(folder / PRIOR, weights, described)
 
 
 def load_tuned(folder: Path, remedy: str, config: ModelConfig, tokens: int, device: torch.device) -> Tuned:

@@ -231,6 +231,14 @@ class Tuner:
         with gathered(self.step) if self.sharded else nullcontext():
             yield
 
+    def prior(self) -> dict[str, Tensor]:
+        """The whole weights of the regularizer's prior, none where it has none of its own; all processes call this."""
+        if self.sharded:
+            place = "bottleneck.prior."
+            weights = whole_weights(self.step)
+            return {name.removeprefix(place): value for name, value in weights.items() if name.startswith(place)}
+        return {} if self.step.bottleneck.prior is None else self.step.bottleneck.prior.state_dict()
+
     def save(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` loads, by the first process; all call this. Updates of low rank are
         merged, after which training is over, but where weights are sharded."""
