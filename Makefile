@@ -14,9 +14,11 @@ test: $(VENV)/installed  ## ruff, types and the test suite
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses $(JOBS) --dist loadgroup
 
-$(VENV)/installed: requirements.lock pyproject.toml
+$(VENV)/installed: requirements.lock requirements-nodeps.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
+	@# lmms-eval also asks for torchvision and much else that a run of ours needs not; what it does need is in the lock.
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-nodeps.lock
 	@# pip compiles on one core. Packages also hold templates that are no Python, which compileall counts as errors.
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -1,43 +1,43 @@
-"""Memory of tuning models of real sizes, measured without a GPU: on torch's meta device, where tensors have shapes,
-types and storages but no numbers. What it says does not depend on the machine.
+"""Memory of tuning models of real sizes, measured without a GPU: on PyTorch's fake tensors, which have shapes, types
+and storages but no numbers. What it says does not depend on the machine.
 
-States are what stays from step to step: weights, gradients and AdamW's moments. Frozen weights are bf16; what is
-trained has float32 weights and gradients, and a bf16 copy that computes. Kept for backward, all in bf16, is every
-storage that autograd saves, once, apart from parameters and buffers. The peak of a step is the most that lives at once,
-forward and backward, beside the states. Attention is torch's operator for flash attention, so that queries, keys,
-values, outputs and a row statistic are kept, and no L * L matrix. Workspaces of kernels and fragmentation come on top:
-`RESERVE` is left for them.
+States are what stays from step to step: weights, gradients and AdamW's moments, in the types that `Tuner` gives them.
+Kept for backward, under bf16 autocast, is every storage that autograd saves, once, apart from parameters and buffers.
+The peak of a step is the most that lives at once, forward and backward, beside the states. Attention is PyTorch's
+operator for flash attention, so that queries, keys, values, outputs and a row statistic are kept, and no L * L matrix.
+Workspaces of kernels and fragmentation come on top: `RESERVE` is left for them.
 Shapes: n images of H x W pixels, L columns of a sequence.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import wraps
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import ChameleonConfig, Emu3Config, JanusConfig, LlamaConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import AttentionInterface
 
 from benchmarks.chunked import SIZES
 from benchmarks.common import RESULTS, Result, Row
-from infotok import InformationBottleneck
-from infotok.mllm.adapter import Adapter
 from infotok.mllm.adapters import chameleon, emu3, janus
-from infotok.mllm.joint import ROWS, cross_entropy
 from infotok.mllm.loading import without_dropout
-from infotok.mllm.tuning import TuneConfig, Tuner
+from infotok.mllm.losses import ROWS, cross_entropy
+from infotok.mllm.memory import language_layers
+from infotok.mllm.tuning import TuneConfig, Tuner, regularizer
+from infotok.options import Precision
+from infotok.training.runtime import autocast
 from pipeline.config.params import Params
 
 GIB = 2**30
@@ -50,7 +50,8 @@ SETTINGS: dict[Setting, Literal["full", "encoder"]] = {
     "full": "full",
     "lora": "encoder",
 }  # what of the tokenizer learns
-FUSED = "fused_on_meta"
+FUSED = "fused_on_fake"
+RECOMPUTED = ("encoder", "decoder", "LM")
 INFORMATION = ("chunked", "chunked look-up")  # forms of `benchmarks chunked`
 
 
@@ -93,152 +94,205 @@ QUICK = {"Janus of 2 layers 384 x 384": Case(janus.Adapted, lambda: _janus(layer
 
 
 def measure(params: Params, quick: bool) -> Result:
-    states: list[Row] = []
+    states: dict[tuple[str, str], Row] = {}
     kept: list[Row] = []
     fitting: list[Row] = []
-    seen: set[tuple] = set()
     for name, case in (QUICK if quick else CASES).items():
         model = name.rsplit(" ", 3)[0]
         for setting in SETTINGS:
-            with on_meta():
-                tuner = _tuner(case, setting)
-                of_image, of_step = kept_bytes(tuner, case), [step_bytes(tuner, case, images) for images in (1, 2)]
+            plain, tuner = (make_tuner(case, setting, again) for again in (False, True))
+            with without_numbers(plain, tuner):
+                of_image = kept_bytes(plain, case), kept_bytes(tuner, case)
                 of_model = state_bytes(tuner)
-            about: Row = {"model": model, "train": setting}
-            if (model, setting) not in seen:
-                states.append(about | _in_gib(of_model))
-            seen.add((model, setting))
+                alone = [step_bytes(tuner, case, images) for images in (1, 2)]
+                gather_narrow(tuner)
+                sharded = [step_bytes(tuner, case, images) for images in (1, 2)]
+            states.setdefault((model, setting), {"model": model, "train": setting} | _in_gib(of_model))
             sizes: Row = {"sizes of": name, "train": setting, "L": case.columns + TEXT}
-            kept.append(sizes | _in_gib(of_image))
-            fitting += [sizes | row for row in _fitting(of_model, *of_step)]
+            again = {f"{part}, recomputed": of_image[1][part] for part in RECOMPUTED}
+            kept.append(sizes | _in_gib(of_image[0] | again))
+            fitting += [sizes | row for row in _fitting(of_model, alone, sharded)]
     settings = {"reserve": RESERVE, "columns of text": TEXT, "shards": SHARDS, "rows of logits": ROWS}
     tables = {
-        "States, GiB": states,
+        "States, GiB": list(states.values()),
         "Kept for backward, GiB for an image": kept,
-        "GiB on a card, with activation checkpointing, and images that it takes at once": fitting,
+        "GiB on a card with recompute, and images that it takes at once": fitting,
     }
     return Result(settings, tables)
 
 
 @contextmanager
-def on_meta() -> Iterator[None]:
-    """Tensors without numbers, and attention that keeps what flash attention keeps."""
-    AttentionInterface.register(FUSED, _fused)
-    with torch.device("meta"):
+def without_numbers(*tuners: Tuner) -> Iterator[None]:
+    """Fake tensors on a CPU, for the weights of tuners too, and types as on a GPU."""
+    with FakeTensorMode(), gpu_types():
+        for tuner in tuners:
+            _take_off_meta(tuner)
+        yield
+
+
+@contextmanager
+def gpu_types() -> Iterator[None]:
+    """Norms and softmax compute in float32 under autocast, as on CUDA and not on CPUs."""
+
+    def widened(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @wraps(function)
+        def in_float32(*given: Any, **named: Any) -> Tensor:
+            if not torch.is_autocast_enabled("cpu"):
+                return function(*given, **named)
+            with torch.autocast("cpu", enabled=False):
+                return function(*(one.float() if isinstance(one, Tensor) else one for one in given), **named)
+
+        return in_float32
+
+    with ExitStack() as patched:
+        for name in ("group_norm", "layer_norm", "softmax"):
+            patched.enter_context(mock.patch.object(F, name, widened(getattr(F, name))))
         yield
 
 
 def _fused(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
 ) -> tuple[Tensor, None]:
-    """What scaled_dot_product_attention calls on a GPU. On meta it would choose the plain form, which keeps L * L
-    weights. transformers makes no mask for an attention that it does not know."""
+    """What scaled_dot_product_attention calls on a GPU, in autocast's type. transformers makes no mask for an attention
+    that it does not know."""
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (tensor.to(torch.bfloat16) for tensor in (query, key, value))
     causal = getattr(module, "is_causal", True)
     scale = given.get("scaling")
     made = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)[0]
     return made.transpose(1, 2).contiguous(), None
 
 
-def _tuner(case: Case, setting: Setting, dtype: torch.dtype = torch.bfloat16) -> Tuner:
-    """As `infotok.mllm` tunes this model, but that nothing has been loaded."""
-    model = case.adapted.model_class(case.config()).to(dtype)
-    without_dropout(model)
-    model.set_attn_implementation(FUSED)
-    adapter = case.adapted(model, None, Path("nowhere"))
-    bottleneck = InformationBottleneck(
-        "dib", beta=0.01, tokens=case.tokens**2, codebook=len(adapter.codebook()), prior="shared"
-    )
-    return Tuner(adapter, bottleneck, 1.0, TuneConfig(train=setting, tokenizer=SETTINGS[setting]))
+def make_tuner(case: Case, setting: Setting, recompute: bool, precision: Precision = "bf16") -> Tuner:
+    """As `infotok.mllm` tunes this model, on the meta device."""
+    AttentionInterface.register(FUSED, _fused)
+    with torch.device("meta"):
+        model = case.adapted.model_class(case.config())
+        without_dropout(model)
+        model.set_attn_implementation(FUSED)
+        return tuner_of(case.adapted(model, None), case, setting, recompute, precision)
+
+
+def _take_off_meta(tuner: Tuner) -> None:
+    """Autocast changes the types of fake tensors on a CPU as of real ones, and those of tensors on meta it does not."""
+    made: dict[int, nn.Parameter] = {}
+    for module in tuner.step.modules():
+        for name, old in module._parameters.items():
+            if old is not None:
+                new = nn.Parameter(torch.empty(old.shape, dtype=old.dtype), old.requires_grad)
+                module._parameters[name] = made.setdefault(id(old), new)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
+    for group in tuner.optimizer.param_groups:
+        group["params"] = [made[id(old)] for old in group["params"]]
+
+
+def tuner_of(adapter: Any, case: Case, setting: Setting, recompute: bool, precision: Precision) -> Tuner:
+    learned: dict[str, Any] = {"train": setting, "tokenizer": SETTINGS[setting]}
+    config = TuneConfig(**learned, recompute=recompute, precision=precision)
+    bottleneck = regularizer(adapter, config, tokens=case.tokens**2, estimator="dib", beta=0.01)
+    return Tuner(adapter, bottleneck, 1.0, config)
 
 
 def state_bytes(tuner: Tuner) -> dict[str, int]:
-    """Bytes of the states, once a step has been taken; `gathered` are the bf16 weights that FSDP2 has on every card at
-    once, where each layer of the language model is sharded by itself: what is outside them, and two of them.
-    """
+    """Bytes of the states, once a step has been taken. `gathered` is what FSDP2 has whole on every card at once: all
+    that is outside of the language model's layers, and two of these in bf16."""
     learning = [parameter for group in tuner.optimizer.param_groups for parameter in group["params"]]
     frozen = [parameter for parameter in tuner.step.parameters() if not parameter.requires_grad]
     for parameter in learning:
-        parameter.data = parameter.data.float()
         parameter.grad = torch.zeros_like(parameter)
     tuner.optimizer.step()
     moments = [value for state in tuner.optimizer.state.values() for value in state.values() if value.ndim]
-    layers = _layers(tuner.adapter)
-    of_layers = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
-    outside = sum(parameter.numel() for parameter in tuner.step.parameters()) - of_layers
+    layers = language_layers(tuner.adapter)
+    of_layers = [parameter for layer in layers for parameter in layer.parameters()]
+    outside = _bytes(list(tuner.step.parameters())) - _bytes(of_layers)
     return {
         "frozen": _bytes(frozen),
         "trained": _bytes(learning),
-        "copies": 2 * sum(parameter.numel() for parameter in learning),
-        "gradients": _bytes([parameter.grad for parameter in learning if parameter.grad is not None]),
+        "gradients": _bytes([parameter.grad for parameter in learning]),
         "moments": _bytes(moments),
-        "gathered": 2 * (outside + 2 * of_layers // len(layers)),
+        "gathered": outside + 2 * 2 * sum(parameter.numel() for parameter in of_layers) // len(layers),
     }
 
 
+def gather_narrow(tuner: Tuner) -> None:
+    """Give the language model's layers the bf16 weights that FSDP2 gathers for them."""
+    for layer in language_layers(tuner.adapter):
+        for parameter in layer.parameters():
+            parameter.grad = None
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def kept_bytes(tuner: Tuner, case: Case) -> dict[str, int]:
-    """Bytes kept for backward of one image of a case, of one sequence with it, and of the logits of that sequence."""
+    """Bytes kept for backward of one image of a case, of one sequence with it, and of the logits of that sequence.
+
+    Two images keep twice of it, and once what any number of them needs, such as bf16 copies of weights.
+    """
     adapter, model = tuner.adapter, tuner.adapter.model
-    pixels, vectors, ids = _inputs(adapter, case, 1)
 
-    def kept(work: Callable[[], Any]) -> int:
-        return saved_bytes(work, tuner.step)
+    def kept(work: Callable[[Tensor, Tensor, Tensor], Any]) -> int:
+        found = []
+        for images in (1, 2):
+            given = _inputs(adapter, case, images)
+            with autocast(adapter.device, tuner.config.precision):
+                found.append(saved_bytes(lambda given=given: work(*given), tuner.step))  # type: ignore[misc]
+        return found[1] - found[0]
 
-    found = {"encoder": kept(lambda: adapter.features(pixels)), "decoder": kept(lambda: adapter.decode(vectors))}
-    found["vision tower"] = 0 if adapter.shared else kept(lambda: model.model.vision_model(pixels))
-    found["LM"] = kept(lambda: _hidden(adapter, ids))
-    with checkpointed(model):
-        found["LM, checkpointed"] = kept(lambda: _hidden(adapter, ids))
-    with torch.no_grad():
-        states = _hidden(adapter, ids)[0]
-    states.requires_grad_()
-    found["logits, whole"] = kept(lambda: F.cross_entropy(adapter.head(states).float(), ids[0]))
-    some = states[:ROWS]  # of which logits are made again at a time
-    found["logits, by pieces"] = kept(lambda: cross_entropy(adapter.head, states, ids[0]))
-    found["logits, by pieces"] += kept(lambda: F.cross_entropy(adapter.head(some).float(), ids[0, :ROWS]))
+    found = {
+        "encoder": kept(lambda pixels, vectors, ids: adapter.features(pixels)),
+        "decoder": kept(lambda pixels, vectors, ids: adapter.decode(vectors)),
+        "LM": kept(lambda pixels, vectors, ids: _hidden(adapter, ids)),
+    }
+    if not adapter.shared:  # it reads by a vision tower
+        found["LM"] += kept(lambda pixels, vectors, ids: model.model.vision_model(pixels))
+
+    def logits(loss: Callable[[Tensor, Tensor], Tensor]) -> int:
+        def work(pixels: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
+            width = model.get_output_embeddings().weight.shape[1]
+            kind = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+            return loss(torch.zeros(ids.numel(), width, dtype=kind).requires_grad_(), ids.flatten())
+
+        return kept(work)
+
+    found["logits, whole"] = logits(lambda states, ids: F.cross_entropy(adapter.head(states).float(), ids))
+    found["logits, by pieces"] = logits(lambda states, ids: cross_entropy(adapter.head, states, ids))
     return found
 
 
 def step_bytes(tuner: Tuner, case: Case, images: int) -> int:
-    """Peak of a step with checkpointing, beside the states."""
+    """Peak of a step beside the states."""
     learning = [parameter for parameter in tuner.step.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.grad = torch.zeros_like(parameter)
     states = [*tuner.step.parameters(), *tuner.step.buffers(), *(parameter.grad for parameter in learning)]
-    with checkpointed(tuner.adapter.model), Peak(states) as peak:
-        take_step(tuner.adapter, case, images)
+    with Peak(states) as peak:
+        take_step(tuner, case, images)
     return peak.most
 
 
-def take_step(adapter: Adapter, case: Case, images: int) -> None:
+def take_step(tuner: Tuner, case: Case, images: int) -> None:
     """What is large of a joint step: encoder, decoder, a sequence that reads the image, one that draws it, backward."""
+    adapter = tuner.adapter
     pixels, _, ids = _inputs(adapter, case, images)
-    features = adapter.features(pixels).float()
-    loss = (adapter.decode(features).float() - pixels.float()).square().mean()
-    if not adapter.shared:
-        loss = loss + adapter.model.model.vision_model(pixels).last_hidden_state.sum()
-    for _ in range(2):
-        loss = loss + cross_entropy(adapter.head, _hidden(adapter, ids).flatten(0, 1), ids.flatten())
+    with autocast(adapter.device, tuner.config.precision):
+        features = adapter.features(pixels).float()
+        loss = (adapter.decode(features).float() - pixels.float()).square().mean()
+        if not adapter.shared:
+            loss = loss + adapter.model.model.vision_model(pixels).last_hidden_state.sum()
+        for _ in range(2):
+            loss = loss + cross_entropy(adapter.head, _hidden(adapter, ids).flatten(0, 1), ids.flatten())
     loss.backward()
 
 
-def _inputs(adapter: Adapter, case: Case, images: int) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(adapter: Any, case: Case, images: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels (n, 3, H, W), vectors of their codes, ids (n, L)."""
-    kind = {"dtype": adapter.model.dtype, "device": adapter.device}
-    pixels = torch.zeros(images, 3, case.side, case.side, **kind)
-    vectors = torch.zeros(images, case.tokens, case.tokens, adapter.codebook().shape[1], **kind).requires_grad_()
-    return pixels, vectors, torch.zeros(images, case.columns + TEXT, dtype=torch.long, device=adapter.device)
+    pixels = torch.zeros(images, 3, case.side, case.side)
+    vectors = torch.zeros(images, case.tokens, case.tokens, adapter.codebook().shape[1]).requires_grad_()
+    return pixels, vectors, torch.zeros(images, case.columns + TEXT, dtype=torch.long)
 
 
-def _hidden(adapter: Adapter, ids: Tensor) -> Tensor:
+def _hidden(adapter: Any, ids: Tensor) -> Tensor:
     return adapter.hidden({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-
-
-@contextmanager
-def checkpointed(model: Any) -> Iterator[None]:
-    """Layers of the language model keep their inputs, and are made again in backward."""
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    yield
-    model.activation_checkpointing_disable()
 
 
 def saved_bytes(work: Callable[[], Any], module: nn.Module) -> int:
@@ -291,14 +345,15 @@ def images_that_fit(card: float, fixed: float, image: float) -> int:
     return max(0, int(((1 - RESERVE) * card - fixed) // image))
 
 
-def _fitting(states: dict[str, int], one: int, two: int) -> Iterator[Row]:
-    """one, two: peaks of steps of so many images; what they have in common are gradients in transit: autograd
-    holds those of the first sequence until the second has added its own."""
-    image, common = two - one, 2 * one - two
-    sharded = sum(states[name] for name in ("frozen", "trained", "gradients", "moments"))
-    for cards, held in ((1, sharded + states["copies"]), (SHARDS, sharded / SHARDS + states["gathered"])):
+def _fitting(states: dict[str, int], alone: list[int], sharded: list[int]) -> Iterator[Row]:
+    """alone, sharded: peaks of steps of one image and of two. What they have in common are bf16 copies of weights,
+    where these are not gathered in bf16, and gradients in transit: autograd holds those of the first sequence until the
+    second has added its own."""
+    own = sum(states[name] for name in ("frozen", "trained", "gradients", "moments"))
+    for cards, held, (one, two) in ((1, own, alone), (SHARDS, own / SHARDS + states["gathered"], sharded)):
+        image, common = two - one, 2 * one - two
         fixed = held + common + _information_bytes()
-        row: Row = {"cards": cards, "states": held / GIB, "in transit": common / GIB, "an image": image / GIB}
+        row: Row = {"cards": cards, "states": held / GIB, "any step": common / GIB, "an image": image / GIB}
         yield row | {f"{card} GB": images_that_fit(card, fixed / GIB, image / GIB) for card in CARDS}
 
 
@@ -307,13 +362,6 @@ def _information_bytes() -> float:
     tables = json.loads((RESULTS / "chunked.json").read_text())["tables"].values()
     rows = [row for rows in tables for row in rows if row["sizes of"] in SIZES]
     return 2**20 * sum(max(row["peak_MiB"] for row in rows if row["form"] == form) for form in INFORMATION)
-
-
-def _layers(adapter: Adapter) -> list[nn.Module]:
-    """The language model's layers, which checkpointing makes again and FSDP2 shards one by one."""
-    named = adapter.model.named_modules()
-    found = [(name, module) for name, module in named if isinstance(module, GradientCheckpointingLayer)]
-    return [module for name, module in found if re.fullmatch(adapter.lm_layers, f"{name}.self_attn.q_proj")]
 
 
 def _bytes(tensors: list[Any]) -> int:

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     KERNELS = 8  # random features and permutations of kernel dependence in training
     PREDICTION = 9  # what the generator is shown of given tokens
     DEPENDENCE = 10  # random features of kernel dependence in evaluation
+    SETTLING = 11  # where codes of an untrained tokenizer begin
 
 
 def stream(device: torch.device, *key: int, world: World = ALONE) -> torch.Generator:

@@ -65,7 +65,7 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -80,9 +80,16 @@ def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     return out
 
 
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Of a module's state what training may change: parameters that learn, each once, and buffers."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return learning | {name: value for name, value in module.state_dict().items() if name not in parameters}
+
+
 def state_digest(module: nn.Module, step: int) -> str:
     """Hexadecimal digest of a module's state after a number of steps."""
-    return _digest({name: tensor.detach().cpu() for name, tensor in module_tensors(module).items()}, str(step))
+    return _digest({name: tensor.detach() for name, tensor in module_tensors(module).items()}, str(step))
 
 
 def load_module(module: nn.Module, tensors: dict[str, Tensor], path: Path, remedy: str) -> None:
@@ -91,11 +98,21 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], path: Path, remed
     Raises:
         InfotokError: names or shapes do not belong to this module.
     """
-    wanted = module_tensors(module)
+    load_tensors(module_tensors(module), tensors, path, remedy)
+
+
+@torch.no_grad()
+def load_tensors(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path, remedy: str) -> None:
+    """Fill tensors, in place, with those of the same names.
+
+    Raises:
+        InfotokError: names or shapes are others.
+    """
     if wanted.keys() != tensors.keys() or any(wanted[n].shape != t.shape for n, t in tensors.items()):
         odd = sorted(wanted.keys() ^ tensors.keys()) or [n for n, t in tensors.items() if wanted[n].shape != t.shape]
         raise InfotokError(f"{path}: does not fit this configuration (first at '{odd[0]}'); {remedy}")
-    module.load_state_dict(tensors, strict=False)
+    for name, tensor in wanted.items():
+        tensor.copy_(tensors[name])
 
 
 def save_module(module: nn.Module, path: Path, description: dict) -> None:

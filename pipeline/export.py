@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,11 +42,11 @@ from pipeline.locks import try_lock
 from pipeline.pictures import grid
 from pipeline.results import METRICS, read_result
 
-# Prompts drawn together. Blocks begin at fixed places, each with its own random stream, and are drawn whole also where
-# only a part is missing. One prompt at a time takes 4 to 8 times as long.
+# Prompts that models built here draw together. One prompt at a time takes 4 to 8 times as long.
 BLOCK = 16
 RECORD, UNFINISHED = "export.json", ".unfinished"
 ANOTHER = "name a new or an empty folder with --out"
+Drawing = Callable[[list[str], int], Tensor]  # of captions and a seed: uint8 (N, S, S, 3)
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,17 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What an image depends on besides model and prompts. pixels: of a written image's side."""
+    """What an image depends on besides model and prompts. images: of a prompt. sampling: settings by name. pixels: of a
+    written image's side. prompts_drawn_together: blocks begin at fixed places, each with its own random stream, and are
+    drawn whole also where only a part is missing."""
 
     images: int
-    sampling: Sampling
+    sampling: dict[str, Any]
     sampling_seed: int
     precision: str
     device: str
     pixels: int
+    prompts_drawn_together: int = BLOCK
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -133,14 +137,13 @@ def _prompt_of(text: str, where: str) -> str:
     return prompt
 
 
-def check_lengths(path: Path, prompts: list[Prompt], model: UnifiedModel, codec: TextCodec) -> None:
-    """Refuse a prompt that has no room in the model together with its image."""
-    places = getattr(model.backbone.model.config, "max_position_embeddings", None)
-    room = math.inf if places is None else places - model.tokenizer.tokens - 1  # the begin mark
+def check_lengths(path: Path, prompts: list[Prompt], length: Callable[[str], int], room: int | None) -> None:
+    """Refuse a prompt that has no room in the model together with its image. length: of a prompt, in tokens; room: for
+    it, None where there is no end."""
     for prompt in prompts:
-        if (length := len(codec.encode(prompt.text))) > room:
+        if room is not None and (tokens := length(prompt.text)) > room:
             raise InfotokError(
-                f"{path}:{prompt.line}: the prompt has {length} tokens, and the model room for {room}; shorten it"
+                f"{path}:{prompt.line}: the prompt has {tokens} tokens, and the model room for {room}; shorten it"
             )
 
 
@@ -169,18 +172,27 @@ def chosen_sampling(
     return study.params.generation.sampling(**values), ", ".join(said)
 
 
-def record_of(study: Study, cell: Cell, prompts: list[Prompt], recipe: Recipe) -> dict:
-    """What export.json holds: everything that the images depend on. The digest of the prompts is that of their lines of
-    metadata, for a tidy JSON Lines file its own sha256."""
-    folder, lines = study.output("train", cell), "".join(prompt.metadata + "\n" for prompt in prompts)
-    files = {name: (folder / name).read_bytes() for name in (MODEL, TEXT)}
+def cell_source(study: Study, cell: Cell) -> dict[str, Any]:
+    """What names the trained model of a cell in export.json."""
+    folder = study.output("train", cell)
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (MODEL, TEXT)}
+    return {"cell": cell.as_dict(), "model": files}
+
+
+def cell_drawing(model: UnifiedModel, codec: TextCodec, sampling: Sampling, precision: str) -> Drawing:
+    """How the trained model of a cell draws."""
+    return lambda captions, seed: draw(model, captions, codec, sampling, seed=seed, precision=precision)
+
+
+def record_of(command: str, source: dict[str, Any], prompts: list[Prompt], recipe: Recipe) -> dict:
+    """What export.json holds: everything that the images depend on. source: what names the model and its weights. The
+    digest of the prompts is that of their lines of metadata, for a tidy JSON Lines file its own sha256."""
+    lines = "".join(prompt.metadata + "\n" for prompt in prompts)
     return {
-        "command": "infotok draw",
-        "cell": cell.as_dict(),
-        "model": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "command": command,
+        **source,
         "prompts": {"count": len(prompts), "sha256": hashlib.sha256(lines.encode()).hexdigest()},
-        **asdict(recipe) | {"sampling": recipe.sampling.model_dump()},
-        "prompts_drawn_together": BLOCK,
+        **asdict(recipe),
         "enlarged": "bicubic",
     }
 
@@ -223,7 +235,7 @@ def _check_same(path: Path, record: dict) -> None:
         if earlier["command"] != record["command"]:
             raise ValueError
     except (ValueError, TypeError, KeyError):
-        raise InfotokError(f"{path}: is not the record of an `infotok draw`; {ANOTHER}") from None
+        raise InfotokError(f"{path}: is not the record of an `{record['command']}`; {ANOTHER}") from None
     before, now = _flat(earlier), _flat(json.loads(json.dumps(record)))
     names = [name for name in now | before if before.get(name) != now.get(name)]
     if names:
@@ -251,21 +263,21 @@ def is_whole(folder: Path, images: int) -> bool:
 
 
 def export(
-    model: UnifiedModel,
-    codec: TextCodec,
+    drawing: Drawing,
     prompts: list[Prompt],
     recipe: Recipe,
     out: Path,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> None:
     """Draw what is missing in `out`, which `open_folder` holds. advance: told of prompts done, block by block."""
-    for start in range(0, len(prompts), BLOCK):
-        block = prompts[start : start + BLOCK]
+    together = recipe.prompts_drawn_together
+    for start in range(0, len(prompts), together):
+        block = prompts[start : start + together]
         missing = [i for i in range(len(block)) if not is_whole(out / f"{start + i:05}", recipe.images)]
         if missing:
             captions = [prompt.text for prompt in block for _ in range(recipe.images)]
             seed = stream(torch.device("cpu"), recipe.sampling_seed, start).initial_seed()
-            drawn = draw(model, captions, codec, recipe.sampling, seed=seed, precision=recipe.precision)
+            drawn = drawing(captions, seed)
             for i in missing:
                 images = drawn[i * recipe.images : (i + 1) * recipe.images]
                 _write(out, f"{start + i:05}", block[i], images, recipe.pixels)

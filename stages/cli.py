@@ -6,6 +6,7 @@ Heavy imports wait inside the commands, so that help answers at once.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ import typer
 from infotok import __version__
 from pipeline.graph import STAGES
 from stages.common import COMMANDS, StudyOption, clear_errors, stage_command
-from stages.draw import draw
+from stages.draw import draw, draw_model
 
 app = typer.Typer(
     name="infotok",
@@ -25,6 +26,7 @@ GRID, ONE = "The whole grid", "Stages, one cell at a time"
 for spec in COMMANDS.values():
     app.command(rich_help_panel=ONE if spec.name in STAGES else GRID)(stage_command(spec))
 app.command(rich_help_panel="A trained cell")(draw)
+app.command(rich_help_panel="A pretrained model")(draw_model)
 MARKS = {"done": "[green]●[/]", "stale": "[yellow]◐[/]", "missing": "[dim]○[/]"}
 PLAIN = {"done": "x", "stale": "~", "missing": "-"}  # where the terminal has no such letters
 
@@ -70,8 +72,8 @@ def _table(states, title):
     return table
 
 
-def _title() -> str:
-    return " · ".join(name for name, spec in STAGES.items() if spec.axes)
+def _title(study) -> str:
+    return " · ".join(study.graph.with_axes)
 
 
 @app.command("study", rich_help_panel=GRID)
@@ -104,6 +106,22 @@ def make_study(
 
 @app.command(rich_help_panel=GRID)
 @clear_errors
+def tiny(
+    folder: Annotated[Path, typer.Argument(help="Where they are written.")] = Path("tiny"),
+) -> None:
+    """Write tiny random models of real classes, and images that they can learn, to try a study of pretrained models."""
+    from infotok.errors import InfotokError
+    from infotok.mllm.tiny import MODELS, write_data, write_models
+
+    if folder.exists() and any(folder.iterdir()):
+        raise InfotokError(f"{folder}: is not empty; name a new folder")
+    write_models(folder, MODELS)
+    count = write_data(folder / "data")
+    print(f"{folder}: {', '.join(MODELS)}, and {count} images in {folder / 'data'}")
+
+
+@app.command(rich_help_panel=GRID)
+@clear_errors
 def params(study: StudyOption = "default") -> None:
     """Show all parameters, those of params.yaml and the defaults of all others."""
     import yaml
@@ -123,8 +141,9 @@ def status(study: StudyOption = "default") -> None:
     from pipeline.sweep.jobs import cell_states
 
     console = Console()
-    states = cell_states(Study(study))
-    console.print(_table(states, _title()))
+    chosen = Study(study)
+    states = cell_states(chosen)
+    console.print(_table(states, _title(chosen)))
     counts = [value for found in states.values() for value in found.values()]
     console.print("  ".join(f"{mark} {name} {counts.count(name)}" for name, mark in _marks().items()))
 
@@ -143,7 +162,7 @@ def plan(study: StudyOption = "default") -> None:
     console, chosen = Console(), Study(study)
     check_workspace(chosen)
     check_dvc_file(chosen)
-    console.print(_table(cell_states(chosen), _title()))
+    console.print(_table(cell_states(chosen), _title(chosen)))
     names = to_do(chosen)
     for name in names:
         console.print(f"  {name}", highlight=False)

@@ -158,23 +158,18 @@ def _work(spec: Spec, study: Study, options: dict[str, Any]) -> None:
             work(stage)
 
 
-def cell_of(study: Study, family: str, tokens: int, seed: int, arm: str = "none-0-0") -> Cell:
+def cell_of(study: Study, family: str, tokens: int, seed: int = 0, arm: str = "none-0-0") -> Cell:
     """The cell of command-line options; it need not be in the grid.
 
     Raises:
         InfotokError: an option says something that no grid may say.
     """
-    from infotok.models import family_names
-    from infotok.tokenizer import patch_grid
     from pipeline.config.cells import Cell, parse_arm
 
-    if family not in family_names():
-        raise InfotokError(f"--family: '{family}' is unknown; known: {', '.join(family_names())}")
-    size = study.params.data.image_size
-    try:
-        patch_grid(size, tokens)
-    except InfotokError as error:
-        raise InfotokError(f"--tokens: {error}") from None
+    if wrong := study.params.check_family(family):
+        raise InfotokError(f"--family: '{family}' is {wrong}")
+    if wrong := study.params.check_tokens(tokens):
+        raise InfotokError(f"--tokens: {wrong}")
     if not 0 <= seed < 2**63:
         raise InfotokError(f"--seed: {seed} is no seed; use 0 or more, below 2^63")
     return Cell(family, *parse_arm(arm, "--arm"), tokens, seed)

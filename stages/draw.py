@@ -1,4 +1,5 @@
-"""`infotok draw`: images of a trained cell for a file of prompts, in the folders that GenEval's evaluator reads."""
+"""`infotok draw` and `infotok draw-model`: images of a trained cell or of a pretrained model for a file of prompts, in
+the folders that GenEval's evaluator reads."""
 
 from __future__ import annotations
 
@@ -29,6 +30,23 @@ LARGEST = 4096  # pixels
 EVALUATOR = "python evaluation/evaluate_images.py {out} --outfile results.jsonl --model-path DETECTOR"
 
 
+def _place(name: str) -> str:
+    """A folder's whole path, before the command goes to the root of its checkout."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+PromptsOption = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE", help='JSON Lines with "prompt", such as evaluation_metadata.jsonl, or .txt, one a line.'
+    ),
+]
+OutOption = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="New or empty, or that of the same command stopped earlier.")
+]
+ImagesOption = Annotated[int, typer.Option(help="Images per prompt.")]
+
+
 @clear_errors
 def draw(
     *,
@@ -37,16 +55,9 @@ def draw(
     tokens: TokensOption = 8,
     seed: SeedOption = 0,
     study: StudyOption = "default",
-    prompts: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE", help='JSON Lines with "prompt", such as evaluation_metadata.jsonl, or .txt, one a line.'
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="New or empty, or that of the same command stopped earlier.")
-    ],
-    images: Annotated[int, typer.Option(help="Images per prompt.")] = 4,
+    prompts: PromptsOption,
+    out: OutOption,
+    images: ImagesOption = 4,
     temperature: Annotated[
         float | None, typer.Option(help="Of sampling, above 0.", show_default="as validation chose, else 1")
     ] = None,
@@ -66,11 +77,10 @@ def draw(
     from infotok.training.runtime import has_bf16, start
     from pipeline.export import (
         Recipe,
+        cell_drawing,
+        cell_source,
         check_lengths,
         chosen_sampling,
-        export,
-        is_whole,
-        open_folder,
         read_prompts,
         record_of,
     )
@@ -80,7 +90,9 @@ def draw(
     device, folder = start(), chosen.output("train", cell)
     model, codec = load_model(folder, chosen.remedy("train", cell))
     model.to(device)
-    check_lengths(prompts, asked, model, codec)
+    places = getattr(model.backbone.model.config, "max_position_embeddings", None)
+    room = None if places is None else places - model.tokenizer.tokens - 1  # the begin mark
+    check_lengths(prompts, asked, lambda text: len(codec.encode(text)), room)
     own = model.tokenizer.image_size
     if resolution is not None and resolution < own:
         raise InfotokError(f"--resolution: {resolution} is below the model's own {own} pixels; use {own} or more")
@@ -88,19 +100,100 @@ def draw(
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and has_bf16(device))
     recipe = Recipe(
         images=images,
-        sampling=sampling,
+        sampling=sampling.model_dump(),
         sampling_seed=config.generation.seed + 1000 * seed if sampling_seed is None else sampling_seed,
         precision="bf16" if bf16 else "fp32",
         device=device.type,
         pixels=resolution or own,
     )
-    with open_folder(out, record_of(chosen, cell, asked, recipe)):
-        print(f"{cell.key}: {said}")
-        if there := sum(is_whole(out / f"{i:05}", images) for i in range(len(asked))):
-            errors.print(f"draw {cell.key}: goes on from {there} of {len(asked)} prompts in {out}", markup=False)
-        with _progress(cell.key, len(asked)) as advance:
-            export(model, codec, asked, recipe, out, advance)
-    print(f"{len(asked) * images} images of {len(asked)} prompts in {out}; {_scoring(out, asked)}")
+    drawing = cell_drawing(model, codec, sampling, recipe.precision)
+    record = record_of("infotok draw", cell_source(chosen, cell), asked, recipe)
+    _export(drawing, asked, recipe, out, record, cell.key, said)
+
+
+@clear_errors
+def draw_model(
+    *,
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME", callback=_place, help="Of a model on the Hugging Face hub, or its folder."),
+    ],
+    decoder: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of what the model lacks to draw, such as Anole's vqgan.ckpt.")
+    ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Run code that comes with the model.")] = False,
+    tokens: Annotated[
+        int | None, typer.Option(help="Of a square image, at most.", show_default="those of 512 x 512 pixels")
+    ] = None,
+    prompts: PromptsOption,
+    out: OutOption,
+    images: ImagesOption = 4,
+    temperature: Annotated[float, typer.Option(help="Of sampling, above 0.")] = 1.0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free; 1 is none.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Likeliest codes that are sampled from; 0 for all.")] = 0,
+    sampling_seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 7,
+    together: Annotated[int, typer.Option(help="Prompts drawn together; fewer take less memory.")] = 4,
+) -> None:
+    """Draw a file of prompts with a pretrained or a tuned model, in the same folders as `draw`."""
+    _check(images, temperature, guidance, sampling_seed, None)
+    for name, value, least in (("--top-k", top_k, 0), ("--together", together, 1), ("--tokens", tokens, 1)):
+        if value is not None and value < least:
+            raise InfotokError(f"{name}: {value} is below {least}; use {least} or more")
+    import torch
+
+    from infotok.mllm.codes import CodeAdapter
+    from infotok.mllm.harness.geneval import images_for, prompt_length, prompt_room, square
+    from infotok.mllm.loading import load
+    from infotok.tensors import state_digest
+    from infotok.training.runtime import has_bf16, start
+    from pipeline.export import Recipe, check_lengths, read_prompts, record_of
+
+    asked, device = read_prompts(prompts), start()
+    bf16 = has_bf16(device)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    adapter = load(model, dtype=dtype, decoder=decoder, control=True, trust=trust)
+    if not isinstance(adapter, CodeAdapter):
+        raise InfotokError(f"--model: {model} has continuous tokens, and codes are drawn here; choose another model")
+    if adapter.extra_is_new:
+        raise InfotokError(f"--model: {model} has no decoder to draw with; give --decoder, such as Anole's vqgan.ckpt")
+    parts = torch.nn.ModuleList([adapter.model] if adapter.extra is None else [adapter.model, adapter.extra])
+    source = {"model": {"name": model, "sha256": state_digest(parts, 0)}}
+    adapter.to(device)
+    try:
+        h, w, pixels = square(adapter, tokens)
+        room = prompt_room(adapter, h, w)
+    except InfotokError as error:
+        raise InfotokError(f"--tokens: {error}") from None
+    check_lengths(prompts, asked, lambda text: prompt_length(adapter, text, h, w), room)
+    sampling = {"temperature": temperature, "guidance": guidance, "top_k": top_k}
+    recipe = Recipe(
+        images=images,
+        sampling=sampling,
+        sampling_seed=sampling_seed,
+        precision="bf16" if bf16 else "fp32",
+        device=device.type,
+        pixels=pixels,
+        prompts_drawn_together=together,
+    )
+
+    def drawing(captions: list[str], noise: int):
+        return images_for(adapter, captions, (h, w), seed=noise, **sampling)
+
+    said = f"{h} x {w} tokens, {pixels} x {pixels} pixels, temperature {temperature:g}, guidance {guidance:g}"
+    _export(drawing, asked, recipe, out, record_of("infotok draw-model", source, asked, recipe), model, said)
+
+
+def _export(drawing, asked: list, recipe, out: Path, record: dict, name: str, said: str) -> None:
+    """Draw into `out`, and tell how far it is."""
+    from pipeline.export import export, is_whole, open_folder
+
+    with open_folder(out, record):
+        print(f"{name}: {said}")
+        if there := sum(is_whole(out / f"{i:05}", recipe.images) for i in range(len(asked))):
+            errors.print(f"draw {name}: goes on from {there} of {len(asked)} prompts in {out}", markup=False)
+        with _progress(name, len(asked)) as advance:
+            export(drawing, asked, recipe, out, advance)
+    print(f"{len(asked) * recipe.images} images of {len(asked)} prompts in {out}; {_scoring(out, asked)}")
 
 
 def _check(images, temperature, guidance, sampling_seed, resolution) -> None:

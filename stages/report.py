@@ -4,7 +4,6 @@ from rich.console import Console
 
 from infotok.files import remove_leftovers
 from pipeline.config.study import Study
-from pipeline.graph import STAGES
 from pipeline.report.summary import headline_table
 from pipeline.report.write import write_report
 from pipeline.results import read_result
@@ -13,7 +12,7 @@ from stages.common import main
 
 def report(study: Study) -> None:
     """Compile all cells of the grid into tables, figures and a page; refuse results of another configuration."""
-    stages = [name for name, spec in STAGES.items() if spec.axes]
+    stages = study.graph.with_axes
     results = {cell: {stage: read_result(study, stage, cell) for stage in stages} for cell in study.params.cells()}
     read_result(study, "prepare", None)  # of this configuration, as the report says what the data are
     judge = read_result(study, "judge", None)

@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import sys
+
 import pytest
 import torch
 from smoke import FILE, copy_of_the_code, run
@@ -22,6 +24,15 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trusted_code(tmp_path_factory):
+    """transformers copies the code of folders that are trusted here, not into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr("sys.path", list(sys.path))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from smoke import CELLS, FILE, ROOT, STUDY, contents, ran, run
 
-from pipeline.graph import STAGES
+from pipeline.graph import FROM_SCRATCH
 from pipeline.sweep.dvc_files import mend
 from stages.common import COMMANDS, stage_command
 
@@ -251,7 +251,7 @@ def test_a_full_disk_is_one_line_and_leaves_all_that_was_finished(copied):
 def test_a_sweep_sets_aside_what_a_kill_cut_off_of_dvcs_own_files_and_computes_nothing_again(copied):
     folder, before = copied
     finished = {path: path.stat().st_mtime_ns for path in folder.glob(".ckpt/smoke/seconds/*/*")}
-    assert len(finished) == len(STAGES) - len(CELL_STAGES) + len(CELLS) * len(CELL_STAGES)
+    assert len(finished) == len(FROM_SCRATCH.stages) - len(CELL_STAGES) + len(CELLS) * len(CELL_STAGES)
     (folder / FILE).with_name("dvc.lock").write_text((folder / FILE).with_name("dvc.lock").read_text()[:-300] + " [")
     rwlock = folder / ".dvc/tmp/rwlock"
     rwlock.write_text('{"read": {"runs/smoke/pre')

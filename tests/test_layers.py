@@ -27,7 +27,7 @@ PIPELINE = [
     ["sweep"],
 ]
 STAGES = [["common"], ["draw", "configure", "prepare", "perceptual", "judge", "pretrain", "train"]]
-STAGES[1] += ["understand", "generate", "report"]
+STAGES[1] += ["understand", "generate", "report", "inspect", "calibrate", "tune", "answer", "render"]
 STAGES += [["cli"]]
 
 
@@ -96,7 +96,8 @@ def test_evaluation_is_imported_by_the_pipeline_and_the_stages_that_evaluate(gra
     users = {a for a, b in imports(graph) if b.startswith("infotok.evaluation") and part(a) != "evaluation"}
     assert users
     inside = {a for a in users if a.startswith("infotok.") or a.startswith("stages.")}
-    assert inside <= {"stages.understand", "stages.generate", "stages.report"}
+    evaluating = {"understand", "generate", "answer", "render", "report"}
+    assert inside <= {f"stages.{name}" for name in evaluating}
 
 
 def test_data_and_information_know_no_models_and_no_training(graph):

@@ -1,6 +1,9 @@
 """Adapters of real model classes, on tiny random checkpoints that `save_pretrained` has written."""
 
+import importlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 import tiny_mllm
@@ -8,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from infotok.errors import InfotokError
-from infotok.mllm.adapter import PADDING, codes_of
+from infotok.mllm.adapter import PADDING
+from infotok.mllm.codes import codes_of
 from infotok.mllm.loading import adapter_names, check_codes, load
 
 NAMES = tiny_mllm.SHARED
@@ -39,6 +43,15 @@ of_emu3 = pytest.mark.parametrize("adapter", ["emu3"], indirect=True)
 
 def test_there_is_an_adapter_for_each():
     assert set(NAMES) <= set(adapter_names())
+
+
+def test_the_page_names_what_each_kind_of_adapter_asks_for():
+    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text().split("\n## A model\n")[1]
+    kinds = re.findall(r"^\| `(\w+)\.(\w+)` \|[^|]*\|([^|]*)\|$", page, re.MULTILINE)
+    assert len(kinds) == 3
+    for module, kind, given in kinds:
+        asked = getattr(importlib.import_module(f"infotok.mllm.{module}"), kind).__abstractmethods__
+        assert set(re.findall(r"`(\w+)`", given)) == asked, kind
 
 
 @both
@@ -100,6 +113,27 @@ def test_it_draws_codes_alone_in_the_size_that_is_asked_for(adapter):
     assert adapter.decode(adapter.codebook()[drawn]).shape == (2, 3, 16, 24)
 
 
+@both
+def test_guided_drawing_follows_logits_with_and_without_the_caption(adapter):
+    """Against whole sequences, each alone and without padding or cache: the drawn code is the largest of
+    g * with + (1 - g) * without."""
+    captions, scale = ["a red square", "a much longer caption than that", ""], 6.0
+    drawn = adapter.draw(captions, 3, 4, guidance=scale)
+
+    def logits(caption, codes):
+        prompt = adapter.draw_prompt([caption], 3, 4)
+        states = adapter.states(prompt, adapter.draw_targets(codes[None]))
+        return adapter.head(states)[0, adapter.code_columns(3, 4)][:, adapter.code_ids()]
+
+    with torch.no_grad():
+        for caption, codes in zip(captions, drawn, strict=True):
+            guided = scale * logits(caption, codes) + (1 - scale) * logits("", codes)
+            assert torch.equal(guided.argmax(-1), codes.flatten())
+    plain = adapter.draw(captions, 3, 4)
+    assert torch.equal(plain[2], drawn[2])  # an empty caption is led nowhere
+    assert all((plain[row] != drawn[row]).any() for row in (0, 1))
+
+
 @of_emu3
 def test_emu3_draws_its_prompts_line_ends_and_closing_marks(adapter):
     prompt = adapter.draw_prompt(["a red square"], 2, 3)
@@ -136,8 +170,6 @@ def test_pixels_come_back_between_0_and_1(adapter):
 
 @both
 def test_layers_of_the_language_model_are_none_of_the_tokenizer(adapter):
-    import re
-
     linear = [name for name, module in adapter.model.named_modules() if isinstance(module, torch.nn.Linear)]
     chosen = [name for name in linear if re.fullmatch(adapter.lm_layers, name)]
     assert len(chosen) == 7 * 2  # q, k, v, o, gate, up, down of two layers

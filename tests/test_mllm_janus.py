@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from infotok import InformationBottleneck
 from infotok.errors import InfotokError
 from infotok.mllm.batches import Example, make_batch
+from infotok.mllm.examples import Shuffled
 from infotok.mllm.loading import check_codes, load
 from infotok.mllm.tuning import TuneConfig, Tuner, calibrated
 
@@ -21,15 +22,17 @@ def folder(tmp_path_factory):
     return tiny_mllm.make("janus", tmp_path_factory.mktemp("checkpoints") / "janus")
 
 
-def made(folder, estimator="dib", beta=0.003, prior="shared", **settings):
+def made(folder, estimator="dib", beta=0.003, **settings):
     adapter = load(folder, control=True)
     pixels = make_batch(adapter, EXAMPLES).pixels
     tiny_mllm.settle(adapter, pixels)
     rates = {"lm_rate": 3e-3, "tokenizer_rate": 1e-3, "prior_rate": 0.05}
-    config = TuneConfig(**rates | {"steps": 20, "batch": 8, "entropy_bits": 1.0, "caption_dropout": 0.0} | settings)
+    config = TuneConfig(
+        **rates | {"steps": 20, "batch": 8, "caption_dropout": 0.0, "warmup": 1, "precision": "fp32"} | settings
+    )
     torch.manual_seed(0)
-    bottleneck = InformationBottleneck(estimator, beta=beta, tokens=16, codebook=tiny_mllm.CODES, prior=prior)
-    return Tuner(adapter, bottleneck, calibrated(adapter, [pixels], config.entropy_bits), config)
+    bottleneck = InformationBottleneck(estimator, beta=beta, tokens=16, codebook=tiny_mllm.CODES, prior="shared")
+    return Tuner(adapter, bottleneck, calibrated(adapter, [pixels], 1.0), config)
 
 
 def test_it_is_taken_as_the_control_alone(folder):
@@ -75,18 +78,6 @@ def test_ceb_pays_what_its_own_head_says_of_the_codes(folder):
     assert parts["generation"].item() == pytest.approx(wanted.item() / 16, rel=1e-4)
 
 
-def test_as_a_prior_it_says_what_its_own_head_says_of_the_codes_without_captions(folder):
-    tuner = made(folder, "dib", 0.1, prior="model")
-    tuner.step.variance = 1e-6
-    batch, adapter = make_batch(tuner.adapter, EXAMPLES[:4]), tuner.adapter
-    with torch.no_grad():
-        _, parts = tuner.step(batch)
-        codes = adapter.codes(batch.pixels)
-        logits = adapter.draw_head(adapter.draw_states(adapter.draw_prompt([""] * 4, 4, 4), codes))
-        wanted = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum") / 4
-    assert parts["penalty"].item() == pytest.approx(wanted.item(), rel=1e-4)
-
-
 def test_what_is_trained_is_what_it_draws_by(folder):
     """Greedy drawing without guidance follows the codes of the states that training scores."""
     adapter = load(folder, control=True)
@@ -97,17 +88,27 @@ def test_what_is_trained_is_what_it_draws_by(folder):
     assert torch.equal(adapter.draw_head(states).argmax(-1), drawn.flatten(1))
 
 
-def test_guidance_is_taken(folder):
-    adapter = load(folder, control=True)
+def test_guided_drawing_follows_logits_with_and_without_the_caption(folder):
+    """Janus' own prompt without a caption: padding in the place of all but the marks of beginning, which is read."""
+    adapter, scale = load(folder, control=True), 20.0
     captions = ["a red square", "a blue stripe"]
-    assert not torch.equal(adapter.draw(captions, 4, 4, guidance_scale=20.0), adapter.draw(captions, 4, 4))
+    drawn = adapter.draw(captions, 4, 4, guidance=scale)
+    prompt = adapter.draw_prompt(captions, 4, 4)
+    named = adapter.model.generation_config
+    marks = torch.tensor([named.bos_token_id, named.generation_kwargs["boi_token_id"]])
+    ids = prompt["input_ids"]
+    without = prompt | {"input_ids": ids.where(torch.isin(ids, marks), named.pad_token_id)}
+    with torch.no_grad():
+        conditional, empty = (adapter.draw_head(adapter.draw_states(given, drawn)) for given in (prompt, without))
+    assert torch.equal((scale * conditional + (1 - scale) * empty).argmax(-1), drawn.flatten(1))
+    assert not torch.equal(drawn, adapter.draw(captions, 4, 4))
 
 
 def test_it_learns_is_saved_answers_and_draws(folder, tmp_path):
     tuner = made(folder)
-    history = tuner.run(EXAMPLES, seed=0)
+    history = tuner.run(Shuffled(EXAMPLES, 8, 0.0, seed=0), seed=0)  # means over 10 steps
     for part in ("understanding", "generation", "reconstruction"):
-        assert history[-1][part] < 0.8 * history[0][part], part
+        assert history[-1][part] < 0.85 * history[0][part], part
     assert all(math.isfinite(value) for value in history[-1].values())
     tuner.save(tmp_path)
     again = load(str(tmp_path), control=True)

@@ -353,13 +353,13 @@ def test_the_plug_in_s_priors_of_large_codebooks(prior):
 
 
 @pytest.mark.parametrize("estimator", ["dib", "vib", "none"])
-def test_the_plug_in_takes_the_prior_of_your_model(estimator):
+def test_the_plug_in_takes_a_given_prior(estimator):
     """The code length under given logits, written out; no gradient reaches them."""
     q, features, _ = channel(torch.float32)
     left, right = randn(B, K, R, seed=5).float().requires_grad_(), randn(C, R, seed=6).float()
     beta = 0.0 if estimator == "none" else 0.7
-    bottleneck = InformationBottleneck(estimator, beta=beta, tokens=K, codebook=C, prior="model")
-    term = bottleneck(q, unconditional=Factored(left, right))
+    bottleneck = InformationBottleneck(estimator, beta=beta, tokens=K, codebook=C, prior="given")
+    term = bottleneck(q, prior=Factored(left, right))
     probabilities = q.dense().logits.softmax(-1)
     length = -(probabilities * (left @ right.T).log_softmax(-1)).sum() / B
     rate = length - torch.special.entr(probabilities).sum() / B
@@ -377,12 +377,11 @@ def test_the_plug_in_takes_the_prior_of_your_model(estimator):
     ("wrong", "says"),
     [
         (
-            lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, codebook=C, prior="model")(
+            lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, codebook=C, prior="given")(
                 NearestCodes(randn(B, K, D), randn(C, D), 1.0)
             ),
-            "prior of the model needs `unconditional`",
+            "the given prior needs `posterior`.*`prior`",
         ),
-        (lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, dimension=D, prior="model"), "`codebook`"),
         (lambda plug: plug(NearestCodes(randn(B, K + 1, D), randn(C, D), 1.0)), "5, 11"),
         (lambda plug: plug(NearestCodes(randn(B, K, D), randn(C + 1, D), 1.0)), "5, 11"),
         (lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, dimension=D, prior="shared"), "discrete tokens"),

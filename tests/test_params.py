@@ -7,7 +7,7 @@ import yaml
 
 from infotok.errors import InfotokError
 from infotok.options import Section
-from pipeline.config.params import Params, load_params
+from pipeline.config.params import load_params
 from pipeline.config.study import Study, names
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +72,7 @@ def refused(path: Path, text: str) -> str:
         ("tokens: [4, 8]", "tokens: []", "'grid.tokens' is empty"),
         ("seed: [0]", "seed: [0, 0]", "'grid.seed' repeats 0"),
         ("seed: [0]", "seed: [-1]", "'grid.seed[0]' is -1"),
-        ("family: [ar]", "family: [arr]", "unknown family; known: ar, flow, mask"),
+        ("family: [ar]", "family: [arr]", "unknown; known: ar, flow, mask"),
         ("  noise: 0.3", "  noise: 1.0", "'tokenizer.noise' is 1.0"),
         ("  nested_dropout: 0.0", "  nested_dropout: 1.5", "'tokenizer.nested_dropout' is 1.5"),
         ("  target_bits: 0.0", "  target_bits: -1", "'train.target_bits' is -1"),
@@ -124,7 +124,7 @@ def test_the_repositorys_own_studies_are_valid_and_state_only_what_differs(name)
     if name == "default":  # which shows what one changes first
         return
     for section, stated in yaml.safe_load(study.params_file.read_text()).items():
-        default = Params.model_fields[section].default
+        default = type(study.params).model_fields[section].default
         if isinstance(default, Section) and type(default) is type(getattr(study.params, section)):
             same = {key for key, value in stated.items() if getattr(default, key) == value and key != "source"}
             assert not same, f"{section}: {same}"

@@ -16,6 +16,8 @@ from smoke import PARAMS, ROOT, environment, run
 from infotok.data import source_names
 from infotok.examiners.perceptual import Distortion
 from infotok.information.objective import estimator_names
+from infotok.mllm.loading import adapter_names
+from infotok.mllm.tiny import write_models
 from infotok.models import family_names
 from infotok.training.joint import JointConfig
 from pipeline.config import params as sections
@@ -23,15 +25,22 @@ from pipeline.config.cells import NONE, Cell
 from pipeline.config.params import Params
 from pipeline.config.recipes import FRAME, PLUGINS, PROJECT, imported, modules_of, runs_of, write_recipes
 from pipeline.config.study import Study, stage_name
-from pipeline.graph import CELL_STAGES, REPORT, STAGES
+from pipeline.graph import FROM_SCRATCH, PRETRAINED, REPORT, STAGES
 from pipeline.running.stage import Stage
 
-EVALUATED = {"understand", "generate", "report"}
+CELL_STAGES = FROM_SCRATCH.of_cells
+EVALUATED = {"understand", "generate", "answer", "render", "report"}
 # A cell for every family and every estimator, none among them.
 ESTIMATORS = [NONE, *estimator_names()]
 CELLS = [
     Cell(family, estimator, 0.0 if estimator == NONE else 0.01, 1.0, 4, 0)
     for family in family_names()
+    for estimator in ESTIMATORS
+]
+# Of pretrained models the families are names that the section `models` gives to models of any kind.
+PRETRAINED_CELLS = [
+    Cell(kind, estimator, 0.0 if estimator == NONE else 0.01, 1.0, 16, 0)
+    for kind in adapter_names()
     for estimator in ESTIMATORS
 ]
 
@@ -40,9 +49,11 @@ def everything() -> list[tuple[str, Cell | None, str]]:
     """Every stage with every cell and source that may change what it imports."""
     out: dict[tuple, tuple] = {}
     for name, spec in [*STAGES.items(), (REPORT.name, REPORT)]:
-        for cell in CELLS if spec.axes else [None]:
+        cells = PRETRAINED_CELLS if "adapter" in spec.plugins else CELLS
+        for cell in cells if spec.axes else [None]:
             for source in source_names() if "source" in spec.plugins else ["scenes"]:
-                params = SimpleNamespace(data=SimpleNamespace(source=source))
+                models = {kind: SimpleNamespace(kind=kind) for kind in adapter_names()}
+                params = SimpleNamespace(data=SimpleNamespace(source=source), models=models)
                 modules = modules_of(spec, params, cell)
                 out.setdefault(tuple(modules), (name, cell, modules))
     return list(out.values())
@@ -69,14 +80,16 @@ def test_what_a_stage_imports_is_what_an_independent_library_finds():
     graph = grimp.build_graph(*PROJECT, exclude_type_checking_imports=True, cache_dir=None)
     compared = everything()
     # Each stage that runs once, a source each, tokenizers by family, and cells by family, for train by estimator too.
-    assert len(compared) == len(source_names()) + 3 + len(family_names()) * (3 + len(ESTIMATORS))
+    small = len(source_names()) + 3 + len(family_names()) * (3 + len(ESTIMATORS))
+    assert len(compared) == small + len(adapter_names()) * (4 + len(ESTIMATORS))
     for stage, cell, modules in compared:
         found = {module_of(path) for path in imported(modules, ROOT)}
         assert found == independently(modules, graph), (stage, cell)
 
 
 def test_every_plugin_is_found_by_the_recipes():
-    for kind, names in {"source": source_names(), "family": family_names(), "estimator": estimator_names()}.items():
+    kinds = {"source": source_names(), "family": family_names(), "estimator": estimator_names()}
+    for kind, names in (kinds | {"adapter": adapter_names()}).items():
         folder = ROOT / PLUGINS[kind].replace(".", "/")
         assert [f"{name}.py" for name in names] == sorted(path.name for path in folder.glob("[a-z]*.py"))
         loaded = {module for _, _, modules in everything() for module in modules}
@@ -186,7 +199,7 @@ def test_a_new_file_changes_no_recipe(copied, new):
         ("infotok/data/sources/jsonl.py", set()),
         ("infotok/data/sources/scenes.py", {"prepare"}),
         ("infotok/data/intake.py", set()),
-        ("infotok/errors.py", {*STAGES, "report"}),
+        ("infotok/errors.py", {*FROM_SCRATCH.stages, "report"}),
         ("stages/perceptual.py", {"perceptual"}),
         ("stages/cli.py", set()),
         ("pipeline/tracking/store.py", set()),
@@ -216,7 +229,7 @@ def test_an_edited_estimator_changes_the_training_of_its_own_arms(copied):
     assert {name for name in after if after[name] != before[name]} == {"train/ar-ceb-0.01-1-4-0.json"}
 
 
-READ = {name: {stage for stage, spec in STAGES.items() if name in spec.sections} for name in Params.model_fields}
+READ = {name: {spec.name for spec in FROM_SCRATCH.specs if name in spec.sections} for name in Params.model_fields}
 
 
 OTHER = {
@@ -303,14 +316,17 @@ def asked_for(stage: str) -> tuple[set[str], set[str]]:
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     calls = [call for call in calls if isinstance(call.func.value, ast.Name) and call.func.value.id == "run"]
     configs = {call.args[0].id for call in calls if call.func.attr == "config"}
+    asked = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    configs |= {"models" for node in asked if (node.value.id, node.attr) == ("run", "model")}
     return configs, {call.args[0].value for call in calls if call.func.attr in ("input", "remedy")}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_table_of_stages_names_what_a_stage_reads_and_nothing_else(stage):
     configs, inputs = asked_for(stage)
-    types = {name: type(value).__name__ for name, value in Study("smoke", ROOT).params if name in Params.model_fields}
-    types["data"] = "DataOptions"  # which every source's own options are
+    study = Study("smoke" if stage in FROM_SCRATCH.stages else "tiny-mllm", ROOT)
+    types = {name: type(value).__name__ for name, value in study.params}
+    types |= {"data": "DataOptions", "models": "models"}  # every source's own options; the cell's own model
     assert configs == {types[name] for name in STAGES[stage].sections}
     assert inputs == set(STAGES[stage].inputs)
 
@@ -410,6 +426,16 @@ print(json.dumps(out))
 """
 
 
+PRETRAINED_CELLS_RUN = ["chameleon-hsic-0.1-1-16-0", "emu3-ceb-0.01-1-16-0"]
+REAL = {
+    "models": {name: {"name": f"./tiny/{name}"} for name in ("chameleon", "emu3")},
+    "grid": {"family": ["chameleon", "emu3"], "arm": ["hsic-0.1-1", "ceb-0.01-1"], "tokens": [16]},
+    "judge": {"steps": 1, "batch": 8},
+    "tune": {"steps": 2, "batch": 4},
+    "generation": {"prompts": 2, "images": 1, "temperatures": [1.0], "guidance": [1.0]},
+}
+
+
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory):
     """Stage and cell -> (files whose functions ran, files of its recipe)."""
@@ -433,9 +459,13 @@ def profiled(tmp_path_factory):
     (folder / "studies/texts").mkdir()
     (folder / "studies/texts/params.yaml").write_text(json.dumps(texts))
     _some_data(folder / "mine")
+    write_models(folder / "tiny", ("chameleon", "emu3"))
+    (folder / "studies/real").mkdir()
+    (folder / "studies/real/params.yaml").write_text(json.dumps(REAL | {"data": texts["data"]}))
     cells = ["ar-ceb-0.01-1-4-0", "mask-dib-0.01-1-4-0", "flow-hsic-0.1-1-4-0", "flow-vib-0.01-1-4-0"]
-    plan = [["few", name, cells if spec.axes else []] for name, spec in STAGES.items()]
-    plan += [["texts", name, ["ar-none-0-0-4-0"] if spec.axes else []] for name, spec in STAGES.items()]
+    plan = [["few", spec.name, cells if spec.axes else []] for spec in FROM_SCRATCH.specs]
+    plan += [["texts", spec.name, ["ar-none-0-0-4-0"] if spec.axes else []] for spec in FROM_SCRATCH.specs]
+    plan += [["real", spec.name, PRETRAINED_CELLS_RUN if spec.axes else []] for spec in PRETRAINED.specs]
     done = subprocess.run(
         [sys.executable, "-c", PROFILED, json.dumps(plan)],
         cwd=folder,
@@ -461,7 +491,7 @@ def _some_data(folder: Path) -> None:
 
 
 def test_every_function_that_runs_in_a_stage_stands_in_a_file_of_its_recipe(profiled):
-    assert len(profiled) == 2 * 3 + 4 * 4 + 4
+    assert len(profiled) == 2 * 3 + 4 * 4 + 4 + 2 + 2 * 5
     for stage, (ran, recipe) in profiled.items():
         assert set(ran) <= set(recipe), stage
 
@@ -479,3 +509,6 @@ def test_the_profiler_sees_what_stages_do(profiled):
     } <= trained
     assert {"infotok/examiners/matcher.py", "infotok/evaluation/prompted.py"} <= ran["texts generate ar-none-0-0-4-0"]
     assert "infotok/examiners/judge.py" in ran["few judge "]
+    tuned = ran["real tune emu3-ceb-0.01-1-16-0"]
+    assert {"infotok/mllm/adapters/emu3.py", "infotok/mllm/joint.py", "infotok/mllm/data.py"} <= tuned
+    assert "infotok/mllm/scoring.py" in ran["real render chameleon-hsic-0.1-1-16-0"]

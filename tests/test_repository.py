@@ -145,7 +145,8 @@ def test_versions_are_one():
     assert f"## {citation['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_lock_pins_and_names_no_host():
-    lines = Path(ROOT / "requirements.lock").read_text().splitlines()
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-nodeps.lock"])
+def test_the_lock_pins_and_names_no_host(name):
+    lines = Path(ROOT / name).read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+-]+", line)] == []
     assert [line for line in lines if "+" in line] == []

@@ -22,6 +22,7 @@ from pipeline.config.cells import Cell
 from pipeline.config.dvc_yaml import write_dvc_file
 from pipeline.config.params import load_params
 from pipeline.config.study import Study
+from pipeline.graph import FROM_SCRATCH
 from pipeline.running import progress
 from pipeline.sweep import jobs as module
 from pipeline.sweep import watch
@@ -53,7 +54,7 @@ def looks_like_a_checkout(folder: Path) -> None:
 
 
 def test_seeds_complete_one_after_the_other_largest_budgets_first():
-    assert [job.name for job in jobs(cells())] == [
+    assert [job.name for job in jobs(FROM_SCRATCH, cells())] == [
         "configure", "prepare", "perceptual", "judge",
         "pretrain@ar-8-0", "ar-none-0-0-8-0", "ar-ceb-0.01-1-8-0",
         "pretrain@ar-4-0", "ar-none-0-0-4-0", "ar-ceb-0.01-1-4-0",
@@ -74,12 +75,12 @@ def test_of_equal_budgets_what_took_longest_before_starts_first(tmp_path):
         measured(study, "train", cell, train)
         measured(study, "generate", cell, generate)
     times = Times(study)
-    made = [job for job in jobs(study.params.cells(), times.of) if "-none-" in job.name]
+    made = [job for job in jobs(FROM_SCRATCH, study.params.cells(), times.of) if "-none-" in job.name]
     assert [job.name.split("-")[0] for job in made] == ["flow", "mask", "ar"] * 2
     # A cell takes what the stages of its family and budget took on average: seed 1 as seed 0.
     assert [times.of(job) for job in made] == [120.0, 100.0, 90.0] * 2
     assert times.after(made[0], "train") == 30.0
-    assert times.of(jobs(cells(tokens=[4]))[-1]) is None
+    assert times.of(jobs(FROM_SCRATCH, cells(tokens=[4]))[-1]) is None
 
 
 def test_time_left_counts_the_steps_since_a_stage_was_first_seen(tmp_path, monkeypatch):
@@ -114,7 +115,7 @@ def test_durations_as_text(seconds, text):
 
 
 def test_a_cell_waits_for_judge_and_its_own_tokenizer():
-    made = {job.name: job for job in jobs(cells(family=["ar", "mask"]))}
+    made = {job.name: job for job in jobs(FROM_SCRATCH, cells(family=["ar", "mask"]))}
     assert made["mask-ceb-0.01-1-4-1"].after == ("prepare", "perceptual", "pretrain@mask-4-1", "judge")
     assert made["mask-ceb-0.01-1-4-1"].targets == [
         f"{stage}@mask-ceb-0.01-1-4-1" for stage in ("train", "understand", "generate")
@@ -127,7 +128,7 @@ def test_globs_choose_cells_and_what_they_need():
     study = grid(family=["ar", "mask"], tokens=[4, 8, 16])
     chosen = select(study, ["ar-none-0-0-8-*", "ar-ceb-0.01-1-8-1"])
     assert [cell.key for cell in chosen] == ["ar-none-0-0-8-0", "ar-none-0-0-8-1", "ar-ceb-0.01-1-8-1"]
-    assert [job.name for job in jobs(chosen)] == [
+    assert [job.name for job in jobs(FROM_SCRATCH, chosen)] == [
         "configure", "prepare", "perceptual", "judge",
         "pretrain@ar-8-0", "ar-none-0-0-8-0", "pretrain@ar-8-1", "ar-none-0-0-8-1", "ar-ceb-0.01-1-8-1",
     ]  # fmt: skip
@@ -201,7 +202,7 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
     closing = []
 
     def states(study):
-        done = dict.fromkeys(("pretrain", *module.CELL_STAGES), "done")
+        done = dict.fromkeys(("pretrain", *FROM_SCRATCH.of_cells), "done")
         return {
             cell: done | ({"generate": "stale"} if i < missing else {}) for i, cell in enumerate(study.params.cells())
         }

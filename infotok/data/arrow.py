@@ -82,7 +82,8 @@ class Split:
     answers where several are right, one of several people as often as they gave it.
     objects: lists of dicts with shape, color, size, row, column (empty lists where unknown).
     factors: name -> (n, slots) int8 categories for probes, -1 where undefined. origins: where an image came from,
-    `file` or `file:line`.
+    `file` or `file:line`. files: the image's own file, "" where it has none. sizes: (n, 2),
+    width and height before it was made square.
     """
 
     images: np.ndarray | Images
@@ -91,6 +92,8 @@ class Split:
     objects: Sequence[list[dict]]
     factors: dict[str, np.ndarray] = field(default_factory=dict)
     origins: Sequence[str] = ()
+    files: Sequence[str] = ()
+    sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,6 +107,8 @@ class Split:
             [self.objects[i] for i in indices],
             {name: values[indices] for name, values in self.factors.items()},
             [self.origins[i] for i in indices] if self.origins else (),
+            [self.files[i] for i in indices] if self.files else (),
+            None if self.sizes is None else self.sizes[indices],
         )
 
 
@@ -156,7 +161,10 @@ def _table(split: Split) -> pa.Table:
         "questions": pa.array(list(split.questions), pa.list_(_QUESTION)),
         "objects": pa.array([json.dumps(objects) for objects in split.objects], pa.string()),
         "origin": pa.array(list(split.origins) or [""] * count, pa.string()),
+        "file": pa.array(list(split.files) or [""] * count, pa.string()),
     }
+    sizes = np.full((count, 2), split.images.shape[2:0:-1]) if split.sizes is None else split.sizes
+    columns |= {"width": pa.array(sizes[:, 0], pa.int32()), "height": pa.array(sizes[:, 1], pa.int32())}
     for name, values in split.factors.items():
         slots = pa.array(np.ascontiguousarray(values).reshape(-1), pa.int8())
         columns[f"factor/{name}"] = pa.FixedSizeListArray.from_arrays(slots, values.shape[1])
@@ -204,6 +212,8 @@ def read_split(folder: Path, name: str) -> Split:
         objects=Column(table["objects"], json.loads),
         factors=factors,
         origins=Column(table["origin"]),
+        files=Column(table["file"]),
+        sizes=np.stack([table[name].to_numpy() for name in ("width", "height")], 1),
     )
 
 

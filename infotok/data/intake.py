@@ -137,7 +137,8 @@ def intake(
             if first != split:
                 rejects.note(where, "image", f"in {split} is a copy of one in {first}")
         pixels = fit(opened, options.image_size, options.fit, color)
-        parts[split].append((pixels, captions, questions, where))
+        file = example.image.as_posix() if isinstance(example.image, Path) else ""
+        parts[split].append((pixels, captions, questions, where, file, opened.size))
         if len(parts[split]) == ROWS:
             yield split, _part(parts.pop(split))
     for split in SPLITS:
@@ -213,5 +214,5 @@ def _wrong(text: Any) -> str:
 
 
 def _part(rows: list[tuple]) -> Split:
-    pixels, captions, questions, origins = zip(*rows, strict=True)
-    return Split(np.stack(pixels), captions, questions, [[] for _ in rows], {}, origins)
+    pixels, captions, questions, origins, files, sizes = zip(*rows, strict=True)
+    return Split(np.stack(pixels), captions, questions, [[] for _ in rows], {}, origins, files, np.array(sizes))

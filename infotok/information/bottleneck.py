@@ -27,12 +27,11 @@ from infotok.random import Purpose, stream
 FEWEST_TEXTS = 4  # that consistency needs, over all processes: fewer, after caption dropout, say nothing of it
 Given = Channel | NearestCodes | Factored
 LARGE = ("shared", "low_rank")  # priors of large codebooks
-MODEL = "model"  # the prior that is given at every step instead of learned here
-PRIORS = (*KINDS, *LARGE, MODEL)
+GIVEN = "given"  # a prior that every call hands in
 INPUTS = {
     "posterior": "q(z|x)",
     "conditional": "what the generator says of these tokens given their text",
-    "unconditional": "what the generator says of these tokens without a text",
+    "prior": "what your generator says of these tokens without a text",
     "inputs": "the images that the tokens are compared with",
     "vectors": "the tokens that flowed",
     "text": "states of the images' texts",
@@ -91,9 +90,9 @@ class InformationBottleneck(nn.Module):
         tokens: K. codebook: C of discrete tokens. dimension: D of Gaussian tokens; of discrete ones, D of their
             vectors, which the autoregressive prior and the learned bound need.
         prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other; of large codebooks
-            `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`; or
-            `model`, your generator's own p(z) without a text, as tight as the generator is good, with nothing to learn
-            here.
+            `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`;
+            `given`: no prior of its own, but one that every call hands in.
+        rates: learn a prior and tell the rate also where the estimator needs none, as hsic does.
         priors: ready ones instead of one of its own. All of them learn, whatever the estimator, and the penalty uses
             the one that `prior` names.
         warmup: training steps over which beta and gamma rise linearly from 0, or the target comes down from the first
@@ -120,6 +119,7 @@ class InformationBottleneck(nn.Module):
         dimension: int | None = None,
         prior: str = "marginal",
         rank: int = 16,
+        rates: bool = False,
         priors: Priors | None = None,
         warmup: float = 0,
         target_bits: float | None = None,
@@ -135,14 +135,12 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(f"{name} must be at least 0, got {value}")
         if estimator == NONE and beta:
             raise ValueError(f"estimator 'none' has no penalty for beta {beta} to weigh: set beta to 0")
-        if prior not in PRIORS:
-            raise ValueError(f"unknown prior {prior!r}: choose one of {', '.join(PRIORS)}")
+        if prior not in (*KINDS, *LARGE, GIVEN):
+            raise ValueError(f"unknown prior {prior!r}: choose one of {', '.join((*KINDS, *LARGE, GIVEN))}")
         self.name, self.beta, self.gamma, self.warmup, self.kernels = estimator, beta, gamma, warmup, kernels
         self.gather, self.average, self.kind = gather, average, prior
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         if priors is not None:
-            if prior not in KINDS:
-                raise ValueError(f"`priors` have no {prior!r}: choose one of {', '.join(KINDS)}, or leave `priors` out")
             sizes = (
                 ("tokens", tokens, priors.tokens),
                 ("dimension", dimension, priors.dimension),
@@ -155,27 +153,27 @@ class InformationBottleneck(nn.Module):
         self.tokens, self.codebook, self.dimension = tokens, codebook, dimension
         self.priors = priors
         self.prior: Any = None
-        has_posterior = "posterior" in self.estimator.needs
-        if has_posterior and prior == MODEL and (tokens is None or codebook is None):
-            raise ValueError("the prior of the model is of discrete tokens: give `tokens` and `codebook`")
-        if has_posterior and prior != MODEL and priors is None:
+        if priors is None and prior != GIVEN and (rates or "posterior" in self.estimator.needs):
             self.prior = _make_prior(prior, tokens, codebook, dimension, rank)
         learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
         self.critic: Any = self._make_critic(text_width) if gamma and learned else None
-        self.has_rate = has_posterior or self.priors is not None
+        given = prior == GIVEN and (rates or "posterior" in self.estimator.needs)
+        self.learns = given or self.prior is not None or self.priors is not None
         self.multiplier = None if target_bits is None else self._make_multiplier(target_bits)
-        self.needs = {estimator: [name for name in self.estimator.needs if name in INPUTS]}
+        self.needs = {estimator: [n for n in self.estimator.needs if n in INPUTS and n != "prior"]}  # which it has
         if gamma:
             self.needs["consistency"] = ["vectors", "text"]
-        if has_posterior and prior == MODEL:
-            self.needs["the prior of the model"] = ["unconditional"]
+        if rates:
+            self.needs["the rate"] = ["posterior"]
+        if given:
+            self.needs["the given prior"] = ["posterior", "prior"]
         if priors is not None:
             self.needs["learning `priors`"] = ["posterior", "vectors"]
         elif isinstance(self.prior, AutoregressivePrior):
             self.needs["the autoregressive prior"] = ["vectors"]
 
     def _make_multiplier(self, target_bits: float) -> Multiplier:
-        if self.estimator.penalty is None or not self.has_rate:
+        if self.estimator.penalty is None or not self.learns:
             raise ValueError(f"target_bits needs a rate to press, and {self.name} has none: choose another estimator")
         if not (target_bits > 0 and self.beta > 0):
             raise ValueError(f"target_bits and beta must be above 0, got {target_bits} and {self.beta}")
@@ -191,7 +189,7 @@ class InformationBottleneck(nn.Module):
         posterior: Tensor | Given | None = None,
         conditional: Tensor | Given | None = None,
         *,
-        unconditional: Tensor | Given | None = None,
+        prior: Tensor | Given | None = None,
         channel: Tensor | Given | None = None,
         weight: Tensor | None = None,
         inputs: Tensor | None = None,
@@ -210,8 +208,8 @@ class InformationBottleneck(nn.Module):
                 `Gaussian(mean, log_variance)`, each (B, K, D).
             conditional: what your generator says of the same tokens given their text, for `ceb`, in the same form, or
                 `Factored` beside `NearestCodes`; its gradients are stopped.
-            unconditional: what your generator says of the same tokens without a text, for `prior="model"`, as
-                `conditional`; its gradients are stopped.
+            prior: what your generator says of the same tokens without a text, in the same form, where the prior is
+                `given`; its gradients are stopped.
             channel: the distribution that tokens really follow where that is not the posterior, as in a deterministic
                 quantizer: the priors learn from it, and it has the rate.
             weight: (B, K), how often the code length of each token counts, for `ceb`.
@@ -224,7 +222,7 @@ class InformationBottleneck(nn.Module):
         Raises:
             ValueError: something is missing, or has a shape that does not belong to this tokenizer.
         """
-        given = {"posterior": posterior, "conditional": conditional, "unconditional": unconditional}
+        given = {"posterior": posterior, "conditional": conditional, "prior": prior}
         given |= {"inputs": inputs, "vectors": vectors, "text": text}
         for who, names in self.needs.items():
             if any(given[name] is None for name in names):
@@ -232,41 +230,62 @@ class InformationBottleneck(nn.Module):
         if self.training:
             self.steps += 1
         rise = (self.steps / self.warmup).clamp(max=1.0) if self.warmup else torch.ones_like(self.steps).float()
-        everyone = NOT_GIVEN if vectors is None else self._of_all(vectors)
+        own = self.compared(inputs=inputs, vectors=vectors, text=text, has_text=has_text)
+        whole: dict[str, Any] = {name: self.gather(rows) for name, rows in own.items()}
+        everyone = whole.get("vectors", NOT_GIVEN)
         shared: dict[str, Any] = {"kernels": self.kernels, "generator": self._generator(generator, everyone)}
         loss, q, r, p = torch.zeros_like(rise), NOT_GIVEN, NOT_GIVEN, NOT_GIVEN
         parts: dict[str, Tensor] = {}
         rates: dict[str, Tensor] = {}
-        if self.has_rate:
+        if self.learns:
             q = self._channel(posterior, "the posterior")
             flowing = q if channel is None else self._channel(channel, "`channel`", q.tokens)
-            priors = self._predicted(q.tokens, vectors, unconditional)
+            if self.kind == GIVEN:
+                priors = {GIVEN: self._channel(prior, "`prior`", q.tokens).detach()}
+            else:
+                priors = self._predicted(q.tokens, vectors)
             loss, rates, parts = self._learn(flowing.detach(), priors)
             r = priors[self.kind].detach()
         if self.estimator.penalty is not None:
             if conditional is not None and q is not None:
                 p = self._channel(conditional, "`conditional`", q.tokens).detach()
-            compared = NOT_GIVEN
-            if inputs is not None and "inputs" in self.estimator.needs:
-                compared = self.gather(inputs)
+            images = whole.get("inputs", NOT_GIVEN)
             observed = Observed(
-                posterior=q, prior=r, conditional=p, weight=weight, inputs=compared, vectors=everyone, **shared
+                posterior=q, prior=r, conditional=p, weight=weight, inputs=images, vectors=everyone, **shared
             )
             cost = self.estimator.penalty(observed)
             beta = self.beta * rise if self.multiplier is None else self._driven(rates[self.kind])
             loss, parts = loss + beta * cost, parts | {"penalty": cost.detach(), "beta": beta}
             if self.estimator.independent is not None:
                 parts["penalty_independent"] = self.estimator.independent(observed).detach()
-        if self.gamma and text is not None:
-            states = self.gather(text.detach())
-            if has_text is not None:
-                present = self.gather(has_text)
+        if "text" in whole:
+            states, present = whole["text"], whole.get("has_text")
+            if present is not None:
                 states, everyone = states[present], everyone[present]
             gain = everyone.new_zeros(())
             if len(states) >= FEWEST_TEXTS:
                 gain = self.estimator.consistency(Observed(vectors=everyone, text=states, critic=self.critic, **shared))
             loss, parts = loss - self.gamma * rise * gain, parts | {"consistency": gain.detach()}
         return Regularization(loss, parts)
+
+    def compared(
+        self,
+        *,
+        inputs: Tensor | None = None,
+        vectors: Tensor | None = None,
+        text: Tensor | None = None,
+        has_text: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Of what a call is given, the rows that are compared across images, in the order in which `gather` is asked
+        for them: who trains by micro-batches collects these first."""
+        found: dict[str, Tensor | None] = {}
+        if vectors is not None:
+            found["vectors"] = self._padded(vectors)
+        if "inputs" in self.estimator.needs:
+            found["inputs"] = inputs
+        if self.gamma and text is not None:
+            found |= {"text": text.detach(), "has_text": has_text}
+        return {name: rows for name, rows in found.items() if rows is not None}
 
     def _learn(self, flowing: Channel, priors: dict[str, Channel]) -> tuple[Tensor, dict[str, Tensor], dict]:
         """A loss of value 0 whose gradient teaches the priors; the rate under each, bits; what is logged of them."""
@@ -317,8 +336,8 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(f"{name} must be {wanted} {shape}, got {tuple(part.shape)}")
         return given
 
-    def _of_all(self, vectors: Tensor) -> Any:
-        """The vectors of all processes, where something compares them."""
+    def _padded(self, vectors: Tensor) -> Tensor | None:
+        """The vectors as K tokens of each image, where something compares them."""
         if self.tokens is not None and self.dimension is not None:
             count, size = vectors.shape[1:] if vectors.ndim == 3 else (0, 0)
             if not (1 <= count <= self.tokens and size == self.dimension):
@@ -327,15 +346,11 @@ class InformationBottleneck(nn.Module):
                     f"got {tuple(vectors.shape)}"
                 )
         if not self.gamma and "vectors" not in self.estimator.needs:
-            return NOT_GIVEN
-        return self.gather(vectors if self.tokens is None else padded(vectors, self.tokens))
+            return None
+        return vectors if self.tokens is None else padded(vectors, self.tokens)
 
-    def _predicted(
-        self, count: int, vectors: Tensor | None, unconditional: Tensor | Given | None
-    ) -> dict[str, Channel]:
-        """Prior by kind of the first `count` tokens, given the vectors of a batch or what a model says of it."""
-        if self.kind == MODEL:
-            return {MODEL: self._channel(unconditional, "`unconditional`", count).detach()}
+    def _predicted(self, count: int, vectors: Tensor | None) -> dict[str, Channel]:
+        """Prior by kind of the first `count` tokens, given the vectors of a batch."""
         read = None if vectors is None else vectors[:, :count]
         if read is not None and read.shape[1] < count:
             raise ValueError(f"`vectors` are of {read.shape[1]} tokens, the posterior is of {count}")

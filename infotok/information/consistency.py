@@ -23,7 +23,7 @@ class InfoNCE(nn.Module):
     def __init__(self, tokens: int, dimension: int, text_width: int):
         super().__init__()
         self.of_tokens, self.of_text = nn.Linear(tokens * dimension, WIDTH), nn.Linear(text_width, WIDTH)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(10.0)]))  # with a dimension, by which it can be sharded
 
     def forward(self, vectors: Tensor, text: Tensor) -> Tensor:
         """Nats per image (scalar) of vectors (B, K, D) and text states (B, text_width)."""

@@ -1,56 +1,124 @@
-"""What training, drawing and answering need of a unified multimodal LLM whose tokens are codes of a codebook.
+"""What training, drawing and answering need of a unified multimodal LLM, whatever its tokens and the order it draws in.
 
-Shapes: B images, H x W pixels, h x w tokens, K = h * w, C codes, D dimensions of a code, V vocabulary entries, width of
-the language model, L columns of a sequence.
+`Adapter` is what everything else knows. Kinds of models are its subclasses: `codes.CodeAdapter` has a codebook,
+`causal.CausalAdapter` draws its codes left to right, `masked.MaskedAdapter` by unmasking them, and
+`continuous.ContinuousAdapter` draws vectors. A model is a subclass of one of these.
+Shapes: B images, H x W pixels, h x w tokens, K = h * w, D dimensions of a token, width of the language model, L columns
+of a sequence, n of an answer.
 """
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from infotok.errors import InfotokError
+from infotok.information.channel import Gaussian
 from infotok.information.factored import Factored
-from infotok.information.nearest import nearest_codes
+from infotok.information.nearest import NearestCodes
+
+if TYPE_CHECKING:
+    from infotok.mllm.batches import Batch
 
 Inputs = dict[str, Tensor]  # of a processor: `input_ids` and `attention_mask` (B, L), padded on the left
 PADDING = -100  # of targets: a column that is not predicted
 
 
-class Adapter(abc.ABC):
-    """A model of transformers, and its processor.
+@dataclass(frozen=True)
+class Encoded:
+    """Images as tokens.
 
-    model: of `model_class`, with `generate`. extra: what the model lacks and training adds, saved beside it; None for
-    nothing. extra_is_new: whether it has never been trained. shared: whether the tokens that are drawn are the tokens
-    that are read. least_agreement: share of codes that must be those of the model's own encoding: rounding decides a
-    few. lm_layers: regular expression for the names of the language model's linear layers, and of no layer
-    of the tokenizer.
+    channel: q(z|x) of K tokens. vectors: (B, h, w, D), the tokens that flow, with a gradient to the encoder. codes:
+    (B, h, w), None where there is no codebook. codebook_error, commitment: mean squared distance of codes to their
+    features, which moves codes, and of features to their codes, which moves features.
+    """
+
+    channel: NearestCodes | Gaussian
+    vectors: Tensor
+    codes: Tensor | None
+    codebook_error: Tensor
+    commitment: Tensor
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the language model makes of captions and the tokens of their images, which get no gradient from it.
+
+    loss: of drawing, per token (scalar). text: (B, width), states where the caption has been read and no token.
+    predicted: p(z | caption) of K tokens, each given the tokens that it is drawn after; None where the model has no
+    density. weight: (B, K), how often each token's code length counts; None: once.
+    """
+
+    loss: Tensor
+    text: Tensor
+    predicted: Factored | Gaussian | None
+    weight: Tensor | None = None
+
+
+class Adapter(abc.ABC):
+    """A model and its processor.
+
+    model: holds all that is trained but `extra`. extra: what the model lacks and training adds, saved beside it; None
+    for nothing. extra_is_new: whether it has never been trained. shared: whether the tokens that are drawn are the
+    tokens that are read. has_density: whether there is a `Drawing.predicted`, which `ceb` needs. is_prior: whether
+    that, without a caption, is a distribution of all tokens of an image. lm_layers: regular
+    expression for the names of the language model's linear layers, and of no layer of the tokenizer.
     """
 
     shared = True
-    least_agreement = 0.99
+    has_density = True
+    is_prior = False
     lm_layers: str
-    model_class: Any
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
         self.extra: nn.Module | None = None
         self.extra_is_new = False
+        self._grids: dict[tuple[int, int], tuple[int, int]] = {}
+
+    # Files.
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> Adapter:
+        """The model of a name on the hub or of a folder.
+
+        Args:
+            folder: where its files lie.
+            decoder: file of a decoder that the model lacks.
+            trust: run code that comes with the model.
+
+        Raises:
+            InfotokError: a file or a permission is missing. Errors of transformers are told by `load`.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `open` reads; where transformers has the model, one that `from_pretrained` loads."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def to(self, device: torch.device) -> None:
+        """Move all that is the model's, and what is saved beside it."""
+        self.model.to(device)
+        if self.extra is not None:
+            self.extra.to(device)
 
     # The visual tokenizer.
 
     @property
     @abc.abstractmethod
     def tokenizer(self) -> Any:
-        """Everything of it, but for `extra`."""
+        """Everything of it, but for `extra`; a part of the model."""
 
     @abc.abstractmethod
     def encoders(self) -> list[nn.Module]:
@@ -58,161 +126,139 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, h, w, D) before quantization, of pixels (B, 3, H, W) as the processor gives them."""
-
-    @abc.abstractmethod
-    def codebook(self) -> Tensor:
-        """(C, D): a feature's code is the nearest of these."""
-
-    @abc.abstractmethod
-    def own_codes(self, pixels: Tensor) -> Tensor:
-        """Codes (B, h, w) by the model's own encoding, to check ours against."""
+        """(B, h, w, D) before quantization or noise, of pixels (B, 3, H, W) as `ask` gives them."""
 
     @abc.abstractmethod
     def decode(self, vectors: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) of vectors (B, h, w, D), with gradient."""
 
-    def codes(self, pixels: Tensor) -> Tensor:
-        """(B, h, w), the nearest."""
-        return nearest_codes(self.features(pixels), self.codebook())
+    @abc.abstractmethod
+    def vectors_of(self, drawn: Tensor) -> Tensor:
+        """(B, h, w, D), for `decode`, of what `draw` returns."""
+
+    @torch.no_grad()
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        """h and w, the tokens of a column and of a row, of pixels (B, 3, H, W)."""
+        size = (pixels.shape[-2], pixels.shape[-1])
+        if size not in self._grids:
+            h, w = self.features(pixels[:1]).shape[1:3]
+            self._grids[size] = (h, w)
+        return self._grids[size]
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest sequence that the language model was made for; None where it does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @abc.abstractmethod
+    def unit_pixels(self, pixels: Tensor) -> Tensor:
+        """The scale that pixels (B, 3, H, W) are given in undone: between 0 and 1."""
+
+    @abc.abstractmethod
+    def limit(self, tokens: int) -> None:
+        """Let `ask` make images of at most so many tokens.
+
+        Raises:
+            InfotokError: the model has no such images.
+        """
+
+    # The channel.
+
+    @abc.abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """`dimension`, and `codebook` where there is one, as `InformationBottleneck` takes them."""
+
+    @abc.abstractmethod
+    def calibrated(self, features: Iterable[Tensor], entropy_bits: float | None) -> float:
+        """The variance of the channel to hold, from `features` of images, before anything is trained.
+
+        entropy_bits: a token's mean H(q), in bits; None for a default of its own.
+        """
+
+    @abc.abstractmethod
+    def encode(self, pixels: Tensor, variance: float, relaxation: float, generator: torch.Generator) -> Encoded:
+        """Images as tokens.
+
+        Args:
+            variance: of the channel, as of `calibrated`.
+            relaxation: temperature of the softmax over codes that gradients pass.
+            generator: of what the channel draws.
+        """
 
     # The language model.
 
     @abc.abstractmethod
-    def code_ids(self) -> Tensor:
-        """(C,): the vocabulary entry of every code."""
+    def drawing(self, prompt: Inputs, encoded: Encoded, generator: torch.Generator) -> Drawing:
+        """How well the model draws images' tokens from prompts of `draw_prompt`.
 
-    def code_embeddings(self) -> Tensor:
-        """(C, width)."""
-        return self.model.get_input_embeddings().weight[self.code_ids()]
-
-    def code_head(self) -> Tensor:
-        """(C, width): a hidden state times these are the logits of codes."""
-        return self.model.get_output_embeddings().weight[self.code_ids()]
+        generator: of what a step of training draws, such as masks.
+        """
 
     @abc.abstractmethod
-    def image_outputs(self, embedded: Tensor) -> Any:
-        """What the model takes for an encoded image, of embeddings (B, h, w, width)."""
+    def understanding(self, batch: Batch, encoded: Encoded, lm_gradient: float, generator: torch.Generator) -> Tensor:
+        """Mean cross-entropy of answers, per token (scalar), given their images' tokens, or their pixels where tokens
+        are not shared.
 
-    def hidden(self, inputs: Inputs, image: Any = None) -> Tensor:
-        """Last hidden states (B, L, width); image: of `image_outputs`, in the place of the inputs' image tokens; pixels
-        where the tokens are not shared."""
-        return self.model.model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            mm_encoder_outputs=None if image is None else {"image": image},
-            use_cache=False,
-        ).last_hidden_state
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V)."""
-        return self.model.get_output_embeddings()(hidden)
-
-    def states(self, prompt: Inputs, targets: Tensor, image: Any = None) -> Tensor:
-        """States (B, n, width) that predict targets (B, n) behind a prompt."""
-        present = targets != PADDING
-        ids = torch.cat([prompt["input_ids"], targets.where(present, 0)], 1)
-        mask = torch.cat([prompt["attention_mask"], present.to(prompt["attention_mask"].dtype)], 1)
-        hidden = self.hidden({"input_ids": ids, "attention_mask": mask}, image)
-        return hidden[:, -targets.shape[1] - 1 : -1]
+        Args:
+            lm_gradient: by how much its gradient reaches the encoder.
+            generator: of what a step of training draws.
+        """
 
     # Questions and captions.
 
-    def unit_pixels(self, pixels: Tensor) -> Tensor:
-        """The processor's scale undone: pixels (B, 3, H, W) between 0 and 1."""
-        made = self.processor.image_processor
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (made.image_mean, made.image_std))
-        return ((pixels * std + mean) / (255 * made.rescale_factor)).clamp(0, 1)
-
     @abc.abstractmethod
     def ask(self, images: list[Any], questions: list[str]) -> Inputs:
-        """What the model's `generate` takes: the processor's inputs of PIL images and questions, which end where the
-        answer begins, with `pixel_values` (B, 3, H, W).
+        """PIL images and questions as inputs that end where the answer begins, with `pixel_values` (B, 3, H, W).
 
         Raises:
-            InfotokError: the processor refuses an image, or images do not become one size.
+            InfotokError: an image is refused, or images do not become one size.
         """
 
+    @abc.abstractmethod
     def answer_targets(self, answers: list[str]) -> Tensor:
         """Ids (B, n) of answers and the end, `PADDING` after it."""
-        tokenizer = self.processor.tokenizer
-        rows = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in answers]
-        longest = max(map(len, rows))
-        padded = [row + [PADDING] * (longest - len(row)) for row in rows]
-        return torch.tensor(padded, device=self.device)
 
-    @torch.no_grad()
+    @abc.abstractmethod
     def answer(self, images: list[Any], questions: list[str], **sampling: Any) -> list[str]:
-        """By the model's own `generate` on the images themselves; sampling: what it takes, greedy by default."""
-        inputs = self.ask(images, questions)
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        made = self.model.generate(**inputs, **{"do_sample": False, "max_new_tokens": 16} | sampling)
-        texts = self.processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        """Texts, by the model's own way from the images themselves; greedy by default. `max_new_tokens` is the longest
+        answer; sampling has what the kind of model takes."""
 
     @abc.abstractmethod
     def draw_prompt(self, captions: list[str], h: int, w: int) -> Inputs:
-        """Inputs that end where the first code begins."""
-
-    @abc.abstractmethod
-    def draw_targets(self, codes: Tensor) -> Tensor:
-        """Ids (B, n) of codes (B, h, w), with what stands between and behind them."""
-
-    @abc.abstractmethod
-    def code_columns(self, h: int, w: int) -> Tensor:
-        """Columns (K,) of `draw_targets` that are codes."""
-
-    def draw_states(self, prompt: Inputs, codes: Tensor) -> Tensor:
-        """States (B, n, width) that predict the `draw_targets` of codes (B, h, w)."""
-        return self.states(prompt, self.draw_targets(codes))
-
-    def draw_head(self, states: Tensor) -> Tensor:
-        """Logits of what `draw_targets` holds."""
-        return self.head(states)
-
-    def predicted(self, states: Tensor, h: int, w: int) -> Factored:
-        """p(code | caption, codes before it) of K tokens, from `draw_states`."""
-        return Factored(states[:, self.code_columns(h, w)], self.code_head())
+        """Inputs that end where the first token of an image begins; an empty caption is one that was dropped."""
 
     @abc.abstractmethod
     def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
-        """Codes (B, h, w) by the model's own `generate`; sampling: what it takes, greedy by default."""
+        """Tokens by the model's own way: codes (B, h, w), or vectors (B, h, w, D) where there is no codebook.
 
-    # Files.
-
-    def save(self, folder: Path) -> None:
-        """Write an ordinary folder, that `from_pretrained` loads."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    def _processed(self, images: list[Any] | None = None, **settings: Any) -> Inputs:
-        """What the processor makes, padded on the left.
-
-        Raises:
-            InfotokError: as of `ask`.
+        Args:
+            sampling: what the kind of model takes. Codes are the most likely ones by default, and have `guidance`, by
+                default 1, which is none: classifier-free, away from what an empty caption gives, with logits
+                g * with + (1 - g) * without the caption.
         """
-        if images is not None:
-            settings["images"] = [image.convert("RGB") for image in images]
-        try:
-            made = self.processor(return_tensors="pt", padding=True, padding_side="left", **settings)
-        except (ValueError, TypeError) as error:
-            raise InfotokError(
-                f"the model's processor refuses this input ({one_line(error)}); remove or crop it"
-            ) from None
-        sizes = {tuple(map(int, size)) for size in made.get("image_sizes", [])}
-        if images is not None and len(sizes) > 1:
-            raise InfotokError(
-                "images of a batch must have one size once the model's processor has resized them; batch those of one "
-                "aspect ratio together, or crop them"
-            )
-        return {name: value.to(self.device) for name, value in made.items() if isinstance(value, Tensor)}
 
 
-def codes_of(ids: Tensor, code_ids: Tensor, vocabulary: int) -> Tensor:
-    """Codes of vocabulary entries."""
-    back = torch.zeros(vocabulary, dtype=torch.long, device=ids.device)
-    back[code_ids] = torch.arange(len(code_ids), device=ids.device)
-    return back[ids]
+def end_padded(rows: list[list[int]], device: torch.device) -> Tensor:
+    """(B, n), `PADDING` after each row."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [PADDING] * (longest - len(row)) for row in rows], device=device)
+
+
+def start_padded(rows: list[list[int]], device: torch.device) -> Inputs:
+    """Ids of some length each as inputs, padded on the left."""
+    longest = max(map(len, rows))
+    ids = [[0] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+def require_one_size(sizes: Iterable[tuple[int, ...]]) -> None:
+    """Raises InfotokError where images of a batch have several sizes."""
+    if len(set(sizes)) > 1:
+        raise InfotokError(
+            "images of a batch must have one size once the model's processor has resized them; batch those of one "
+            "aspect ratio together, or crop them"
+        )
 
 
 def one_line(error: Exception) -> str:

@@ -50,8 +50,7 @@ def make_batch(adapter: Adapter, examples: Sequence[Example], dropped: Sequence[
     captions = ["" if drop else example.caption for example, drop in zip(examples, gone, strict=True)]
     ask = adapter.ask(images, [example.question for example in examples])
     pixels = ask["pixel_values"]
-    with torch.no_grad():
-        h, w = adapter.features(pixels[:1]).shape[1:3]
+    h, w = adapter.grid(pixels)
     return Batch(
         pixels=pixels,
         ask={name: ask[name] for name in ("input_ids", "attention_mask")},

@@ -1,36 +1,30 @@
 """The joint step: one forward of one module, from pixels to the loss of tokenizer and language model.
 
-The language model reads embeddings of the nearest codes, hard; backward they are soft, so that it teaches the encoder
-what it needs to read. How strongly is a setting: at full strength its gradient is known to hurt the tokenizer.
-Shapes: B images, h x w tokens, K = h * w, D dimensions of a code, L columns of a sequence, n of what is predicted.
+It knows no model: what tokens are, how they are read and drawn, says the adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from infotok.information.bottleneck import MODEL, InformationBottleneck
-from infotok.information.factored import Factored
-from infotok.information.nearest import NearestCodes, look_up, nearest_codes
-from infotok.mllm.adapter import PADDING, Adapter
+from infotok.errors import InfotokError
+from infotok.information.bottleneck import GIVEN, InformationBottleneck
+from infotok.mllm.adapter import PADDING, Adapter, Encoded
 from infotok.mllm.batches import Batch
+from infotok.mllm.parts import ONLY, Part
 from infotok.options import Scale, Section, Weight
-
-ROWS = 64  # of logits that are made at once: of a vocabulary of 200,000, 50 MB
+from infotok.random import Purpose
 
 
 class StepConfig(Section):
     """The loss of a joint step.
 
-    understanding, generation, reconstruction: weights of the cross-entropy of answers, of that of codes, and of the
-    mean squared error of pixels in the processor's scale. commitment: weight of features' distance to their codes,
-    where codes' distance to their features counts once. lm_gradient: by how much the language model's gradient
+    understanding, generation, reconstruction: weights of the cross-entropy of answers, of the loss of drawn tokens, and
+    of the mean squared error of pixels in the processor's scale. commitment: weight of features' distance to their
+    codes, where codes' distance to their features counts once. lm_gradient: by how much the language model's gradient
     reaches the tokenizer. relaxation: temperature of the softmax over codes that gradients pass.
     """
 
@@ -43,10 +37,24 @@ class StepConfig(Section):
 
 
 class JointStep(nn.Module):
-    """Holds everything that is trained. variance: of the codes' Gaussians, from `calibrate_variance`, held."""
+    """Holds everything that is trained. variance: of the channel, as of `Adapter.calibrated`, held.
+
+    Raises:
+        InfotokError: the estimator needs a density that the model has not.
+    """
 
     def __init__(self, adapter: Adapter, bottleneck: InformationBottleneck, variance: float, config: StepConfig):
         super().__init__()
+        if "conditional" in bottleneck.estimator.needs and not adapter.has_density:
+            raise InfotokError(
+                f"estimator: {bottleneck.name} pays what the model says of the tokens, and this one's head draws them "
+                "without saying how likely they are; choose vib or hsic"
+            )
+        if bottleneck.kind == GIVEN and not adapter.is_prior:
+            raise InfotokError(
+                "prior: model needs one that says of every token how likely it is after those before it, and this one "
+                "draws otherwise; choose shared or low_rank"
+            )
         self.adapter, self.config, self.variance = adapter, config, variance
         self.model, self.extra, self.bottleneck = adapter.model, adapter.extra, bottleneck
 
@@ -59,62 +67,54 @@ class JointStep(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (scalar) and its parts, detached."""
+    def forward(self, batch: Batch, part: Part = ONLY, compared: bool = False) -> Any:
+        """The loss (scalar) and its parts, detached; of one part of a step, they are to be averaged over all.
+
+        compared: instead, the rows that the regularizer compares with those of other parts, by name, detached. It is
+        asked for here since a sharded module has its weights in its forward alone.
+        """
+        generator = part.stream(batch.pixels.device, Purpose.TRAINING)  # of noise and masks, alike for arms of a seed
+        return self._compared(batch, generator) if compared else self._losses(batch, part, generator)
+
+    @torch.no_grad()
+    def _compared(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """As `_losses` gives them, to the last bit."""
+        encoded = self._encoded(batch, generator)
+        text = self.adapter.drawing(batch.prompt, encoded, generator).text if self.bottleneck.gamma else None
+        vectors = encoded.vectors.flatten(1, 2)
+        return self.bottleneck.compared(inputs=batch.pixels, vectors=vectors, text=text, has_text=batch.has_caption)
+
+    def _encoded(self, batch: Batch, generator: torch.Generator) -> Encoded:
+        return self.adapter.encode(batch.pixels, self.variance, self.config.relaxation, generator)
+
+    @torch.no_grad()
+    def _without_caption(self, batch: Batch, encoded: Encoded, part: Part) -> Any:
+        """p(z) as the language model says it, which learns it from dropped captions."""
+        prompt = self.adapter.draw_prompt([""] * len(batch.pixels), *batch.size)
+        generator = part.stream(batch.pixels.device, Purpose.PREDICTION)
+        return self.adapter.drawing(prompt, encoded, generator).predicted
+
+    def _losses(self, batch: Batch, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         adapter, config = self.adapter, self.config
-        features, codebook = adapter.features(batch.pixels).float(), adapter.codebook().float()
-        codes = nearest_codes(features, codebook)
-        vectors = F.embedding(codes, codebook)
-        passed = features + (vectors - features).detach()
-        error = (adapter.decode(passed).float() - batch.pixels.float()).square().mean()
-        of_codes = (vectors - features.detach()).square().mean()
-        commitment = (features - vectors.detach()).square().mean()
-        understanding = self._understand(batch, codes, features, codebook)
-        states, targets = adapter.draw_states(batch.prompt, codes), adapter.draw_targets(codes)
-        generation = cross_entropy(adapter.draw_head, states.flatten(0, 1), targets.flatten())
+        encoded = self._encoded(batch, generator)
+        error = (adapter.decode(encoded.vectors).float() - batch.pixels.float()).square().mean()
+        drawing = adapter.drawing(batch.prompt, encoded, generator)
+        understanding = adapter.understanding(batch, encoded, config.lm_gradient, generator)
+        understanding = part.weighted(understanding, int((batch.answers != PADDING).sum()))
         term = self.bottleneck(
-            NearestCodes(features.flatten(1, 2), codebook, self.variance, config.relaxation),
-            self._conditional(states, batch) if "conditional" in self.bottleneck.estimator.needs else None,
-            unconditional=self._unconditional(batch, codes) if self.bottleneck.kind == MODEL else None,
+            encoded.channel,
+            drawing.predicted,
+            prior=self._without_caption(batch, encoded, part) if self.bottleneck.kind == GIVEN else None,
+            weight=drawing.weight,
             inputs=batch.pixels,
-            vectors=passed.flatten(1, 2),
-            text=states[:, 0].float(),  # where the caption has been read, and no code
+            vectors=encoded.vectors.flatten(1, 2),
+            text=drawing.text,
             has_text=batch.has_caption,
+            generator=part.common_stream(batch.pixels.device, Purpose.KERNELS),
         )
-        tokenizer = error + of_codes + config.commitment * commitment
-        loss = config.understanding * understanding + config.generation * generation + config.reconstruction * tokenizer
-        parts = {"understanding": understanding, "generation": generation, "reconstruction": error}
-        parts["commitment"] = commitment
-        return loss + term.loss, {name: value.detach() for name, value in parts.items()} | term.parts
-
-    def _understand(self, batch: Batch, codes: Tensor, features: Tensor, codebook: Tensor) -> Tensor:
-        """Cross-entropy of the answers given the codes (scalar), or given pixels, where tokens are not shared."""
-        adapter, config = self.adapter, self.config
-        image: Any = batch.pixels
-        if adapter.shared:
-            given: dict[str, Any] = {"relaxation": config.relaxation, "gradient": config.lm_gradient}
-            embedded = look_up(adapter.code_embeddings(), codes, features, codebook, self.variance, **given)
-            image = adapter.image_outputs(embedded.to(adapter.model.dtype))
-        states, present = adapter.states(batch.ask, batch.answers, image), batch.answers != PADDING
-        return cross_entropy(adapter.head, states[present], batch.answers[present])
-
-    @torch.no_grad()
-    def _conditional(self, states: Tensor, batch: Batch) -> Factored:
-        return self.adapter.predicted(states, *batch.size)
-
-    @torch.no_grad()
-    def _unconditional(self, batch: Batch, codes: Tensor) -> Factored:
-        """p(code | codes before it), of images without their captions, which caption dropout teaches the model."""
-        prompt = self.adapter.draw_prompt([""] * len(codes), *batch.size)
-        return self.adapter.predicted(self.adapter.draw_states(prompt, codes), *batch.size)
-
-
-def cross_entropy(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, rows: int = ROWS) -> Tensor:
-    """Mean cross-entropy (scalar) of targets (N,) given states (N, width), whose N * V logits are never all there."""
-
-    def part(some: Tensor, wanted: Tensor) -> Tensor:
-        return F.cross_entropy(head(some).float(), wanted, reduction="sum")
-
-    pieces = zip(states.split(rows), targets.split(rows), strict=True)
-    sums = [checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in pieces]
-    return torch.stack(sums).sum() / len(targets)
+        tokenizer = error + encoded.codebook_error + config.commitment * encoded.commitment
+        loss = config.understanding * understanding + config.generation * drawing.loss
+        loss = loss + config.reconstruction * tokenizer + term.loss
+        parts = {"understanding": understanding, "generation": drawing.loss, "reconstruction": error}
+        parts["commitment"] = encoded.commitment
+        return loss, {name: value.detach() for name, value in parts.items()} | term.parts

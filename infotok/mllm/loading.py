@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 
 from infotok.errors import InfotokError
 from infotok.mllm.adapter import Adapter, one_line
+from infotok.mllm.codes import CodeAdapter
+from infotok.mllm.options import ModelConfig
+
+MODEL_FILE = "model.json"  # that says which weights a result is of
 
 
 def adapter_names() -> list[str]:
@@ -21,7 +26,12 @@ def adapter_names() -> list[str]:
 
 
 def load(
-    name: str, *, dtype: torch.dtype = torch.float32, decoder: Path | None = None, control: bool = False
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    decoder: Path | None = None,
+    control: bool = False,
+    trust: bool = False,
 ) -> Adapter:
     """The model, in evaluation mode and without dropout.
 
@@ -29,15 +39,16 @@ def load(
         name: on the Hugging Face hub, or a folder of `save_pretrained`.
         decoder: file of a decoder that the model lacks.
         control: take a model that draws with other tokens than it reads with.
+        trust: run code that comes with the model.
 
     Raises:
-        InfotokError: there is no such model, no adapter for it, or its tokens are not shared.
+        InfotokError: there is no such model, no adapter for it, its tokens are not shared, or it comes with code that
+            is not trusted.
     """
-    from transformers import AutoConfig, AutoProcessor
-
+    without_bars()
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
-    except (OSError, ValueError, KeyError) as error:
+        kind = _kind(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _cannot_load(name, error) from None
     if kind not in adapter_names():
         known = ", ".join(adapter_names())
@@ -52,15 +63,39 @@ def load(
             "to regularize; choose a model that has, or say that it is the control"
         )
     try:
-        model = adapted.model_class.from_pretrained(name, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        adapter = adapted.open(name, _folder_of(name), dtype, decoder, trust)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise _cannot_load(name, error) from None
-    without_dropout(model)
-    return adapted(model.eval(), processor, _folder_of(name), decoder)
+    without_dropout(adapter.model.eval())
+    return adapter
 
 
-def check_codes(adapter: Adapter, pixels: Tensor) -> str | None:
+def open_model(config: ModelConfig, tokens: int, device: torch.device) -> CodeAdapter:
+    """The model of a section, on a device, whose images have at most so many tokens.
+
+    Raises:
+        InfotokError: as of `load`, the model has no codebook, or no such images.
+    """
+    adapter = load(
+        config.name,
+        decoder=None if config.decoder is None else Path(config.decoder),
+        control=config.control,
+        trust=config.trust,
+    )
+    if not isinstance(adapter, CodeAdapter):
+        raise InfotokError(
+            f"model.name: {config.name} has continuous tokens, and the stages count codes; choose a model with a "
+            "codebook, or tune this one by `infotok.mllm.tuning` in Python"
+        )
+    try:
+        adapter.limit(tokens)
+    except InfotokError as error:
+        raise InfotokError(f"grid.tokens: {error}") from None
+    adapter.to(device)
+    return adapter
+
+
+def check_codes(adapter: CodeAdapter, pixels: Tensor) -> str | None:
     """Compare our codes of pixels (B, 3, H, W) with the model's own; returns a sentence where they are not the same.
 
     Raises:
@@ -76,6 +111,14 @@ def check_codes(adapter: Adapter, pixels: Tensor) -> str | None:
     return None if share == 1.0 else said
 
 
+def without_bars() -> None:
+    """No progress bars of transformers where there is no terminal: they would bury what a log has to say."""
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+
 def without_dropout(model: nn.Module) -> None:
     """Set every dropout to 0, and leave the configuration that is saved as it is. Dropout draws from the global random
     stream: a resumed run would not repeat an undisturbed one, nor a twin see the noise of its baseline."""
@@ -85,6 +128,14 @@ def without_dropout(model: nn.Module) -> None:
         for name in ("dropout", "attention_dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def _kind(name: str) -> str:
+    """What its configuration calls `model_type`, read without running code that comes with it."""
+    from transformers import PretrainedConfig
+
+    described, _ = PretrainedConfig.get_config_dict(name)
+    return described["model_type"]
 
 
 def _folder_of(name: str) -> Path:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from infotok.errors import InfotokError
-from infotok.tensors import load_module, module_tensors, read_tensors, write_tensors
+from infotok.tensors import load_tensors, module_tensors, read_tensors, trained_tensors, write_tensors
 
 log = logging.getLogger("infotok")
 
@@ -22,12 +22,15 @@ class Checkpoints:
     Files `step-<n>.safetensors` with weights, optimizer moments and the moving average, whose headers hold the history
     up to that step: the newest two, so that damage to one costs little. The folder belongs to one configuration and one
     state of the code (its name holds both) and goes away when the run has ended well.
+
+    frozen: keep parameters that are not trained too. Without them whoever resumes brings them along.
     """
 
     KEPT = 2
+    by_all = False  # whether all processes write a checkpoint together
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, frozen: bool = True):
+        self.folder, self.frozen = folder, frozen
 
     def latest(self) -> Path | None:
         """The newest checkpoint."""
@@ -49,10 +52,10 @@ class Checkpoints:
         Raises:
             InfotokError: it cannot be written; earlier checkpoints stay.
         """
-        tensors = {f"model/{name}": tensor for name, tensor in module_tensors(module).items()}
+        tensors = {f"model/{name}": tensor for name, tensor in self._kept(module).items()}
         tensors |= {f"ema/{name}": tensor for name, tensor in ema.items()}
         tensors |= {f"extra/{name}": tensor for name, tensor in (extra or {}).items()}
-        for index, parameter in enumerate(_parameters(optimizer)):
+        for index, parameter in enumerate(parameters_of(optimizer)):
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{index}/{name}"] = value
         target = self.folder / f"step-{step:08d}.safetensors"
@@ -85,20 +88,23 @@ class Checkpoints:
             return 0, [], []
         (tensors, meta), remedy = found, "delete it to train again from the start"
         model = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
-        load_module(module, model, path, remedy)
+        load_tensors(self._kept(module), model, path, remedy)
         for prefix, own in (("ema", ema), ("extra", extra or {})):
             for name in own:
                 own[name].copy_(tensors[f"{prefix}/{name}"])
-        for index, parameter in enumerate(_parameters(optimizer)):
+        for index, parameter in enumerate(parameters_of(optimizer)):
             prefix = f"optimizer/{index}/"
             state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             if state:
                 # In the parameter's own layout of memory, over which a fused optimizer walks.
                 optimizer.state[parameter] = {
-                    n: t.clone() if n == "step" else torch.empty_like(parameter, dtype=t.dtype).copy_(t)
+                    n: t.to(parameter.device) if n == "step" else torch.empty_like(parameter, dtype=t.dtype).copy_(t)
                     for n, t in state.items()
                 }
         return meta["step"], meta["history"], meta["pending"]
+
+    def _kept(self, module: nn.Module) -> dict[str, Tensor]:
+        return module_tensors(module) if self.frozen else trained_tensors(module)
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict] | None:
         """A checkpoint's content; None once it is set aside for its damage."""
@@ -120,5 +126,6 @@ class Checkpoints:
             self.folder.rmdir()
 
 
-def _parameters(optimizer: optim.Optimizer) -> list[nn.Parameter]:
+def parameters_of(optimizer: optim.Optimizer) -> list[nn.Parameter]:
+    """Of all groups, in the order that checkpoints number them in."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -57,6 +58,8 @@ def run(
     after_step: Callable[[int], None] = lambda step: None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     world: World = ALONE,
+    own_backward: bool = False,
+    sharded: bool = False,
 ) -> list[dict]:
     """Train `module` in place, from its newest checkpoint where there is one.
 
@@ -69,6 +72,8 @@ def run(
         ema: decay of a moving average of the weights, which replaces them at the end; 0 for none.
         observe: called with the step and mean values every `LOG_EVERY` steps.
         world: the processes that train together. The loss is the average of theirs; the first writes checkpoints.
+        own_backward: `step_losses` has left the gradients itself, as where micro-batches share a step.
+        sharded: parameters and gradients are those that `fully_shard` has spread over the processes and averaged.
 
     Returns:
         The history: {"step": n, "<name>": mean, ...}.
@@ -81,7 +86,7 @@ def run(
     extra = extra or {}
     start, history, unlogged = checkpoints.restore(module, optimizer, average, extra) if checkpoints else (0, [], [])
     if world.size > 1:
-        world.require_alike(state_digest(module, start))
+        world.require_alike(f"{start:x}" if sharded else state_digest(module, start))
     free = {id(p) for p in unclipped or []}
     every = [p for group in optimizer.param_groups for p in group["params"]]
     parameters = [p for p in every if id(p) not in free]
@@ -93,12 +98,15 @@ def run(
             factor = cosine(step, steps, warmup, final)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            losses = step_losses(step)
             optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            world.average_gradients(every)
+            losses = step_losses(step)
+            if not own_backward:
+                losses["loss"].backward()
+            if not sharded:
+                world.average_gradients(every)
             losses = world.averages(losses)
-            norm = nn.utils.clip_grad_norm_(parameters, clip)
+            norm: Any = nn.utils.clip_grad_norm_(parameters, clip)
+            norm = norm.full_tensor() if sharded else norm
             _require_finite(losses, norm, step, checkpoints)
             optimizer.step()
             after_step(step)
@@ -114,7 +122,7 @@ def run(
                 observe(step + 1, means)
             stopping = world.any(bool(signals))  # all stop after the same step
             due = checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps
-            if checkpoints and world.first and (due or stopping):
+            if checkpoints and (world.first or checkpoints.by_all) and (due or stopping):
                 unlogged = [{n: v.item() for n, v in p.items()} for p in pending]
                 kept = checkpoints.save(step + 1, module, optimizer, average, history, unlogged, extra)
             if stopping:

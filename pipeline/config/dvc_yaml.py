@@ -29,7 +29,7 @@ PLOTS = {
 def dvc_yaml(study: Study) -> str:
     """The text of a study's dvc.yaml."""
     stages = {CONFIGURE.name: _configure(study)}
-    stages |= {name: _stage(study, spec) for name, spec in STAGES.items()}
+    stages |= {spec.name: _stage(study, spec) for spec in study.graph.specs}
     stages[REPORT.name] = _report(study)
     base = "" if study.name == DEFAULT else "../../"
     plots = [
@@ -84,6 +84,8 @@ def _stage(study: Study, spec: Spec) -> dict:
         deps.append(f"{results}/{name}" + (f"/{key}" if key else ""))
     if "source" in spec.plugins and (path := getattr(study.params.data, "path", None)):
         deps.append(path)
+    if spec.weights:
+        deps += study.params.weights
     return (
         stage
         | _place(study)
@@ -99,7 +101,7 @@ def _report(study: Study) -> dict:
     results, reports = _results(study), _reports(study)
     return _place(study) | {
         "cmd": _command(study, REPORT),
-        "deps": [f"{results}/recipes/{REPORT.name}.json", *(f"{results}/{name}" for name in REPORT.inputs)],
+        "deps": [f"{results}/recipes/{REPORT.name}.json", *(f"{results}/{name}" for name in study.graph.stages)],
         "outs": [{f"{reports}/{name}": {"cache": False}} for name in TABLES],
         "metrics": [{f"{reports}/{SUMMARY}": {"cache": False}}],
     }

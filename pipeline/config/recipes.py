@@ -25,7 +25,7 @@ from pipeline.config.study import Study
 from pipeline.graph import REPORT, STAGES, Spec, ancestors
 
 if TYPE_CHECKING:
-    from pipeline.config.params import Params
+    from pipeline.config.params import AnyParams
 
 PROJECT = ("infotok", "pipeline", "stages")
 # What runs around a stage's work, the same for all of them; no number of a result comes from it.
@@ -41,14 +41,17 @@ PLUGINS = {
     "source": "infotok.data.sources",
     "family": "infotok.models.families",
     "estimator": "infotok.information.estimators",
+    "adapter": "infotok.mllm.adapters",
 }
 
 
-def modules_of(spec: Spec, params: Params, cell: Cell | None) -> list[str]:
+def modules_of(spec: Spec, params: AnyParams, cell: Cell | None) -> list[str]:
     """The modules whose imports a stage's result depends on."""
     chosen = {"source": params.data.source}
     if cell is not None:
         chosen |= {"family": cell.family, "estimator": cell.estimator}
+    if "adapter" in spec.plugins and cell is not None:
+        chosen["adapter"] = params.models[cell.family].kind
     plugins = [f"{PLUGINS[kind]}.{chosen[kind]}" for kind in spec.plugins if chosen[kind] != NONE]
     return [f"stages.{spec.name}", *plugins]
 
@@ -125,10 +128,13 @@ def source_digest(study: Study, stage: str, cell: Cell | None) -> str:
     return _short(code_of(study, stage, cell))
 
 
-def parameters_of(study: Study, stage: str) -> dict[str, Any]:
-    """The sections that a stage reads, defaults filled in, as JSON."""
+def parameters_of(study: Study, stage: str, cell: Cell | None = None) -> dict[str, Any]:
+    """The sections that a stage reads, defaults filled in, as JSON; of the section `models` the cell's alone."""
     names = type(study.params).model_fields if stage == REPORT.name else STAGES[stage].sections
-    return {name: getattr(study.params, name).model_dump(mode="json") for name in names}
+    values = study.params.model_dump(mode="json", include=set(names))
+    if cell is not None and "models" in values:
+        values["models"] = values["models"][cell.family]
+    return {name: values[name] for name in names}
 
 
 def recipe_of(study: Study, stage: str, cell: Cell | None) -> dict[str, Any]:
@@ -136,14 +142,14 @@ def recipe_of(study: Study, stage: str, cell: Cell | None) -> dict[str, Any]:
     return {
         "stage": stage,
         "cell": _axes(stage, cell),
-        "parameters": parameters_of(study, stage),
+        "parameters": parameters_of(study, stage, cell),
         "code": code_of(study, stage, cell),
     }
 
 
 def fingerprint(study: Study, stage: str, cell: Cell | None) -> str:
     """Short hash of everything in the configuration that a result depends on, by way of its inputs too."""
-    return _short({name: [_axes(name, cell), parameters_of(study, name)] for name in ancestors(stage)})
+    return _short({name: [_axes(name, cell), parameters_of(study, name, cell)] for name in ancestors(stage)})
 
 
 def _axes(stage: str, cell: Cell | None) -> dict[str, Any] | None:
@@ -161,9 +167,9 @@ def _short(content: Any) -> str:
 def runs_of(study: Study) -> list[tuple[str, Cell | None]]:
     """Every run of every stage of a study's grid, in the order of the table of stages."""
     out: dict[tuple[str, str], tuple[str, Cell | None]] = {}
-    for name, spec in STAGES.items():
+    for spec in study.graph.specs:
         for cell in study.params.cells() if spec.axes else [None]:
-            out.setdefault((name, str(study.recipe(name, cell))), (name, cell))
+            out.setdefault((spec.name, str(study.recipe(spec.name, cell))), (spec.name, cell))
     return list(out.values())
 
 

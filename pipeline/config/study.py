@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from infotok.errors import InfotokError
 from pipeline.config.cells import Cell
-from pipeline.graph import STAGES
+from pipeline.graph import STAGES, Graph
 
 if TYPE_CHECKING:
-    from pipeline.config.params import Params
+    from pipeline.config.params import AnyParams
 
 DEFAULT = "default"
 FOLDER = "studies"
@@ -99,7 +99,7 @@ class Study:
         return f"delete {folder} and {again}" if folder.exists() else again
 
     @cached_property
-    def params(self) -> Params:
+    def params(self) -> AnyParams:
         """The parameters, checked.
 
         Raises:
@@ -113,6 +113,11 @@ class Study:
                 f"make one with `infotok study {self.name}`"
             )
         return load_params(self.params_file)
+
+    @property
+    def graph(self) -> Graph:
+        """The stages that this study has."""
+        return self.params.graph
 
     @property
     def results(self) -> Path:

@@ -24,7 +24,7 @@ import pandas as pd
 from infotok.data.arrow import read_manifest
 from infotok.evaluation.statistics import holm, paired_interval, paired_p_value
 from pipeline.config.cells import Cell, arm_name
-from pipeline.config.params import Params
+from pipeline.config.params import AnyParams
 from pipeline.config.study import Study
 from pipeline.report.factorial import factorial
 from pipeline.report.frame import (
@@ -86,7 +86,7 @@ class Analysis:
     choices: list[Choice]
 
     @property
-    def params(self) -> Params:
+    def params(self) -> AnyParams:
         return self.study.params
 
     @property

@@ -53,7 +53,7 @@ def _mean_history(analysis: Analysis, family: str, arm: Arm, tokens: int) -> pd.
         for cell in analysis.results
         if (cell.family, cell.estimator, cell.beta, cell.gamma, cell.tokens) == (family, *arm, tokens)
     ]
-    found = [_history(analysis.study.output("train", cell) / "history.jsonl") for cell in cells]
+    found = [_history(analysis.study.output(analysis.study.graph.trains, cell) / "history.jsonl") for cell in cells]
     found = [history for history in found if history is not None]
     return pd.concat(found).groupby("step").mean(numeric_only=True) if found else None
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.config.cells import NONE, decimal
+from pipeline.config.params import AnyParams, Params
 from pipeline.report.analysis import Analysis
 from pipeline.report.frame import BASELINE, TERMS, of_arm, present
 from pipeline.report.metrics import BETA_UNITS, METRICS, NUISANCE, STRUCTURE, Task
@@ -144,6 +145,11 @@ def _beta_panel(ax, frame: pd.DataFrame, estimator: str, name: str, colors: dict
     return ends
 
 
+def _samples_tokens(params: AnyParams) -> bool:
+    """Whether tokens are drawn from q(z|x), whose rate bounds what they tell."""
+    return isinstance(params, Params) and params.tokenizer.channel == "sampled"
+
+
 def _bits(frame: pd.DataFrame, sampled: bool) -> tuple[str, str]:
     """The measure of bits per image that all cells have: the rate where it is a bound, else code entropy."""
     measures = [("information/rate_bits", "rate R"), ("information/code_entropy_bits", "code entropy")]
@@ -157,7 +163,7 @@ def information_plane(analysis: Analysis):
     frame, rows = analysis.frame, []
     for family in frame.family.unique():
         mine = frame[frame.family == family]
-        name, label = _bits(mine, analysis.params.tokenizer.channel == "sampled")
+        name, label = _bits(mine, _samples_tokens(analysis.params))
         if present(mine, name):
             bits = name, f"{label}, bits per image"
             rows.append((family, mine, [(*bits, task.score, task.axis) for task in analysis.tasks]))

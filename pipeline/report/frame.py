@@ -13,7 +13,7 @@ import pandas as pd
 
 from infotok.errors import InfotokError
 from pipeline.config.cells import NONE, Cell
-from pipeline.graph import CELL_STAGES
+from pipeline.graph import CELL, STAGES
 from pipeline.report.metrics import ordered
 
 Results = dict[Cell, dict[str, dict]]  # metrics.json of every stage of every cell
@@ -38,8 +38,9 @@ def frame_of(results: Results) -> pd.DataFrame:
     rows = []
     for cell, stages in results.items():
         metrics = {}
-        for stage in CELL_STAGES:
-            metrics |= stages.get(stage, {}).get("metrics", {})
+        for stage, result in stages.items():
+            if STAGES[stage].axes == CELL:
+                metrics |= result.get("metrics", {})
         axes = {axis: getattr(cell, axis) for axis in AXES}
         rows.append(axes | {name: math.nan if value is None else float(value) for name, value in metrics.items()})
     return arranged(pd.DataFrame(rows, columns=list(dict.fromkeys([*AXES, *(name for row in rows for name in row)]))))

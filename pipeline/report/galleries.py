@@ -114,7 +114,7 @@ def samples(analysis: Analysis):
     pairs = gallery_cells(analysis)
     limit = ROWS if len(pairs) == 1 else ROWS // 2
     for cells in pairs:
-        folders = [analysis.study.output("generate", cell) for cell in cells]
+        folders = [analysis.study.output(analysis.study.graph.draws, cell) for cell in cells]
         made = [_samples(folder, size) for folder in folders]
         shared = _same_prompts(*made, limit) if all(made) else ([], [], [])
         pictures = [_tiles(folder / "reconstructions.png", size) for folder in folders]

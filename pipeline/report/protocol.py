@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from infotok.data.answers import DESCRIPTIONS
 from pipeline.config.cells import arm_name
-from pipeline.graph import CELL_STAGES
+from pipeline.config.params import AnyParams, Params
 from pipeline.report.analysis import Analysis
 from pipeline.report.frame import ARM, present
 from pipeline.report.tables import MISSING, Table
@@ -41,12 +41,7 @@ def protocol(analysis: Analysis) -> list[tuple[str, str]]:
     params, frame, judge = analysis.params, analysis.frame, analysis.judge
     rows = [("cells", f"{len(frame)} (seeds {_list(sorted(frame.seed.unique()))})"), *_data(analysis)]
     rows += [
-        (
-            "training",
-            f"{params.pretrain.steps} steps of pretraining, {params.train.steps} joint steps of batch "
-            f"{params.train.batch}",
-        ),
-        ("backbone and channel", f"{params.backbone.name}; {params.tokenizer.channel} tokens in training"),
+        *_training(params),
         *(_generation(analysis) if analysis.generation else []),
     ]
     for name, value in judge.get("metrics", {}).items():
@@ -60,10 +55,28 @@ def protocol(analysis: Analysis) -> list[tuple[str, str]]:
         if {"understanding/accuracy_low", "understanding/accuracy_high"} <= set(group):
             half = (group["understanding/accuracy_high"] - group["understanding/accuracy_low"]).mean() / 2
             rows.append((f"{family}: accuracy of one cell", f"known to ±{half:.3f} (mean Wilson 95 % half-width)"))
-    for stage in CELL_STAGES:
+    for stage in analysis.study.graph.described:
         found = [stages[stage].get("protocol", {}) for stages in analysis.results.values() if stage in stages]
         rows += [(f"{stage}: {key}", value) for key, value in _shared(found)]
     return rows
+
+
+def _training(params: AnyParams) -> list[tuple[str, str]]:
+    """What was trained, and how long."""
+    if isinstance(params, Params):
+        steps = (
+            f"{params.pretrain.steps} steps of pretraining, {params.train.steps} joint steps of batch "
+            f"{params.train.batch}"
+        )
+        return [
+            ("training", steps),
+            ("backbone and channel", f"{params.backbone.name}; {params.tokenizer.channel} tokens in training"),
+        ]
+    tune = params.tune
+    return [
+        ("models", "; ".join(f"{name}: {model.name}" for name, model in params.models.items())),
+        ("training", f"{tune.steps} joint steps of batch {tune.batch}; LM {tune.train}, tokenizer {tune.tokenizer}"),
+    ]
 
 
 def _data(analysis: Analysis) -> list[tuple[str, str]]:

@@ -273,7 +273,8 @@ def tables(analysis: Analysis) -> list[Table]:
     frame, made = analysis.frame, []
     blind, judged = (floors(analysis).get(name, "") for name in ("understanding", "generation"))
     understanding = ["understanding/accuracy", "understanding/accuracy_novel"]
-    generation = ["geneval", "geneval_t1", "geneval_novel", "retrieval", "retrieval_t1", "gfid", "kid"]
+    generation = ["geneval", "geneval_t1", "geneval_novel", "retrieval", "retrieval_t1"]
+    generation += ["own_codes", "gfid", "kid"]
     generation = [f"generation/{name}" for name in generation]
     questions, left_out = _under(frame, FAMILY), ""
     if len(questions) > FAMILIES:

@@ -31,6 +31,7 @@ from pipeline.tracking.mirror import Tracker, pictures, track_stage
 if TYPE_CHECKING:
     import torch
 
+    from infotok.mllm.options import ModelConfig
     from pipeline.running.processes import Processes
 
 log = logging.getLogger("infotok")
@@ -75,6 +76,13 @@ class Stage:
                 return section
         raise LookupError(f"stage {self.spec.name} does not name a section {kind.__name__} in pipeline/graph.py")
 
+    @property
+    def model(self) -> ModelConfig:
+        """The pretrained model of this stage's cell, of the section `models`."""
+        if "models" not in self.spec.sections:
+            raise LookupError(f"stage {self.spec.name} does not name the section models in pipeline/graph.py")
+        return self.study.params.models[self.cell.family]
+
     def input(self, stage: str) -> Path:
         """The output folder of another stage, which must be one of this stage's inputs."""
         if stage not in self.spec.inputs:
@@ -108,7 +116,7 @@ class Stage:
     def observe(self, step: int, values: dict[str, float]) -> None:
         """Show and track the values of one logged training step."""
         progress.leave(self.spec.name, step, self._steps)
-        self.tracker.log(step, {f"{self.spec.name}/{name}": value for name, value in values.items()})
+        self.tracker.log(step, {f"{self.spec.group}/{name}": value for name, value in values.items()})
         if self._progress is not None and self._task is not None:
             text = "  ".join(f"{name} {values[name]:.3g}" for name in SHOWN if name in values)
             self._progress.update(self._task, completed=step, values=text)
@@ -130,7 +138,8 @@ class Stage:
         """Write history.jsonl and, last of all, metrics.json, which makes the result valid; mirror it in MLflow."""
         name = self.spec.name
         if history is not None:
-            lines = [{k if k == "step" else f"{name}/{k}": v for k, v in line.items()} for line in history]
+            group = self.spec.group
+            lines = [{k if k == "step" else f"{group}/{k}": v for k, v in line.items()} for line in history]
             write_text(self.folder / HISTORY, "".join(json.dumps(line) + "\n" for line in lines))
         result = write_result(
             self.study,

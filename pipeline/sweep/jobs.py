@@ -18,8 +18,9 @@ from rich.table import Table
 from infotok.errors import InfotokError
 from infotok.stopping import Stopped, deferred
 from pipeline.config.cells import Cell
+from pipeline.config.recipes import runs_of
 from pipeline.config.study import FOLDER, Study, stage_name
-from pipeline.graph import CELL_STAGES, CONFIGURE, ONCE, STAGES
+from pipeline.graph import CONFIGURE, STAGES, Graph
 from pipeline.results import state
 from pipeline.running import progress
 from pipeline.running.worker import worker
@@ -33,15 +34,14 @@ DEFAULTS = {"INFOTOK_THREADS": "1", "OMP_NUM_THREADS": "1", "INFOTOK_TRACKING": 
 
 
 def cell_states(study: Study) -> dict[Cell, dict[str, str]]:
-    """State of every stage of every cell, pretraining included."""
-    stages = [name for name, spec in STAGES.items() if spec.axes]
+    """State of every stage of every cell, those included that cells share."""
+    stages = study.graph.with_axes
     return {cell: {stage: state(study, stage, cell) for stage in stages} for cell in study.params.cells()}
 
 
 def to_do(study: Study) -> list[str]:
     """The stages that are not done, as DVC names them, in order; what cells share stands once."""
-    runs = [(name, cell) for name, spec in STAGES.items() for cell in (study.params.cells() if spec.axes else [None])]
-    return list(dict.fromkeys(stage_name(*run) for run in runs if state(study, *run) != "done"))
+    return list(dict.fromkeys(stage_name(*run) for run in runs_of(study) if state(study, *run) != "done"))
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Times:
         self.study = study
         self._seconds: dict[tuple, list[float]] = defaultdict(list)
         for cell in study.params.cells():
-            for stage in [name for name, spec in STAGES.items() if spec.axes]:
+            for stage in study.graph.with_axes:
                 self.take(stage, cell)
 
     def take(self, stage: str, cell: Cell | None) -> None:
@@ -109,28 +109,31 @@ class Times:
         return (stage, cell.family, cell.tokens) if cell else (stage,)
 
 
-def jobs(cells: Iterable[Cell], times: Callable[[Job], float | None] = lambda job: None) -> list[Job]:
+def jobs(graph: Graph, cells: Iterable[Cell], times: Callable[[Job], float | None] = lambda job: None) -> list[Job]:
     """Cells and what they need as jobs, in the order in which free workers take them.
 
     Cells go by seed, so that paired seeds complete early and there is something to compare, and within a seed the
     longest first, so that no worker stands idle at the end: the largest budgets, and of these what took longest so
-    far. A tokenizer stands before the first cell that needs it.
+    far. What several cells share, such as their tokenizer, stands before the first that needs it.
     """
     out = [Job(CONFIGURE.name, [(CONFIGURE.name, None)])]
-    out += [Job(name, [(name, None)], (CONFIGURE.name, *STAGES[name].inputs)) for name in ONCE]
+    out += [Job(name, [(name, None)], (CONFIGURE.name, *STAGES[name].inputs)) for name in graph.once]
+    shared = [name for name in graph.with_axes if name not in graph.of_cells]
 
     def job(cell: Cell) -> Job:
-        needed = dict.fromkeys(name for stage in CELL_STAGES for name in STAGES[stage].inputs)
-        needed = {name: None for name in needed if name not in CELL_STAGES}
-        return Job(cell.key, [(stage, cell) for stage in CELL_STAGES], tuple(stage_name(name, cell) for name in needed))
+        needed = dict.fromkeys(name for stage in graph.of_cells for name in STAGES[stage].inputs)
+        needed = {name: None for name in needed if name not in graph.of_cells}
+        after = tuple(stage_name(name, cell) for name in needed)
+        return Job(cell.key, [(stage, cell) for stage in graph.of_cells], after)
 
     def place(cell: Cell) -> tuple:
         return cell.seed, -cell.tokens, -(times(job(cell)) or 0.0)
 
     for cell in sorted(cells, key=place):
-        tokenizer = stage_name("pretrain", cell)
-        if all(tokenizer != one.name for one in out):
-            out.append(Job(tokenizer, [("pretrain", cell)], STAGES["pretrain"].inputs))
+        for name in shared:
+            if all(stage_name(name, cell) != one.name for one in out):
+                after = tuple(stage_name(needed, cell) for needed in STAGES[name].inputs)
+                out.append(Job(stage_name(name, cell), [(name, cell)], after))
         out.append(job(cell))
     return out
 
@@ -199,7 +202,7 @@ def sweep(
         Stopped: a signal came, and all jobs have ended.
     """
     times, cells = Times(study), {cell.key: cell for cell in chosen}
-    waiting, running, done, failed = jobs(cells.values(), times.of), [], set(), []
+    waiting, running, done, failed = jobs(study.graph, cells.values(), times.of), [], set(), []
     kept = {job.name for job in waiting if all(n in STAGES and state(study, n, c) == "done" for n, c in job.stages)}
     (study.scratch / "logs").mkdir(parents=True, exist_ok=True)
     total = len(waiting)

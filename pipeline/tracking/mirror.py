@@ -19,7 +19,6 @@ from infotok.errors import InfotokError
 from pipeline.config.cells import Cell
 from pipeline.config.recipes import fingerprint
 from pipeline.config.study import Study, stage_key
-from pipeline.graph import STAGES
 from pipeline.results import HISTORY, METRICS
 from pipeline.tracking.store import SQLITE, WITH_HISTORY, Run, Store, now, read_stored, store_uri
 
@@ -60,9 +59,9 @@ def track_stage(study: Study, cell: Cell | None, stage: str) -> Iterator[Tracker
     """Log one stage live into its run; whatever goes wrong with MLflow is one warning.
 
     Args:
-        cell: the stage's cell, for pretrain any that shares the tokenizer; None for the stages that belong to no
-            cell (prepare, judge, perceptual), which have no run: nothing is logged.
-        stage: the stage's name.
+        cell: the stage's cell, of a tokenizer any that shares it; None for the stages that belong to no cell (prepare,
+            judge, perceptual).
+        stage: the stage's name. One that MLflow has no run of logs nothing.
     """
     tracker = Tracker(study, cell, stage)
     status = "FAILED"
@@ -126,7 +125,7 @@ class Tracker:
     def __init__(self, study: Study, cell: Cell | None, stage: str):
         self._run: Run | None = None
         self._label = f"{stage} {cell.key}" if cell else stage
-        self._quiet = cell is None or not enabled(stage)
+        self._quiet = cell is None or stage not in study.graph.tracked or not enabled(stage)
         self._points: list[tuple[int, dict[str, float], int]] = []
         self._sent = time.monotonic()
         self._try(lambda: self._open(study, cell, stage))
@@ -179,10 +178,9 @@ def pictures(folder: Path) -> dict[str, Path]:
 
 def _results(study: Study, cells: list[Cell]) -> Iterator[tuple[str, Cell, Path]]:
     """Every stage of these cells that MLflow shows, with the folder of its result."""
-    for stage, spec in STAGES.items():
-        if spec.axes:
-            for cell in {stage_key(stage, cell): cell for cell in cells}.values():
-                yield stage, cell, study.output(stage, cell)
+    for stage in study.graph.tracked:
+        for cell in {stage_key(stage, cell): cell for cell in cells}.values():
+            yield stage, cell, study.output(stage, cell)
 
 
 def _fill(store: Store, stage: str, cell: Cell, folder: Path) -> bool:

@@ -41,8 +41,6 @@ BATCH = 1000  # metrics that one MLflow request may carry
 LOCK_SECONDS = 60.0
 EXPERIMENTS = (".dvc", "tmp", "exps")  # where DVC puts the copies in which experiments run
 PROBE_SECONDS = 5.0
-# The stage whose configuration makes a run of this kind what it is.
-BASIS = {"tokenizer": "pretrain", "cell": "train"}
 # A training run repeated from the start would mix two histories in one run, so it gets a new one.
 WITH_HISTORY = [name for name, spec in STAGES.items() if spec.trains and spec.axes]
 # Without these a store that is away would hold training up for minutes, and MLflow would report on its users.
@@ -80,13 +78,19 @@ class Identity:
 
     @classmethod
     def of(cls, study: Study, stage: str, cell: Cell) -> Identity:
-        kind = "tokenizer" if stage == BASIS["tokenizer"] else "cell"
-        mark = fingerprint(study, BASIS[kind], cell)
-        return cls(kind, stage_key(BASIS[kind], cell), mark, f"{study.name}:{mark}")
+        kind = "tokenizer" if stage == study.graph.tokenizer else "cell"
+        basis = _basis(study, kind)
+        mark = fingerprint(study, basis, cell)
+        return cls(kind, stage_key(basis, cell), mark, f"{study.name}:{mark}")
 
     @property
     def name(self) -> str:
         return f"tokenizer-{self.key}" if self.kind == "tokenizer" else self.key
+
+
+def _basis(study: Study, kind: str) -> str:
+    """The stage whose configuration makes a run of this kind what it is."""
+    return study.graph.tokenizer if kind == "tokenizer" else study.graph.trains
 
 
 class Store:
@@ -223,7 +227,7 @@ class Run:
         from PIL import Image
 
         metrics = _numbers(result["metrics"], self.stage)
-        if self.stage == "train" and (pretrained := self._pretrained()):
+        if self.stage == self.study.graph.trains and (pretrained := self._pretrained()):
             metrics |= {f"pretrain/{name.removeprefix('pretrain/')}": v for name, v in pretrained.items()}
         for name, path in images.items():
             try:
@@ -262,10 +266,11 @@ class Run:
         return "; ".join(parts)
 
     def _pretrained(self) -> dict[str, float]:
-        found = read_stored(self.study.output("pretrain", self.cell))
-        if not found or found["fingerprint"] != fingerprint(self.study, "pretrain", self.cell):
+        stage = self.study.graph.tokenizer
+        found = read_stored(self.study.output(stage, self.cell))
+        if not found or found["fingerprint"] != fingerprint(self.study, stage, self.cell):
             return {}
-        return _numbers(found["metrics"], "pretrain")
+        return _numbers(found["metrics"], stage)
 
 
 def read_stored(folder: Path) -> dict | None:
@@ -288,8 +293,8 @@ def _settings(study: Study, kind: str, cell: Cell) -> dict:
         settings = cell.as_dict()
         if cell.beta > 0:
             settings["log10_beta"] = round(math.log10(cell.beta), 4)
-    for stage in ancestors(BASIS[kind]):
-        for section, values in parameters_of(study, stage).items():
+    for stage in ancestors(_basis(study, kind)):
+        for section, values in parameters_of(study, stage, cell).items():
             settings |= {f"{section}.{name}": value for name, value in values.items()}
     return settings
 
@@ -301,7 +306,9 @@ def _numbers(metrics: dict, stage: str) -> dict[str, float]:
     MLflow would store infinity as 1.8e308, which ruins a chart's axis.
     """
     numbers = {name: float(value) for name, value in metrics.items() if hasattr(value, "__float__")}
-    named = {name if "/" in name else f"{stage}/{name}": v for name, v in numbers.items() if math.isfinite(v)}
+    named = {
+        name if "/" in name else f"{STAGES[stage].group}/{name}": v for name, v in numbers.items() if math.isfinite(v)
+    }
     return {encoded(name): value for name, value in named.items()}
 
 

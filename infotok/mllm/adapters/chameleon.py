@@ -7,6 +7,7 @@ it, from Anole's checkpoint or from the original VQGAN's, or begins anew and is 
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,49 +15,49 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from infotok.errors import InfotokError
-from infotok.mllm.adapter import Adapter, Inputs, codes_of, one_line
+from infotok.mllm.adapter import Inputs, one_line
+from infotok.mllm.causal import CausalAdapter
+from infotok.mllm.codes import codes_of
 from infotok.mllm.vqgan import Decoder, decoder_weights
 
 DECODER = "infotok/decoder.safetensors"  # in a folder of ours
 
 
-class Adapted(Adapter):
+class Adapted(CausalAdapter):
     lm_layers = r"model\.layers\.\d+\..*_proj"
     model_class = ChameleonForConditionalGeneration
+    has_decoder = False
 
-    def __init__(self, model: Any, processor: Any, folder: Path, decoder: Path | None = None):
+    def __init__(self, model: Any, processor: Any):
         super().__init__(model, processor)
         self.decoder = self.extra = Decoder(model.config.vq_config).to(model.device, model.dtype)
+        self.extra_is_new = True
+
+    @classmethod
+    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> Adapted:
         weights = _weights_from(decoder) if decoder is not None else _weights_beside(folder)
-        self.extra_is_new = not weights
+        adapted = super().open(name, folder, dtype, decoder, trust)
+        assert isinstance(adapted, cls)
+        adapted.extra_is_new = not weights
         if weights:
             try:
-                self.decoder.load_state_dict(weights)
+                adapted.decoder.load_state_dict(weights)
             except RuntimeError as error:
                 reason = one_line(error)
                 raise InfotokError(
                     f"model.decoder: {decoder or folder} has a decoder of another shape ({reason}); give the one that "
                     "belongs to this model's VQGAN"
                 ) from None
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.model.vqmodel
-
-    def encoders(self) -> list[nn.Module]:
-        return [self.tokenizer.encoder, self.tokenizer.quant_conv]
+        return adapted
 
     def features(self, pixels: Tensor) -> Tensor:
         vq = self.tokenizer
         return vq.quant_conv(vq.encoder(pixels.to(vq.dtype))).permute(0, 2, 3, 1)
-
-    def codebook(self) -> Tensor:
-        return self.tokenizer.quantize.embedding.weight
 
     def own_codes(self, pixels: Tensor) -> Tensor:
         made = self.tokenizer.encode(pixels.to(self.tokenizer.dtype)).image_tokens.view(len(pixels), -1)
@@ -66,6 +67,15 @@ class Adapted(Adapter):
     def decode(self, vectors: Tensor) -> Tensor:
         given = vectors.to(self.tokenizer.dtype).permute(0, 3, 1, 2)
         return self.decoder(self.tokenizer.post_quant_conv(given))
+
+    def limit(self, tokens: int) -> None:
+        side = math.isqrt(tokens)
+        if side**2 != tokens:
+            raise InfotokError(f"Chameleon's images are square, and {tokens} is no square; use one, such as 1024")
+        pixels = side * 2 ** (len(self.model.config.vq_config.channel_multiplier) - 1)
+        images = self.processor.image_processor
+        images.size, images.crop_size = {"shortest_edge": pixels}, {"height": pixels, "width": pixels}
+        self.processor.image_seq_length = tokens
 
     def code_ids(self) -> Tensor:
         return self.model.model.vocabulary_mapping.img2bpe_mapping_tensor.long().to(self.device)
@@ -90,11 +100,12 @@ class Adapted(Adapter):
         return torch.arange(h * w, device=self.device)
 
     @torch.no_grad()
-    def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
+    def draw(self, captions: list[str], h: int, w: int, guidance: float = 1.0, **sampling: Any) -> Tensor:
         able, allowed = copy.copy(self.model), LogitsProcessorList([_Only(self.code_ids())])
         able.__class__ = _Drawing
         length = {"min_new_tokens": h * w, "max_new_tokens": h * w}
         settings: dict[str, Any] = {"do_sample": False, "logits_processor": allowed} | length | sampling
+        settings |= self._guided(guidance, len(captions), h, w)
         made = able.generate(**self.draw_prompt(captions, h, w), **settings)
         return codes_of(made[:, -h * w :], self.code_ids(), self.model.config.vocab_size).view(-1, h, w)
 

@@ -3,44 +3,29 @@ of codes."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Emu3ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from infotok.errors import InfotokError
-from infotok.mllm.adapter import Adapter, Inputs, codes_of
+from infotok.mllm.adapter import Inputs
+from infotok.mllm.causal import CausalAdapter
+from infotok.mllm.codes import codes_of
 
 SYSTEM = "You are a helpful assistant."  # of the original, where a processor has no chat template
 
 
-class Adapted(Adapter):
+class Adapted(CausalAdapter):
     lm_layers = r"model\.text_model\.layers\.\d+\..*_proj"
     model_class = Emu3ForConditionalGeneration
-
-    def __init__(self, model: Any, processor: Any, folder: Path, decoder: Path | None = None):
-        super().__init__(model, processor)
-        if decoder is not None:
-            raise InfotokError(f"model.decoder: {decoder}: Emu3 has a decoder of its own; leave the key out")
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.model.vqmodel
-
-    def encoders(self) -> list[nn.Module]:
-        return [self.tokenizer.encoder, self.tokenizer.quant_conv]
 
     def features(self, pixels: Tensor) -> Tensor:
         vq = self.tokenizer
         clip = pixels.to(vq.dtype)[:, None].repeat(1, vq.config.temporal_downsample_factor, 1, 1, 1)
         hidden = vq.encoder(clip).permute(0, 2, 1, 3, 4)
         return vq.quant_conv(hidden)[:, :, 0].permute(0, 2, 3, 1)
-
-    def codebook(self) -> Tensor:
-        return self.tokenizer.quantize.embedding.weight
 
     def own_codes(self, pixels: Tensor) -> Tensor:
         size = torch.tensor(pixels.shape[-2:]).expand(len(pixels), 2)
@@ -52,6 +37,11 @@ class Adapted(Adapter):
         latents = vq.post_quant_conv(quantized).permute(0, 2, 1, 3, 4)
         frames = vq.decoder(latents, quantized.permute(0, 2, 1, 3, 4))
         return frames.view(len(vectors), -1, *frames.shape[1:])[:, 0]
+
+    def limit(self, tokens: int) -> None:
+        images = self.processor.image_processor
+        images.max_pixels = tokens * self.processor.downsample_ratio**2
+        images.min_pixels = min(images.min_pixels, images.max_pixels)
 
     def code_ids(self) -> Tensor:
         return self.model.vocabulary_mapping.img2bpe_mapping_tensor.long().to(self.device)
@@ -92,7 +82,7 @@ class Adapted(Adapter):
         return [*tokenizer.convert_tokens_to_ids([tokenizer.eof_token, tokenizer.eoi_token]), tokenizer.eos_token_id]
 
     @torch.no_grad()
-    def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
+    def draw(self, captions: list[str], h: int, w: int, guidance: float = 1.0, **sampling: Any) -> Tensor:
         inputs = self.draw_prompt(captions, h, w)
         start, codes, closing = inputs["input_ids"].shape[1], self.code_ids().tolist(), self._closing()
         end, count = self.model.vocabulary_mapping.eol_token_id, h * (w + 1)
@@ -105,6 +95,7 @@ class Adapted(Adapter):
 
         length = {"max_new_tokens": count + len(closing)}
         settings: dict[str, Any] = {"do_sample": False, "prefix_allowed_tokens_fn": allowed} | length | sampling
+        settings |= self._guided(guidance, len(captions), h, w)
         made = self.model.generate(**inputs, **settings)[:, start:]
         ids = made[:, self.code_columns(h, w)]
         return codes_of(ids, self.code_ids(), self.model.config.text_config.vocab_size).view(-1, h, w)

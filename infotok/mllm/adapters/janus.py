@@ -5,38 +5,26 @@ Its tokens are not shared, so that pressing them can help drawing alone. Questio
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import JanusForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 
 from infotok.errors import InfotokError
 from infotok.information.factored import Factored
-from infotok.mllm.adapter import Adapter, Inputs
+from infotok.mllm.adapter import Encoded, Inputs
+from infotok.mllm.causal import CausalAdapter
 
 
-class Adapted(Adapter):
+class Adapted(CausalAdapter):
     shared = False
     # transformers leaves out the normalization of features and codes, with which the tokenizer was trained and which
     # its decoder has. Where all codes have one length the codes are the same.
     least_agreement = 0.0
     lm_layers = r"model\.language_model\.layers\.\d+\..*_proj"
     model_class = JanusForConditionalGeneration
-
-    def __init__(self, model: Any, processor: Any, folder: Path, decoder: Path | None = None):
-        super().__init__(model, processor)
-        if decoder is not None:
-            raise InfotokError(f"model.decoder: {decoder}: Janus has a decoder of its own; leave the key out")
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.model.vqmodel
-
-    def encoders(self) -> list[nn.Module]:
-        return [self.tokenizer.encoder, self.tokenizer.quant_conv]
 
     def features(self, pixels: Tensor) -> Tensor:
         vq = self.tokenizer
@@ -53,6 +41,11 @@ class Adapted(Adapter):
         vq = self.tokenizer
         return vq.decoder(vq.post_quant_conv(vectors.to(vq.dtype).permute(0, 3, 1, 2)))
 
+    def limit(self, tokens: int) -> None:
+        own = self.tokenizer.config.num_patches**2
+        if tokens != own:
+            raise InfotokError(f"Janus draws images of {own} tokens, not of {tokens}; use {own}")
+
     def code_ids(self) -> Tensor:
         """Of a vocabulary of their own, beside that of texts."""
         return torch.arange(self.tokenizer.config.num_embeddings, device=self.device)
@@ -62,6 +55,10 @@ class Adapted(Adapter):
 
     def image_outputs(self, embedded: Tensor) -> Any:
         raise InfotokError("Janus reads no codes; choose a model whose tokens are shared")
+
+    def read(self, pixels: Tensor, encoded: Encoded, lm_gradient: float) -> Tensor:
+        """The pixels themselves."""
+        return pixels
 
     def hidden(self, inputs: Inputs, image: Any = None) -> Tensor:
         return self.model.model(
@@ -102,9 +99,9 @@ class Adapted(Adapter):
         return Factored(head.activation_fn(head.proj_out(states)), head.vision_head.weight, head.vision_head.bias)
 
     @torch.no_grad()
-    def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
-        settings = {"do_sample": False, "guidance_scale": 1.0} | sampling
-        if settings["guidance_scale"] == 1.0:
+    def draw(self, captions: list[str], h: int, w: int, guidance: float = 1.0, **sampling: Any) -> Tensor:
+        settings: dict[str, Any] = {"do_sample": False} | sampling | {"guidance_scale": guidance}
+        if guidance == 1:
             settings["logits_processor"] = LogitsProcessorList([_Conditional()])
         made = self.model.generate(**self.draw_prompt(captions, h, w), generation_mode="image", **settings)
         return made.view(-1, h, w)

@@ -1,0 +1,71 @@
+"""Stage `inspect`: what a pretrained model's tokens are, before anything is trained."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from infotok.data.arrow import read_manifest, read_split
+from infotok.files import write_text
+from infotok.mllm.data import Pictures
+from infotok.mllm.lengths import check_lengths
+from infotok.mllm.loading import MODEL_FILE, check_codes, open_model
+from infotok.mllm.options import ModelConfig
+from infotok.mllm.scoring import code_use, codes_of_images, grid_of, reconstruct
+from infotok.training.runtime import start
+from pipeline.running.stage import Stage
+from stages.common import main
+
+IMAGES = 64  # of the validation split, at most
+BATCH = 8
+SPLITS = ("train", "validation", "test", "novel")  # whose texts have to fit
+
+
+def inspect(run: Stage) -> None:
+    """Compare the adapter's codes with the model's own, and measure the tokenizer on validation images."""
+    torch.manual_seed(0)  # of a decoder that is new
+    adapter = open_model(run.model, run.cell.tokens, start())
+    data = run.input("prepare")
+    split = read_split(data, "validation")
+    pictures, rows, grid = Pictures(split), range(min(IMAGES, len(split))), grid_of(adapter)
+    pixels = adapter.ask([pictures[0]], [""])["pixel_values"]
+    for name in (name for name in SPLITS if name in read_manifest(data)["splits"]):
+        check_lengths(adapter, read_split(data, name), pictures[0].size)
+    if said := check_codes(adapter, pixels):
+        run.warn(said)
+    if adapter.extra_is_new:
+        run.warn("the model has no decoder, and begins with a new one: calibrate.steps must train it")
+    codes = codes_of_images(adapter, pictures, rows, grid, BATCH)
+    quality, _ = reconstruct(adapter, pictures, rows, grid, BATCH)
+    size = adapter.codebook().shape
+    tokenizer = sum(parameter.numel() for parameter in adapter.tokenizer.parameters())
+    whole = sum(parameter.numel() for parameter in adapter.model.parameters())
+    protocol = {
+        "model": run.model.name,
+        "type": run.model.kind,
+        "codebook": f"{size[0]} codes of {size[1]} dimensions",
+        "parameters": f"{whole - tokenizer} of the language model, {tokenizer} of the tokenizer",
+    }
+    write_text(run.folder / MODEL_FILE, json.dumps({"files": files_of(run.model)}, indent=1) + "\n")
+    measured = {f"inspect/{name}": value for name, value in {**code_use(codes, size[0]), **quality}.items()}
+    run.finish(measured | {"inspect/tokens": float(max(part.numel() for part in codes))}, protocol)
+
+
+def files_of(model: ModelConfig) -> dict[str, str]:
+    """What stands for the model's weights: the digests of a folder's files, or the revision of the hub's."""
+    if model.folder is None:
+        from huggingface_hub import hf_hub_download
+
+        return {"revision": Path(hf_hub_download(model.name, "config.json", revision=model.revision)).parent.name}
+    files = [path for path in sorted(model.folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(model.folder).as_posix(): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    main("inspect")

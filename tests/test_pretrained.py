@@ -1,0 +1,190 @@
+"""A study of pretrained models, run whole by the real `dvc repro`: tiny Chameleon and tiny Emu3, from JSON lines with
+images, captions and questions to the paired report and two saved models of each."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from smoke import ROOT, copy_of_the_code, one_line_error, ran, run
+
+from infotok.mllm.loading import load
+from pipeline.config.cells import Cell
+from pipeline.config.study import Study
+
+NAME, FAMILIES, ARMS = "tiny-mllm", ("chameleon", "emu3"), ("none-0-0", "dib-0.03-0")
+FILE, STUDY = f"studies/{NAME}/dvc.yaml", ["--study", NAME]
+CELLS = {(family, arm): f"{family}-{arm}-16-0" for family in FAMILIES for arm in ARMS}
+FEW = {
+    "grid": {"arm": list(ARMS)},
+    "judge": {"steps": 20, "batch": 32},
+    "calibrate": {"steps": 10, "warmup": 2, "images": 16, "checkpoint_every": 5},
+    "tune": {"steps": 20, "warmup": 2, "batch": 8, "checkpoint_every": 5},
+    "understanding": {"images": 12},
+    "generation": {"prompts": 4, "images": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = copy_of_the_code(tmp_path_factory.mktemp("pretrained"))
+    assert run(folder, "stages.cli", "tiny", "tiny").returncode == 0
+    path = folder / f"studies/{NAME}/params.yaml"
+    content = yaml.safe_load(path.read_text())
+    for section, values in FEW.items():
+        content[section] = content.get(section, {}) | values
+    path.write_text(yaml.safe_dump(content))
+    done = run(folder, "dvc", "repro", FILE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def result(folder, stage, key):
+    return json.loads((folder / f"runs/{NAME}/{stage}/{key}/metrics.json").read_text())
+
+
+def test_the_report_pairs_the_arms_of_both_models(finished):
+    reports = finished / f"reports/{NAME}"
+    table = pd.read_csv(reports / "ablation.csv")
+    assert [tuple(row) for row in table[["family", "estimator"]].to_numpy()] == [
+        (family, estimator) for family in FAMILIES for estimator in ("none", "dib")
+    ]
+    shown = ["understanding/accuracy", "understanding/question_only", "generation/retrieval", "generation/own_codes"]
+    shown += ["information/rate_bits", "information/generator_nll_bits", "information/dead_codes"]
+    shown += ["reconstruction/psnr", "reconstruction/ssim"]
+    assert table[shown].notna().all().all()
+    assert (table["information/rate_bits"] > 0).all()
+    paired = pd.read_csv(reports / "paired.csv").set_index(["family", "metric"])
+    rates = table.set_index(["family", "estimator"])["information/rate_bits"]
+    for family in FAMILIES:
+        difference = rates[family, "dib"] - rates[family, "none"]
+        assert paired.loc[(family, "rate_bits"), "difference"] == pytest.approx(difference, abs=1e-4)
+    for name in ("samples", "training"):
+        with Image.open(reports / f"figures/{name}.png") as image:
+            assert image.width >= 820
+    assert "tiny/chameleon" in (reports / "ablation.md").read_text()
+
+
+def test_a_second_repro_does_nothing(finished):
+    done = run(finished, "dvc", "repro", FILE)
+    assert done.returncode == 0, done.stderr
+    assert ran(done.stdout) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_arms_start_from_the_same_and_leave_a_model_that_answers_and_draws(finished, family):
+    pixels = Image.open(finished / "tiny/data/images/red-cross-large-center-middle.png")
+    tuned = {arm: load(str(finished / f"runs/{NAME}/tune/{CELLS[family, arm]}/model")) for arm in ARMS}
+    for adapter in tuned.values():
+        assert len(adapter.answer([pixels], ["what color?"])) == 1
+        assert adapter.draw(["a small red cross at the top left"], 4, 4).shape == (1, 4, 4)
+        assert not adapter.extra_is_new
+    first, second = (adapter.model.state_dict() for adapter in tuned.values())
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    histories = [
+        [json.loads(line) for line in (finished / f"runs/{NAME}/tune/{CELLS[family, arm]}/history.jsonl").open()]
+        for arm in ARMS
+    ]
+    assert [line["step"] for line in histories[0]] == [line["step"] for line in histories[1]] == [10, 20]
+    assert histories[0][0]["train/loss"] != histories[1][0]["train/loss"]
+
+
+def test_what_is_known_of_a_model_before_it_is_trained(finished):
+    found = result(finished, "inspect", "chameleon-16")
+    assert found["metrics"]["inspect/tokens"] == 16
+    assert found["metrics"]["inspect/capacity_bits"] == 16 * 6
+    assert any("has no decoder" in warning for warning in found["warnings"])
+    assert result(finished, "inspect", "emu3-16")["warnings"] == []
+    calibrated = result(finished, "calibrate", "emu3-16-0")
+    assert calibrated["metrics"]["pretrain/variance"] > 0
+    assert len(calibrated["protocol"]["weights"]) == 64
+
+
+def test_mlflow_has_a_run_of_every_cell_and_tokenizer(finished):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    named = {found.info.run_name: found for found in runs}
+    assert sorted(named) == sorted([*CELLS.values(), *(f"tokenizer-{family}-16-0" for family in FAMILIES)])
+    cell = named[CELLS["emu3", "dib-0.03-0"]]
+    assert cell.data.params["tune.steps"] == "20"
+    assert cell.data.params["models.name"] == "./tiny/emu3"
+    assert {"train/loss", "understanding/accuracy", "generation/retrieval", "pretrain/psnr"} <= set(cell.data.metrics)
+
+
+def test_an_interrupted_tuning_goes_on_and_gives_the_same_bytes(finished, tmp_path):
+    """The weights of an undisturbed one, from a checkpoint in the middle."""
+    folder, key = tmp_path / "copy", CELLS["emu3", "dib-0.03-0"]
+    shutil.copytree(finished, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db"))
+    study = Study(NAME, folder)
+    cell = Cell("emu3", "dib", 0.03, 0.0, 16, 0)
+    shutil.rmtree(study.output("tune", cell))
+    axes = ["--family", "emu3", "--arm", "dib-0.03-0", "--tokens", "16", "--seed", "0"]
+    stop = (
+        "import os, signal, infotok.mllm.tuning as t; own = t.Tuner.gradients\n"
+        "def stopping(self, *given, step, **more):\n"
+        "    if step == 12: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return own(self, *given, step=step, **more)\n"
+        "t.Tuner.gradients = stopping\n"
+        "import sys; sys.argv[0] = 'tune'\n"
+        "from stages.common import main; main('tune')\n"
+    )
+    (folder / "stopping.py").write_text(stop)
+    stopped = run(folder, "stopping", *STUDY, *axes, INFOTOK_TRACKING="off", INFOTOK_WORKER="")
+    assert stopped.returncode == 143, stopped.stderr
+    again = run(folder, "stages.tune", *STUDY, *axes, INFOTOK_TRACKING="off")
+    assert again.returncode == 0, again.stderr
+    assert "goes on from" in again.stderr
+    one, other = (base / f"runs/{NAME}/tune/{key}/model/model.safetensors" for base in (finished, folder))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_two_processes_that_share_the_weights_leave_what_one_leaves(finished):
+    """But for the order of sums, in bfloat16 where the processor has it."""
+    content = yaml.safe_load((finished / f"studies/{NAME}/params.yaml").read_text())
+    content["tune"]["parallel"] = "shard"
+    (finished / "studies/shared").mkdir()
+    (finished / "studies/shared/params.yaml").write_text(yaml.safe_dump(content))
+    for stage in ("prepare", "calibrate"):
+        shutil.copytree(finished / f"runs/{NAME}/{stage}", finished / f"runs/shared/{stage}")
+    axes = ["--study", "shared", "--family", "emu3", "--arm", "dib-0.03-0", "--tokens", "16", "--seed", "0"]
+    done = run(finished, "stages.tune", *axes, INFOTOK_PROCESSES="2", INFOTOK_TRACKING="off", INFOTOK_WORKER="")
+    assert done.returncode == 0, done.stderr
+    folders = [finished / f"runs/{study}/tune/{CELLS['emu3', 'dib-0.03-0']}" for study in (NAME, "shared")]
+    alone, shared = ([json.loads(line) for line in (folder / "history.jsonl").open()] for folder in folders)
+    assert [line["step"] for line in shared] == [10, 20]
+    for name in ("train/loss", "train/rate_bits", "train/reconstruction"):
+        assert [line[name] for line in shared] == pytest.approx([line[name] for line in alone], rel=0.02), name
+    assert {path.name for path in folders[0].iterdir()} == {path.name for path in folders[1].iterdir()}
+    assert load(str(folders[1] / "model")).draw(["a small red cross at the top left"], 4, 4).shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "says"),
+    [
+        ({"models": {"chameleon": {"name": "./nowhere"}}}, "configure", "nowhere: holds no config.json"),
+        ({"models": {"chameleon": {"name": "./tiny/data"}}}, "configure", "tiny/data: holds no config.json"),
+        ({"models": {"chameleon": {"name": "./tiny/janus"}}}, "inspect", "reads images by another encoder"),
+        ({"models": {"chameleon": {"name": "./tiny/chameleon", "decoder": "no.ckpt"}}}, "inspect", "no.ckpt"),
+        ({"grid": {"tokens": [15]}}, "inspect", "grid.tokens: Chameleon's images are square, and 15 is no square"),
+    ],
+)
+def test_bad_input_is_one_line(finished, change, stage, says):
+    path = finished / "studies/bad/params.yaml"
+    path.parent.mkdir(exist_ok=True)
+    content = yaml.safe_load((ROOT / f"studies/{NAME}/params.yaml").read_text())
+    content["models"] = {"chameleon": content["models"]["chameleon"]}
+    content["grid"] |= {"family": ["chameleon"]}
+    for section, values in change.items():
+        content[section] = content[section] | values
+    path.write_text(yaml.safe_dump(content))
+    shutil.copytree(finished / f"runs/{NAME}/prepare", finished / "runs/bad/prepare", dirs_exist_ok=True)
+    assert run(finished, "stages.cli", "study", "bad").returncode == 0
+    axes = ["--family", "chameleon", "--tokens", str(content["grid"]["tokens"][0])]
+    done = run(finished, f"stages.{stage}", "--study", "bad", *(axes if stage == "inspect" else []))
+    assert says in one_line_error(done)
