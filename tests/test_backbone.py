@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tiny import gradients, images, model, question, seeded, tokenizer
 
 from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.data.texts import TextBatch
@@ -13,6 +12,7 @@ from infotok.models.backbone import Backbone, BackboneConfig, text_codec
 from infotok.models.files import load_model, save_model
 from infotok.models.unified import UnifiedModel
 from infotok.tensors import load_module, module_tensors
+from tiny import gradients, images, model, question, seeded, tokenizer
 
 
 @pytest.fixture

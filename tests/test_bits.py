@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from tiny import seeded
 from vector_quantize_pytorch import LFQ
 
 from infotok.information.bits import BitPrior, Bits, lookup_free
 from infotok.information.channel import Categorical
 from infotok.information.nearest import NearestCodes, nearest_codes
 from infotok.information.objective import code_cost
+from tiny import seeded
 
 B, K, D = 3, 4, 5
 CODES = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * D)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy, norm
-from tiny import seeded, tokenizer
 from torch import distributions
 
 from infotok.information import categorical_entropy, information_bounds
 from infotok.information.channel import Categorical, Gaussian
+from tiny import seeded, tokenizer
 
 
 def normal(*shape, seed):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare, multivariate_normal
-from tiny import images, seeded, tokenizer
 from torch import nn
 
 from infotok.errors import InfotokError
 from infotok.tokenizer import smaller_budgets
 from infotok.tokenizer.continuous import ContinuousTokenizer
+from tiny import images, seeded, tokenizer
 
 
 def continuous(**changes):

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, tokenizer
 from typer.testing import CliRunner
 
 from infotok.data.text import TextCodec, train_text_tokenizer
@@ -28,6 +27,7 @@ from pipeline.config.recipes import source_digest
 from pipeline.config.study import Study
 from pipeline.results import write_result
 from stages.cli import app
+from tiny import TINY, tokenizer
 
 ROOT = Path(__file__).parent.parent
 OFFICIAL = Path(os.environ.get("INFOTOK_SHARED_DATA", ROOT.parent / "shared" / "data")) / "geneval"

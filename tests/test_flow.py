@@ -6,12 +6,12 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 from scipy.stats import kstest, norm
-from tiny import gradients, images, model, seeded, texts
 from torch import distributions, nn
 
 from infotok.models.families.flow import integrate
 from infotok.models.family import Sampling
 from infotok.tokenizer.base import Tokens
+from tiny import gradients, images, model, seeded, texts
 
 
 def gaussian_velocity(x, t, mean, deviation):

@@ -8,7 +8,6 @@ import signal
 
 import pytest
 import torch
-from tiny import Stopped
 from torch import nn
 
 from infotok import stopping
@@ -18,6 +17,7 @@ from infotok.stopping import deferred, stoppable
 from infotok.tensors import read_tensors, write_tensors
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import cosine, make_optimizer, run
+from tiny import Stopped
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny import END, gradients, images, model, seeded, texts
 
 from infotok.models.families.mask import masked_after, order_agnostic_weight
 from infotok.models.family import Sampling
 from infotok.tokenizer.base import Tokens
+from tiny import END, gradients, images, model, seeded, texts
 
 CAPTION = [END, 11, 12]
 DRAWS = 6000

@@ -9,7 +9,6 @@ import tiny_mllm
 import torch
 from safetensors import safe_open
 from test_mllm_tuning import EXAMPLES, SETTINGS, gradients, pixels_of, run, tuner
-from tiny import Stopped
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -25,6 +24,7 @@ from infotok.mllm.warming import CalibrateConfig, warm_up
 from infotok.random import Purpose
 from infotok.training import loop
 from infotok.training.checkpoints import Checkpoints
+from tiny import Stopped
 
 NAMES = tiny_mllm.SHARED
 # Answers of unlike lengths, so that parts of a step differ in how many tokens they predict.

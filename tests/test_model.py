@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny import END, VOCABULARY, gradients, images, model, question, seeded, texts
 
 from infotok.data.texts import TextBatch
 from infotok.models import family_names
 from infotok.models.family import Sampling
 from infotok.models.packing import Part, pack
 from infotok.tokenizer.base import Tokens
+from tiny import END, VOCABULARY, gradients, images, model, question, seeded, texts
 
 
 def test_a_packed_sequence_has_the_hand_worked_pattern():

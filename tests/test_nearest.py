@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tiny import seeded
 from torch.nn import functional as F
 
 from infotok import InformationBottleneck, posterior_logits
@@ -12,6 +11,7 @@ from infotok.information.channel import Categorical
 from infotok.information.factored import Factored, LowRankPrior, SharedPrior
 from infotok.information.nearest import NearestCodes, calibrate_variance, look_up, nearest_codes
 from infotok.information.objective import code_cost
+from tiny import seeded
 
 B, K, C, D, R = 3, 5, 11, 4, 2
 SCORES = 3 * C  # three tokens at a time: 15 tokens do not divide evenly

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tiny import gradients, images, model, seeded, texts
 from torch import distributions
 
 from infotok import InformationBottleneck, Kernels
@@ -14,6 +13,7 @@ from infotok.information.multiplier import Multiplier
 from infotok.information.objective import Observed, code_cost, contrast, estimator_names, load_estimator
 from infotok.models import family_names
 from pipeline.config.cells import parse_arm
+from tiny import gradients, images, model, seeded, texts
 
 ESTIMATORS = ["ceb", "dib", "hsic", "vib"]
 

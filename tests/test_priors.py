@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy
-from tiny import seeded
 from torch import nn
 
 from infotok.information.channel import Categorical, Gaussian
 from infotok.information.priors import CategoricalPrior, GaussianPrior, Priors
+from tiny import seeded
 
 KINDS = {"categorical": CategoricalPrior, "gaussian": GaussianPrior}
 

@@ -4,7 +4,6 @@ the same gradients."""
 import pytest
 import together
 import torch
-from tiny import Stopped, tokenizer
 from torch.nn import functional as F
 
 from infotok import InformationBottleneck, Kernels
@@ -18,6 +17,7 @@ from infotok.random import Purpose, stream
 from infotok.training import loop
 from infotok.training.batches import Batches
 from infotok.training.joint import JointConfig, train_jointly
+from tiny import Stopped, tokenizer
 
 CPU = torch.device("cpu")
 WARMUP = 2  # steps, of which one is trained: half of beta and of gamma

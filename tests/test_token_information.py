@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import model, seeded
 from torch import distributions
 
 from infotok.data.texts import encode_captions
@@ -20,6 +19,7 @@ from infotok.models import family_names
 from infotok.models.family import Sampling
 from infotok.tokenizer.base import Tokens
 from infotok.tokenizer.passes import through
+from tiny import model, seeded
 
 CAPTIONS = ["a red square", "a blue circle", "a red circle above a blue square", "a blue square"]
 

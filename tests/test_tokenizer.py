@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny import images, seeded, tokenizer
 from torch import nn
 
 from infotok.errors import InfotokError
 from infotok.information.channel import Categorical, gumbel
 from infotok.tokenizer import patch_grid
+from tiny import images, seeded, tokenizer
 
 
 @pytest.mark.parametrize("relaxation", [1.0, 20.0])

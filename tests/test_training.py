@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
-from tiny import Stopped
 
 from infotok.data.sources import scenes
 from infotok.data.text import TextCodec, train_text_tokenizer
@@ -26,6 +25,7 @@ from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.order import order
 from infotok.training.pretrain import PretrainConfig, pretrain
+from tiny import Stopped
 
 CPU = torch.device("cpu")
 PIXELS = Distortion(pixel=1.0, perceptual=0.0)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny import Stopped, tokenizer
 
 from infotok.data.sources import scenes
 from infotok.data.text import TextCodec, train_text_tokenizer
@@ -22,6 +21,7 @@ from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.pretrain import PretrainConfig, pretrain
+from tiny import Stopped, tokenizer
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 12, 6

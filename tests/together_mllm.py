@@ -6,7 +6,6 @@ from pathlib import Path
 
 import tiny_mllm
 import torch
-from tiny import Stopped
 
 from infotok.distributed import ALONE, join, leave
 from infotok.errors import InfotokError
@@ -17,6 +16,7 @@ from infotok.mllm.loading import load
 from infotok.mllm.tuning import TuneConfig, Tuner, calibrated, regularizer
 from infotok.mllm.warming import CalibrateConfig, warm_up
 from infotok.training import loop
+from tiny import Stopped
 
 ROWS = enumerate(zip(*tiny_mllm.toy(range(-2, 2)), strict=True))
 # 32, with answers of unlike lengths, so that processes differ in how many tokens they predict.
