@@ -104,14 +104,12 @@ def measure(params: Params, quick: bool) -> Result:
             with without_numbers(plain, tuner):
                 of_image = kept_bytes(plain, case), kept_bytes(tuner, case)
                 of_model = state_bytes(tuner)
-                alone = [step_bytes(tuner, case, images) for images in (1, 2)]
-                gather_narrow(tuner)
-                sharded = [step_bytes(tuner, case, images) for images in (1, 2)]
+                of_steps = [step_bytes(tuner, case, images) for images in (1, 2)]
             states.setdefault((model, setting), {"model": model, "train": setting} | _in_gib(of_model))
             sizes: Row = {"sizes of": name, "train": setting, "L": case.columns + TEXT}
             again = {f"{part}, recomputed": of_image[1][part] for part in RECOMPUTED}
             kept.append(sizes | _in_gib(of_image[0] | again))
-            fitting += [sizes | row for row in _fitting(of_model, alone, sharded)]
+            fitting += [sizes | row for row in _fitting(of_model, *of_steps)]
     settings = {"reserve": RESERVE, "columns of text": TEXT, "shards": SHARDS, "rows of logits": ROWS}
     tables = {
         "States, GiB": list(states.values()),
@@ -215,14 +213,6 @@ def state_bytes(tuner: Tuner) -> dict[str, int]:
     }
 
 
-def gather_narrow(tuner: Tuner) -> None:
-    """Give the language model's layers the bf16 weights that FSDP2 gathers for them."""
-    for layer in language_layers(tuner.adapter):
-        for parameter in layer.parameters():
-            parameter.grad = None
-            parameter.data = parameter.data.to(torch.bfloat16)
-
-
 def kept_bytes(tuner: Tuner, case: Case) -> dict[str, int]:
     """Bytes kept for backward of one image of a case, of one sequence with it, and of the logits of that sequence.
 
@@ -259,29 +249,34 @@ def kept_bytes(tuner: Tuner, case: Case) -> dict[str, int]:
     return found
 
 
-def step_bytes(tuner: Tuner, case: Case, images: int) -> int:
-    """Peak of a step beside the states."""
+def step_bytes(tuner: Tuner, case: Case, images: int) -> tuple[int, int]:
+    """Peaks of a step beside the states: until the sequences' gradients are there, and until the tokenizer's are.
+
+    Each is a constant and a multiple of the images, and which is higher depends on how many there are.
+    """
     learning = [parameter for parameter in tuner.step.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.grad = torch.zeros_like(parameter)
     states = [*tuner.step.parameters(), *tuner.step.buffers(), *(parameter.grad for parameter in learning)]
     with Peak(states) as peak:
-        take_step(tuner, case, images)
-    return peak.most
+        losses = step_losses(tuner, case, images)
+        losses.pop().backward()
+        of_sequences, peak.most = peak.most, peak.now
+        losses.pop().backward()
+    return of_sequences, peak.most
 
 
-def take_step(tuner: Tuner, case: Case, images: int) -> None:
-    """What is large of a joint step: encoder, decoder, a sequence that reads the image, one that draws it, backward."""
+def step_losses(tuner: Tuner, case: Case, images: int) -> list[Tensor]:
+    """What is large of a joint step: encoder and decoder; a sequence that reads the image, and one that draws it."""
     adapter = tuner.adapter
     pixels, _, ids = _inputs(adapter, case, images)
     with autocast(adapter.device, tuner.config.precision):
         features = adapter.features(pixels).float()
-        loss = (adapter.decode(features).float() - pixels.float()).square().mean()
+        error = (adapter.decode(features).float() - pixels.float()).square().mean()
+        sequences = [cross_entropy(adapter.head, _hidden(adapter, ids).flatten(0, 1), ids.flatten()) for _ in range(2)]
         if not adapter.shared:
-            loss = loss + adapter.model.model.vision_model(pixels).last_hidden_state.sum()
-        for _ in range(2):
-            loss = loss + cross_entropy(adapter.head, _hidden(adapter, ids).flatten(0, 1), ids.flatten())
-    loss.backward()
+            sequences.append(adapter.model.model.vision_model(pixels).last_hidden_state.sum())
+    return [error, torch.stack(sequences).sum()]
 
 
 def _inputs(adapter: Any, case: Case, images: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -340,21 +335,21 @@ class Peak(TorchDispatchMode):
         self.most = max(self.most, self.now)
 
 
-def images_that_fit(card: float, fixed: float, image: float) -> int:
-    """How many images' activations a card of some GiB takes beside what is there for any number of them."""
-    return max(0, int(((1 - RESERVE) * card - fixed) // image))
+def images_that_fit(card: float, fixed: float, peaks: list[tuple[float, float]]) -> int:
+    """How many images a card takes beside what is fixed, where every peak is a constant and so much an image; GiB."""
+    return max(0, min(int(((1 - RESERVE) * card - fixed - constant) // image) for constant, image in peaks))
 
 
-def _fitting(states: dict[str, int], alone: list[int], sharded: list[int]) -> Iterator[Row]:
-    """alone, sharded: peaks of steps of one image and of two. What they have in common are bf16 copies of weights,
-    where these are not gathered in bf16, and gradients in transit: autograd holds those of the first sequence until the
-    second has added its own."""
+def _fitting(states: dict[str, int], one: tuple[int, int], two: tuple[int, int]) -> Iterator[Row]:
+    """one, two: peaks of steps of so many images. What they have in common are copies of weights in bf16, and later, in
+    their place, gradients in transit: autograd holds those of one sequence until the other has added its own."""
+    peaks = [((2 * few - more) / GIB, (more - few) / GIB) for few, more in zip(one, two, strict=True)]
     own = sum(states[name] for name in ("frozen", "trained", "gradients", "moments"))
-    for cards, held, (one, two) in ((1, own, alone), (SHARDS, own / SHARDS + states["gathered"], sharded)):
-        image, common = two - one, 2 * one - two
-        fixed = held + common + _information_bytes()
-        row: Row = {"cards": cards, "states": held / GIB, "any step": common / GIB, "an image": image / GIB}
-        yield row | {f"{card} GB": images_that_fit(card, fixed / GIB, image / GIB) for card in CARDS}
+    for cards, held in ((1, own), (SHARDS, own / SHARDS + states["gathered"])):
+        fixed = (held + _information_bytes()) / GIB
+        row: Row = {"cards": cards, "states": held / GIB}
+        row |= {"any step": max(constant for constant, _ in peaks), "an image": max(image for _, image in peaks)}
+        yield row | {f"{card} GB": images_that_fit(card, fixed, peaks) for card in CARDS}
 
 
 def _information_bytes() -> float:
