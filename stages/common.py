@@ -148,6 +148,10 @@ def _work(spec: Spec, study: Study, options: dict[str, Any]) -> None:
     work = getattr(import_module(f"stages.{spec.name}"), spec.name)
     if spec.name not in STAGES:
         return work(study)
+    if spec.name not in study.graph.stages:
+        raise InfotokError(
+            f"{spec.name}: is no stage of {study.params_file}, whose own are {', '.join(study.graph.stages)}"
+        )
     cell = cell_of(study, **options) if spec.axes else None
     if spec.shared and (count := wanted()) > 1:
         check_batch(spec.name, study, count)

@@ -14,6 +14,7 @@ import typer
 
 from infotok.errors import InfotokError
 from pipeline.config.study import Study
+from pipeline.graph import PRETRAINED
 from stages.common import (
     ArmOption,
     FamilyOption,
@@ -86,6 +87,11 @@ def draw(
     )
 
     chosen = Study(study)
+    if chosen.graph is PRETRAINED:
+        raise InfotokError(
+            f"--study: {study} tunes pretrained models; draw with one by `infotok draw-model --model "
+            f"{chosen.results}/tune/<cell>/model`"
+        )
     config, cell, asked = chosen.params, cell_of(chosen, family, tokens, seed, arm), read_prompts(prompts)
     device, folder = start(), chosen.output("train", cell)
     model, codec = load_model(folder, chosen.remedy("train", cell))

@@ -38,7 +38,11 @@ def inspect(run: Stage) -> None:
         run.warn("the model has no decoder, and begins with a new one: calibrate.steps must train it")
     codes = codes_of_images(adapter, pictures, rows, grid, BATCH)
     quality, _ = reconstruct(adapter, pictures, rows, grid, BATCH)
-    size = adapter.codebook().shape
+    size, most = adapter.codebook().shape, max(part.numel() for part in codes)
+    if most < run.cell.tokens:
+        run.warn(
+            f"grid.tokens: {run.cell.tokens}: the model makes at most {most} tokens of {len(rows)} images looked at"
+        )
     tokenizer = sum(parameter.numel() for parameter in adapter.tokenizer.parameters())
     whole = sum(parameter.numel() for parameter in adapter.model.parameters())
     protocol = {
@@ -49,7 +53,7 @@ def inspect(run: Stage) -> None:
     }
     write_text(run.folder / MODEL_FILE, json.dumps({"files": files_of(run.model)}, indent=1) + "\n")
     measured = {f"inspect/{name}": value for name, value in {**code_use(codes, size[0]), **quality}.items()}
-    run.finish(measured | {"inspect/tokens": float(max(part.numel() for part in codes))}, protocol)
+    run.finish(measured | {"inspect/tokens": float(most)}, protocol)
 
 
 def files_of(model: ModelConfig) -> dict[str, str]:

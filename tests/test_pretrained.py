@@ -164,10 +164,39 @@ def test_two_processes_that_share_the_weights_leave_what_one_leaves(finished):
     assert load(str(folders[1] / "model")).draw(["a small red cross at the top left"], 4, 4).shape == (1, 4, 4)
 
 
+def test_damaged_weights_are_told_with_what_makes_them_again(finished, tmp_path):
+    model = finished / f"runs/{NAME}/tune/{CELLS['chameleon', 'none-0-0']}/model"
+    axes = ["--family", "chameleon", "--arm", "none-0-0", "--tokens", "16", "--seed", "0"]
+    for name, content in (("model.safetensors", b"\x10 damaged"), ("processor_config.json", None)):
+        kept = (model / name).read_bytes()
+        try:
+            (model / name).unlink()  # a link into DVC's cache, perhaps
+            if content is not None:
+                (model / name).write_bytes(content)
+            said = one_line_error(run(finished, "stages.answer", *STUDY, *axes))
+        finally:
+            (model / name).write_bytes(kept)
+        assert f"delete runs/{NAME}/tune/{CELLS['chameleon', 'none-0-0']} and run `dvc repro {FILE}:tune@" in said
+
+
+def test_the_command_of_small_models_names_the_one_of_pretrained_ones(finished):
+    (finished / "prompts.jsonl").write_text('{"prompt": "a red cross"}\n')
+    axes = ["--family", "emu3", "--tokens", "16", "--prompts", "prompts.jsonl", "--out", "drawn"]
+    assert "`infotok draw-model --model runs/tiny-mllm/tune/" in one_line_error(
+        run(finished, "stages.draw", *STUDY, *axes)
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "stage", "says"),
     [
-        ({"models": {"chameleon": {"name": "./nowhere"}}}, "configure", "nowhere: holds no config.json"),
+        ({"models": {"chameleon": {"name": "./nowhere"}}}, "configure", "models.chameleon.name: nowhere: there is no"),
+        (
+            {},
+            "train",
+            "train: is no stage of studies/bad/params.yaml, whose own are prepare, judge, inspect",
+        ),
+        ({}, "understand", "understand: is no stage of studies/bad/params.yaml"),
         ({"models": {"chameleon": {"name": "./tiny/data"}}}, "configure", "tiny/data: holds no config.json"),
         ({"models": {"chameleon": {"name": "./tiny/janus"}}}, "inspect", "reads images by another encoder"),
         ({"models": {"chameleon": {"name": "./tiny/chameleon", "decoder": "no.ckpt"}}}, "inspect", "no.ckpt"),
@@ -186,5 +215,5 @@ def test_bad_input_is_one_line(finished, change, stage, says):
     shutil.copytree(finished / f"runs/{NAME}/prepare", finished / "runs/bad/prepare", dirs_exist_ok=True)
     assert run(finished, "stages.cli", "study", "bad").returncode == 0
     axes = ["--family", "chameleon", "--tokens", str(content["grid"]["tokens"][0])]
-    done = run(finished, f"stages.{stage}", "--study", "bad", *(axes if stage == "inspect" else []))
+    done = run(finished, f"stages.{stage}", "--study", "bad", *([] if stage == "configure" else axes))
     assert says in one_line_error(done)

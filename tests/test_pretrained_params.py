@@ -72,6 +72,7 @@ def test_the_section_models_makes_it_a_study_of_pretrained_models(written):
         ("  steps: 10", "  tokenizer: frozen", "'tune.tokenizer' is frozen, so the arm dib-0.01-0 has nothing to pres"),
         ("  steps: 10", "  caption_dropout: 0.0", "'tune.caption_dropout' is 0, but generation.guidance [1.0, 3.0]"),
         ("  steps: 10", "  caption_dropout: 0.0\n  prior: model\ngeneration:\n  guidance: [1.0]", "the prior `model`"),
+        ("  steps: 10", "  accumulate: 3", "'tune.accumulate' is 3, which does not divide tune.batch, 8"),
         ("  steps: 10", "  batch: 0", "'tune.batch' is 0"),
         ("  steps: 10", "  train: all", "'tune.train' is 'all'"),
     ],
@@ -91,9 +92,11 @@ def test_a_folder_that_could_be_a_name_on_the_hub_is_to_be_marked(written, tmp_p
 
 def test_the_kind_of_a_model_is_its_configuration_s(tmp_path):
     model = ModelConfig(name=str(tmp_path / "some"))
-    with pytest.raises(InfotokError, match=r"holds no config.json; give a folder that save_pretrained has written"):
+    with pytest.raises(InfotokError, match="there is no such folder"):
         _ = model.kind
     (tmp_path / "some").mkdir()
+    with pytest.raises(InfotokError, match=r"holds no config.json; give a folder that save_pretrained has written"):
+        _ = model.kind
     for content in ("{", "[]", "{}"):
         (tmp_path / "some/config.json").write_text(content)
         with pytest.raises(InfotokError, match="names no model_type"):

@@ -52,8 +52,7 @@ def everything() -> list[tuple[str, Cell | None, str]]:
         cells = PRETRAINED_CELLS if "adapter" in spec.plugins else CELLS
         for cell in cells if spec.axes else [None]:
             for source in source_names() if "source" in spec.plugins else ["scenes"]:
-                models = {kind: SimpleNamespace(kind=kind) for kind in adapter_names()}
-                params = SimpleNamespace(data=SimpleNamespace(source=source), models=models)
+                params = SimpleNamespace(data=SimpleNamespace(source=source), kind_of=lambda family: family)
                 modules = modules_of(spec, params, cell)
                 out.setdefault(tuple(modules), (name, cell, modules))
     return list(out.values())

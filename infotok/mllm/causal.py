@@ -72,7 +72,7 @@ class CausalAdapter(CodeAdapter, CausalText):
         from transformers import AutoProcessor
 
         if cls.has_decoder and decoder is not None:
-            raise InfotokError(f"model.decoder: {decoder}: {name} has a decoder of its own; leave the key out")
+            raise InfotokError(f"{decoder}: {name} has a decoder of its own; leave `decoder` out")
         return cls(cls.model_class.from_pretrained(name, dtype=dtype), AutoProcessor.from_pretrained(name))
 
     # The visual tokenizer.

@@ -10,12 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from infotok.errors import InfotokError
 from infotok.mllm.adapter import Adapter, one_line
 from infotok.mllm.codes import CodeAdapter
-from infotok.mllm.options import ModelConfig
+from infotok.mllm.options import FOLDERS, ModelConfig
 
 MODEL_FILE = "model.json"  # that says which weights a result is of
 
@@ -46,6 +47,8 @@ def load(
             is not trusted.
     """
     without_bars()
+    if name.startswith(FOLDERS) and not Path(name).is_dir():
+        raise InfotokError(f"{name}: there is no such folder")
     try:
         kind = _kind(name)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -53,17 +56,21 @@ def load(
     if kind not in adapter_names():
         known = ", ".join(adapter_names())
         raise InfotokError(
-            f"model.name: {name} is of the type '{kind}', for which there is no adapter; choose a model of {known}, or "
+            f"{name} is of the type '{kind}', for which there is no adapter; choose a model of {known}, or "
             f"add infotok/mllm/adapters/{kind}.py"
         )
     adapted = _module(kind).Adapted
     if not (adapted.shared or control):
         raise InfotokError(
-            f"model.name: {name} ({kind}) reads images by another encoder than it draws with: it has no shared tokens "
-            "to regularize; choose a model that has, or say that it is the control"
+            f"{name} ({kind}) reads images by another encoder than it draws with: it has no shared tokens "
+            "to regularize; choose a model that has, or take it as the control (control: true)"
         )
     try:
         adapter = adapted.open(name, _folder_of(name), dtype, decoder, trust)
+    except SafetensorError as error:
+        raise InfotokError(
+            f"{name}: its weights are damaged ({one_line(error)}); copy or download them again"
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise _cannot_load(name, error) from None
     without_dropout(adapter.model.eval())
@@ -84,7 +91,7 @@ def open_model(config: ModelConfig, tokens: int, device: torch.device) -> CodeAd
     )
     if not isinstance(adapter, CodeAdapter):
         raise InfotokError(
-            f"model.name: {config.name} has continuous tokens, and the stages count codes; choose a model with a "
+            f"{config.name} has continuous tokens, and the stages count codes; choose a model with a "
             "codebook, or tune this one by `infotok.mllm.tuning` in Python"
         )
     try:
@@ -152,10 +159,10 @@ def _module(kind: str) -> ModuleType:
 
 
 def _cannot_load(name: str, error: Any) -> InfotokError:
-    said = one_line(error)
+    said = one_line(error).split(" If you were trying")[0]
     if "gated" in str(error).lower():
-        return InfotokError(f"model.name: {name} is gated; ask for access on its page and run `hf auth login`")
+        return InfotokError(f"{name} is gated; ask for access on its page and run `hf auth login`")
     return InfotokError(
-        f"model.name: {name} cannot be loaded ({said}); give a name on the Hugging Face hub or a folder that "
+        f"{name} cannot be loaded ({said}); give a name on the Hugging Face hub or a folder that "
         "save_pretrained has written"
     )

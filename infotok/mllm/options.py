@@ -55,6 +55,8 @@ class ModelConfig(Section):
 
     def _config_file(self) -> Path:
         if self.folder is not None:
+            if not self.folder.is_dir():
+                raise InfotokError(f"{self.folder}: there is no such folder")
             if not (self.folder / "config.json").is_file():
                 raise InfotokError(
                     f"{self.folder}: holds no config.json; give a folder that save_pretrained has written, or a name "

@@ -15,11 +15,10 @@ def trusted_folder(name: str, decoder: Path | None, trust: bool) -> Path:
         InfotokError: nobody has said that its code is trusted, or a decoder is given that it does not lack.
     """
     if decoder is not None:
-        raise InfotokError(f"model.decoder: {decoder}: {name} has a decoder of its own; leave the key out")
+        raise InfotokError(f"{decoder}: {name} has a decoder of its own; leave `decoder` out")
     if not trust:
         raise InfotokError(
-            f"model.name: {name} comes with code of its own, and loading it runs that; read it, and set model.trust: "
-            "true if you trust it"
+            f"{name} comes with code of its own, and loading it runs that; read it, and set trust: true if you trust it"
         )
     if Path(name).is_dir():
         return Path(name)

@@ -68,7 +68,10 @@ def load_tuned(folder: Path, remedy: str, config: ModelConfig, tokens: int, devi
     if not (folder / MODEL / "config.json").is_file():
         raise InfotokError(f"{folder / MODEL}: holds no model; {remedy}")
     own = {"name": str((folder / MODEL).absolute()), "decoder": None, "revision": None}
-    adapter = open_model(config.model_copy(update=own), tokens, device)
+    try:
+        adapter = open_model(config.model_copy(update=own), tokens, device)
+    except InfotokError as error:
+        raise InfotokError(f"{error}; {remedy}") from None
     tensors, described = read_tensors(folder / PRIOR, remedy)
     variance = described.pop("variance")
     bottleneck = InformationBottleneck("none", beta=0.0, **described).to(device)

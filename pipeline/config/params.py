@@ -145,6 +145,17 @@ class PretrainedParams(_Shared):
     def graph(self) -> Graph:
         return PRETRAINED
 
+    def kind_of(self, family: str) -> str:
+        """What the configuration of a model calls `model_type`.
+
+        Raises:
+            InfotokError: as of `ModelConfig.kind`.
+        """
+        try:
+            return self.models[family].kind
+        except InfotokError as error:
+            raise InfotokError(f"models.{family}.name: {error}") from None
+
     @property
     def weights(self) -> list[str]:
         """As of `Params`."""
@@ -287,6 +298,12 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
             (section, "caption_dropout"),
             f"is 0, but generation.guidance {params.generation.guidance} compares with drawing without a caption, "
             "which is never trained then; make it more than 0, or guidance [1.0]",
+        )
+    if isinstance(params, PretrainedParams) and params.tune.batch % params.tune.accumulate:
+        fail(
+            (section, "accumulate"),
+            f"is {params.tune.accumulate}, which does not divide tune.batch, {params.tune.batch}; make batch a "
+            "multiple of it",
         )
     if isinstance(params, PretrainedParams) and params.tune.prior == "model" and training.caption_dropout == 0:
         fail(

@@ -51,7 +51,7 @@ def modules_of(spec: Spec, params: AnyParams, cell: Cell | None) -> list[str]:
     if cell is not None:
         chosen |= {"family": cell.family, "estimator": cell.estimator}
     if "adapter" in spec.plugins and cell is not None:
-        chosen["adapter"] = params.models[cell.family].kind
+        chosen["adapter"] = params.kind_of(cell.family)
     plugins = [f"{PLUGINS[kind]}.{chosen[kind]}" for kind in spec.plugins if chosen[kind] != NONE]
     return [f"stages.{spec.name}", *plugins]
 

@@ -50,7 +50,7 @@ class Adapted(CausalAdapter):
             except RuntimeError as error:
                 reason = one_line(error)
                 raise InfotokError(
-                    f"model.decoder: {decoder or folder} has a decoder of another shape ({reason}); give the one that "
+                    f"{decoder or folder} has a decoder of another shape ({reason}); give the one that "
                     "belongs to this model's VQGAN"
                 ) from None
         return adapted
@@ -143,13 +143,11 @@ def _weights_from(file: Path) -> dict[str, Tensor]:
         else:
             given = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-        raise InfotokError(
-            f"model.decoder: {file} cannot be read ({one_line(error)}); give a VQGAN's weights"
-        ) from None
+        raise InfotokError(f"{file} cannot be read ({one_line(error)}); give a VQGAN's weights") from None
     state: dict[str, Tensor] = given.get("state_dict", given)
     weights = decoder_weights(state) or (state if "conv_in.weight" in state else {})
     if not weights:
-        raise InfotokError(f"model.decoder: {file} has no decoder; give a VQGAN's weights, such as Anole's vqgan.ckpt")
+        raise InfotokError(f"{file} has no decoder; give a VQGAN's weights, such as Anole's vqgan.ckpt")
     return weights
 
 

@@ -89,7 +89,7 @@ class Adapted(ContinuousAdapter):
         model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
         if missing := [name for name in OFFERED if not hasattr(model, name)]:
             raise InfotokError(
-                f"model.name: {name}: its class {type(model).__name__} lacks {', '.join(missing)}; "
+                f"{name}: its class {type(model).__name__} lacks {', '.join(missing)}; "
                 "infotok/mllm/adapters/continuous.py says what each of them does"
             )
         return cls(model, Texts(folder))

@@ -60,9 +60,7 @@ class Adapted(MaskedAdapter):
         try:
             from diffusers import VQModel
         except ImportError:
-            raise InfotokError(
-                f"model.name: {name} needs the package diffusers; run `pip install 'infotok[mllm]'`"
-            ) from None
+            raise InfotokError(f"{name} needs the package diffusers; run `pip install 'infotok[mllm]'`") from None
         model = _with_code(folder).to(dtype)
         # A part of the model, so that one module holds all that is trained; `save` takes them apart again.
         model.add_module(VQ, VQModel.from_pretrained(folder, subfolder=VQ, torch_dtype=dtype))
