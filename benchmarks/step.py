@@ -53,7 +53,9 @@ class PartClock:
                 return inner(*args, **kwargs)
             finally:
                 taken = now() - start
-                self.steps[-1][part] += taken - self._within.pop()
+                own = taken - self._within.pop()
+                if self.steps:  # none before the first step's data are asked for
+                    self.steps[-1][part] += own
                 if self._within:
                     self._within[-1] += taken
 

@@ -138,6 +138,9 @@ def intake(
                 rejects.note(where, "image", f"in {split} is a copy of one in {first}")
         pixels = fit(opened, options.image_size, options.fit, color)
         file = example.image.as_posix() if isinstance(example.image, Path) else ""
+        if not is_unicode(file):  # which Arrow does not hold
+            rejects.note(where, "image", "has a file name that is no Unicode: pretrained models see its small copy")
+            file = ""
         parts[split].append((pixels, captions, questions, where, file, opened.size))
         if len(parts[split]) == ROWS:
             yield split, _part(parts.pop(split))
