@@ -194,6 +194,7 @@ def test_a_worker_that_cannot_load_its_libraries_is_told_and_done_without(folder
         log = Path(variables[VARIABLE]).with_name("log")
         while not log.read_text().endswith("'\n"):
             time.sleep(0.01)
+        time.sleep(2.0)  # in which it ends by itself: one that still loads is killed without a word
     assert capfd.readouterr().err == (
         "stages ran without a worker: ModuleNotFoundError: No module named 'no_such_library'\n"
     )
