@@ -4,7 +4,7 @@ from infotok.data.answers import DESCRIPTIONS
 from infotok.data.arrow import read_manifest, read_split
 from infotok.evaluation.blind import Guess
 from infotok.evaluation.statistics import wilson_interval
-from infotok.mllm.data import Pictures
+from infotok.mllm.data import Pictures, background_of
 from infotok.mllm.options import AnswerConfig
 from infotok.mllm.scoring import answer_all, code_use, codes_of_images, grid_of, information, reconstruct
 from infotok.mllm.tuned import load_tuned
@@ -23,7 +23,7 @@ def answer(run: Stage) -> None:
     adapter = tuned.adapter
     manifest, grid = read_manifest(data), grid_of(adapter)
     splits = {name: read_split(data, name) for name in SCORED if name in manifest["splits"]}
-    seen = {name: Pictures(split) for name, split in splits.items()}
+    seen = {name: Pictures(split, background_of(data)) for name, split in splits.items()}
     rows = {name: range(min(config.images, len(split))) for name, split in splits.items()}
     metrics: dict[str, float] = {}
     protocol = {"images": ", ".join(f"{len(chosen)} {name}" for name, chosen in rows.items())}

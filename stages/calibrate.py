@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 from infotok.data.arrow import read_split
-from infotok.mllm.data import Pictures, Shown
+from infotok.mllm.data import Pictures, Shown, background_of
 from infotok.mllm.loading import MODEL_FILE, open_model
 from infotok.mllm.scoring import code_use, codes_of_images, grid_of, of_one_size, reconstruct
 from infotok.mllm.tuned import save_tokenizer
@@ -24,13 +24,21 @@ def calibrate(run: Stage) -> None:
     grid, history, checkpoints = grid_of(adapter), [], run.checkpoints()
     if config.steps:
         train = read_split(data, "train")
-        shown = Shown(train, grid, batch=config.batch, caption_dropout=0.0, seed=seed, key="calibrate.batch")
+        shown = Shown(
+            train,
+            grid,
+            batch=config.batch,
+            caption_dropout=0.0,
+            seed=seed,
+            key="calibrate.batch",
+            background=background_of(data),
+        )
         with run.progress(config.steps):
             history = warm_up(adapter, shown, config, seed=seed, checkpoints=checkpoints, observe=run.observe)
     elif adapter.extra_is_new:
         run.warn("the model has no decoder, and the new one is not trained before the language model; see calibrate")
     adapter.model.eval()
-    pictures = Pictures(read_split(data, "validation"))
+    pictures = Pictures(read_split(data, "validation"), background_of(data))
     rows = range(min(config.images, len(pictures)))
     batches = of_one_size(pictures.split, rows, grid, config.batch)
     pixels = (adapter.ask([pictures[row] for row in some], [""] * len(some))["pixel_values"] for some in batches)

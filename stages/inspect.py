@@ -8,7 +8,7 @@ import torch
 
 from infotok.data.arrow import read_manifest, read_split
 from infotok.files import write_text
-from infotok.mllm.data import Pictures
+from infotok.mllm.data import Pictures, background_of
 from infotok.mllm.lengths import check_lengths
 from infotok.mllm.loading import MODEL_FILE, check_codes, open_model
 from infotok.mllm.options import ModelConfig
@@ -28,7 +28,7 @@ def inspect(run: Stage) -> None:
     adapter = open_model(run.model, run.cell.tokens, start())
     data = run.input("prepare")
     split = read_split(data, "validation")
-    pictures, rows, grid = Pictures(split), range(min(IMAGES, len(split))), grid_of(adapter)
+    pictures, rows, grid = Pictures(split, background_of(data)), range(min(IMAGES, len(split))), grid_of(adapter)
     pixels = adapter.ask([pictures[0]], [""])["pixel_values"]
     for name in (name for name in SPLITS if name in read_manifest(data)["splits"]):
         check_lengths(adapter, read_split(data, name), pictures[0].size)

@@ -17,7 +17,7 @@ from infotok.examiners.judge import Judge
 from infotok.examiners.judges import load_judge
 from infotok.files import write_text
 from infotok.mllm.adapter import Adapter
-from infotok.mllm.data import Pictures
+from infotok.mllm.data import Pictures, background_of
 from infotok.mllm.options import RenderConfig
 from infotok.mllm.scoring import codes_of_images, draw_codes, grid_of, pictures_of, reconstruct
 from infotok.mllm.tuned import load_tuned
@@ -52,7 +52,10 @@ def _draw(run: Stage, adapter: Adapter, judge, manifest: dict, test: Split) -> t
     """Metrics of drawn images and their protocol; writes samples.png and samples.json."""
     config, seed, side = run.config(RenderConfig), run.cell.seed, test.images.shape[1]
     grid = grid_of(adapter)
-    pictures, rows = Pictures(test), [row for row, captions in enumerate(test.captions) if captions][:IMAGES]
+    pictures, rows = (
+        Pictures(test, background_of(run.input("prepare"))),
+        [row for row, captions in enumerate(test.captions) if captions][:IMAGES],
+    )
     codes = codes_of_images(adapter, pictures, rows, grid, config.batch)
     sizes = [tuple(part.shape) for part in codes]
     size = max(dict.fromkeys(sizes), key=sizes.count)
@@ -141,7 +144,7 @@ def _write_samples(run: Stage, prompts: list[str], verdict: Verdict, images: Ten
 
 def _write_reconstructions(run: Stage, adapter: Adapter, test: Split) -> None:
     rows, side = range(min(16, len(test))), test.images.shape[1]
-    _, decoded = reconstruct(adapter, Pictures(test), rows, grid_of(adapter), 8)
+    _, decoded = reconstruct(adapter, Pictures(test, background_of(run.input("prepare"))), rows, grid_of(adapter), 8)
     both = torch.cat([torch.from_numpy(test.images[list(rows)]), _small(decoded, side)])
     write_png(run.folder / "reconstructions.png", tiled(both, len(rows)))
 

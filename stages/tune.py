@@ -4,7 +4,7 @@ import torch
 
 from infotok.data.arrow import read_split
 from infotok.information.kernels import Kernels
-from infotok.mllm.data import Pictures, Shown
+from infotok.mllm.data import Pictures, Shown, background_of
 from infotok.mllm.health import collapse, health
 from infotok.mllm.loading import open_model
 from infotok.mllm.scoring import grid_of, of_one_size
@@ -24,10 +24,12 @@ def tune(run: Stage) -> None:
     adapter = open_model(run.model, cell.tokens, device)
     variance = load_tokenizer(adapter, run.input("calibrate"), run.remedy("calibrate"))
     grid, settings = grid_of(adapter), {"batch": config.batch, "caption_dropout": config.caption_dropout}
-    shown = Shown(read_split(data, "train"), grid, seed=cell.seed, key="tune.batch", **settings)
+    shown = Shown(
+        read_split(data, "train"), grid, seed=cell.seed, key="tune.batch", background=background_of(data), **settings
+    )
     if shown.never:
         run.warn(f"{shown.never} training images are never shown: fewer than tune.batch have their size")
-    watched = Pictures(read_split(data, "validation"))
+    watched = Pictures(read_split(data, "validation"), background_of(data))
     rows = next(of_one_size(watched.split, range(len(watched)), grid, WATCHED))
     pixels = adapter.ask([watched[row] for row in rows], [""] * len(rows))["pixel_values"]
     before = torch.cat([adapter.codes(some) for some in pixels.split(8)])

@@ -1,5 +1,6 @@
 """What a tuning shows: images of their own size in batches of one size, texts by seed and step."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -10,9 +11,10 @@ from PIL import Image
 
 from infotok.data.arrow import Split
 from infotok.errors import InfotokError
-from infotok.mllm.data import DESCRIBE, Pictures, Shown
+from infotok.mllm.data import DESCRIBE, Pictures, Shown, background_of
 from infotok.mllm.lengths import check_lengths
-from infotok.mllm.loading import load
+from infotok.mllm.loading import load, open_model
+from infotok.mllm.options import ModelConfig
 
 WIDE, TALL = (60, 40), (40, 60)
 
@@ -155,3 +157,31 @@ def test_a_text_that_does_not_fit_beside_an_image_is_named(tmp_path, name):
     data.captions = [["short"], [lengths[fits + 1]]]
     with pytest.raises(InfotokError, match=f"data.jsonl:2: a text of {fits + 1} tokens does not fit the model's"):
         check_lengths(adapter, data, (32, 32))
+
+
+def test_what_is_transparent_lies_over_the_background_of_the_prepared_data(tmp_path):
+    data = split(tmp_path, [WIDE])
+    Image.new("RGBA", WIDE, (255, 0, 0, 0)).save(tmp_path / "0.png")
+    for config, color in (({"background": "blue"}, (0, 0, 255)), ({}, (255, 255, 255))):
+        (tmp_path / "manifest.json").write_text(json.dumps({"config": config}))
+        assert Pictures(data, background_of(tmp_path))[0].getpixel((5, 5)) == color
+
+
+def test_a_revision_of_the_hub_is_the_one_that_is_loaded(tmp_path, monkeypatch):
+    folder, asked = tiny_mllm.make("emu3", tmp_path / "emu3"), []
+
+    def download(name, revision):
+        asked.append((name, revision))
+        return folder
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    model = ModelConfig(name="some/model", revision="abc")
+    assert open_model(model, 16, torch.device("cpu")).model.config.model_type == "emu3"
+    assert asked == [("some/model", "abc")]
+
+    def fail(name, revision):
+        raise OSError("no such revision")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(InfotokError, match="some/model: its revision abc cannot be loaded"):
+        open_model(model, 16, torch.device("cpu"))

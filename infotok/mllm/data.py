@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from infotok.data.arrow import Split, texts_about
+from infotok.data.arrow import Split, read_manifest, texts_about
 from infotok.data.images import Unreadable, open_image, parse_color
 from infotok.errors import InfotokError
 from infotok.mllm.batches import Example
@@ -23,6 +23,11 @@ from infotok.random import Purpose, stream
 
 DESCRIBE = "Describe the image."  # asked of an image that no question is about
 Grid = Callable[[int, int], tuple[int, int]]
+
+
+def background_of(folder: Path) -> str:
+    """What a prepared data set lays its images over where they are transparent."""
+    return str(read_manifest(folder)["config"].get("background", "white"))
 
 
 class Pictures(Sequence[Image.Image]):

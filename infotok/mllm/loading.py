@@ -83,8 +83,11 @@ def open_model(config: ModelConfig, tokens: int, device: torch.device) -> CodeAd
     Raises:
         InfotokError: as of `load`, the model has no codebook, or no such images.
     """
+    name = config.name
+    if config.revision is not None and config.folder is None:
+        name = _snapshot(name, config.revision)
     adapter = load(
-        config.name,
+        name,
         decoder=None if config.decoder is None else Path(config.decoder),
         control=config.control,
         trust=config.trust,
@@ -143,6 +146,20 @@ def _kind(name: str) -> str:
 
     described, _ = PretrainedConfig.get_config_dict(name)
     return described["model_type"]
+
+
+def _snapshot(name: str, revision: str) -> str:
+    """The folder with the hub's model as it was at a commit or tag."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return snapshot_download(name, revision=revision)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InfotokError(
+            f"{name}: its revision {revision} cannot be loaded ({one_line(error)}); check the commit or tag, and the "
+            "network"
+        ) from None
 
 
 def _folder_of(name: str) -> Path:
