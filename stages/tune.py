@@ -4,6 +4,7 @@ import torch
 
 from infotok.data.arrow import read_split
 from infotok.information.kernels import Kernels
+from infotok.mllm.cache import Cached, can_cache
 from infotok.mllm.data import Pictures, Shown, background_of
 from infotok.mllm.health import collapse, health
 from infotok.mllm.loading import open_model
@@ -14,6 +15,7 @@ from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
 
+CACHE = "tokens"  # folder beside the checkpoints
 WATCHED = 64  # validation images, at most, on whose codes the tuned tokenizer is compared with the one before
 
 
@@ -46,8 +48,9 @@ def tune(run: Stage) -> None:
     tuner = Tuner(adapter, bottleneck, variance, config, world)
     marked = run.checkpoints()
     checkpoints = tuner.checkpoints(marked.folder)
+    cached = Cached(tuner, shown, marked.folder / CACHE) if config.cache and can_cache(tuner) else None
     with run.progress(config.steps):
-        history = tuner.run(shown, seed=cell.seed, checkpoints=checkpoints, observe=run.observe)
+        history = tuner.run(cached or shown, seed=cell.seed, checkpoints=checkpoints, observe=run.observe)
     with tuner.whole():
         found = health(adapter, pixels, before)
     prior = tuner.prior()
@@ -59,6 +62,8 @@ def tune(run: Stage) -> None:
     save_prior(bottleneck, prior, config.prior_rank, variance, run.folder)
     last = {f"train/{name}": value for name, value in history[-1].items() if name != "step"}
     run.finish(last | {f"train/{name}": value for name, value in found.items()}, {"steps": config.steps}, history)
+    if cached is not None:
+        cached.clear()
     checkpoints.clear()
 
 

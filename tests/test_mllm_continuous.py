@@ -26,8 +26,7 @@ OFF = {"understanding": 0.0, "generation": 0.0, "reconstruction": 0.0}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, trusted_code):
     folder = tmp_path_factory.mktemp("checkpoints") / "continuous"
-    tiny_mllm.continuous(folder)
-    return str(folder)
+    return tiny_mllm.make("continuous", folder)
 
 
 def made(folder, estimator="vib", beta=0.001, gamma=0.0, **settings):

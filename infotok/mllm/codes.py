@@ -75,8 +75,16 @@ class CodeAdapter(Adapter):
         return calibrate_variance(features, self.codebook(), entropy_bits)
 
     def encode(self, pixels: Tensor, variance: float, relaxation: float, generator: torch.Generator) -> Encoded:
-        features, codebook = self.features(pixels).float(), self.codebook().float()
-        codes = nearest_codes(features, codebook)
+        features = self.features(pixels).float()
+        return self.quantized(features, self.nearest(features), variance, relaxation)
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """Codes (B, h, w) of features (B, h, w, D)."""
+        return nearest_codes(features.float(), self.codebook().float())
+
+    def quantized(self, features: Tensor, codes: Tensor, variance: float, relaxation: float) -> Encoded:
+        """As of `encode`, of features (B, h, w, D) and their nearest codes (B, h, w)."""
+        codebook = self.codebook().float()
         vectors = F.embedding(codes, codebook)
         return Encoded(
             channel=NearestCodes(features.flatten(1, 2), codebook, variance, relaxation),
