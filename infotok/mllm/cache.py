@@ -149,7 +149,8 @@ def _digest_of(tuner: Tuner) -> str:
     for module in [adapter.tokenizer, *([] if adapter.extra is None else [adapter.extra])]:
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            copy = tensor.detach().to("cpu", copy=True)  # sharding frees the memory of its own, which numpy would hold
+            digest.update(copy.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -55,8 +55,9 @@ def text_tokenizer(texts: Iterable[str], specials: list[str], **named: Any) -> A
     return PreTrainedTokenizerFast(tokenizer_object=made, **named)
 
 
-def chameleon(folder: Path, texts: Iterable[str]) -> None:
-    """Write a random Chameleon without a decoder, as transformers has it."""
+def chameleon(folder: Path, texts: Iterable[str], tokenizer: dict[str, Any] | None = None) -> None:
+    """Write a random Chameleon without a decoder, as transformers has it. tokenizer: sizes of its VQGAN instead of tiny
+    ones."""
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonProcessor
     from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
@@ -64,21 +65,22 @@ def chameleon(folder: Path, texts: Iterable[str]) -> None:
     named = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
     base = ["<pad>", "<s>", "</s>", "<reserved08706>"]
     special = dict(zip(("pad_token", "bos_token", "eos_token", "sep_token"), base, strict=True))
-    tokenizer = text_tokenizer(texts, [*base, *named.values(), *codes], **special, extra_special_tokens=named)
-    vocabulary = tokenizer.get_vocab()
+    written = text_tokenizer(texts, [*base, *named.values(), *codes], **special, extra_special_tokens=named)
+    vocabulary = written.get_vocab()
+    vq = {"embed_dim": 16, "num_embeddings": CODES, "latent_channels": 16, "resolution": SIDE}
     config = ChameleonConfig(
         vocabulary_map={name: vocabulary[name] for name in (*codes, *named.values())},
-        vocab_size=len(tokenizer),
+        vocab_size=len(written),
         num_key_value_heads=4,
         max_position_embeddings=512,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        vq_config=TOKENIZER | {"embed_dim": 16, "num_embeddings": CODES, "latent_channels": 16, "resolution": SIDE},
+        vq_config=vq | (tokenizer or TOKENIZER),
         **LANGUAGE,
     )
     images = ChameleonImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    ChameleonProcessor(images, tokenizer, image_seq_length=16).save_pretrained(folder)
+    ChameleonProcessor(images, written, image_seq_length=16).save_pretrained(folder)
     ChameleonForConditionalGeneration(config).save_pretrained(folder)
 
 
