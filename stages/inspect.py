@@ -8,11 +8,12 @@ import torch
 
 from infotok.data.arrow import read_manifest, read_split
 from infotok.files import write_text
+from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.data import Pictures, background_of
 from infotok.mllm.lengths import check_lengths
 from infotok.mllm.loading import MODEL_FILE, check_codes, open_model
 from infotok.mllm.options import ModelConfig
-from infotok.mllm.scoring import code_use, codes_of_images, grid_of, reconstruct
+from infotok.mllm.scoring import grid_of, reconstruct, token_use, tokens_of_images
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
@@ -32,27 +33,28 @@ def inspect(run: Stage) -> None:
     pixels = adapter.ask([pictures[0]], [""])["pixel_values"]
     for name in (name for name in SPLITS if name in read_manifest(data)["splits"]):
         check_lengths(adapter, read_split(data, name), pictures[0].size)
-    if said := check_codes(adapter, pixels):
+    if isinstance(adapter, CodeAdapter) and (said := check_codes(adapter, pixels)):
         run.warn(said)
     if adapter.extra_is_new:
         run.warn("the model has no decoder, and begins with a new one: calibrate.steps must train it")
-    codes = codes_of_images(adapter, pictures, rows, grid, BATCH)
+    tokens = tokens_of_images(adapter, pictures, rows, grid, BATCH)
     quality, _ = reconstruct(adapter, pictures, rows, grid, BATCH)
-    size, most = adapter.codebook().shape, max(part.numel() for part in codes)
+    sizes, most = adapter.sizes(), max(part.shape[0] * part.shape[1] for part in tokens)
     if most < run.cell.tokens:
         run.warn(
             f"grid.tokens: {run.cell.tokens}: the model makes at most {most} tokens of {len(rows)} images looked at"
         )
     tokenizer = sum(parameter.numel() for parameter in adapter.tokenizer.parameters())
+    kind = f"{sizes['codebook']} codes" if "codebook" in sizes else "vectors"
     whole = sum(parameter.numel() for parameter in adapter.model.parameters())
     protocol = {
         "model": run.model.name,
         "type": run.model.kind,
-        "codebook": f"{size[0]} codes of {size[1]} dimensions",
+        "tokens": f"{kind} of {sizes['dimension']} dimensions",
         "parameters": f"{whole - tokenizer} of the language model, {tokenizer} of the tokenizer",
     }
     write_text(run.folder / MODEL_FILE, json.dumps({"files": files_of(run.model)}, indent=1) + "\n")
-    measured = {f"inspect/{name}": value for name, value in {**code_use(codes, size[0]), **quality}.items()}
+    measured = {f"inspect/{name}": value for name, value in {**token_use(adapter, tokens), **quality}.items()}
     run.finish(measured | {"inspect/tokens": float(most)}, protocol)
 
 

@@ -34,7 +34,7 @@ def tune(run: Stage) -> None:
     watched = Pictures(read_split(data, "validation"), background_of(data))
     rows = next(of_one_size(watched.split, range(len(watched)), grid, WATCHED))
     pixels = adapter.ask([watched[row] for row in rows], [""] * len(rows))["pixel_values"]
-    before = torch.cat([adapter.codes(some) for some in pixels.split(8)])
+    before = torch.cat([adapter.tokens_of(some) for some in pixels.split(8)])
     torch.manual_seed(cell.seed)  # of the prior's, the critic's and low-rank updates' first weights
     bottleneck = regularizer(
         adapter,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +64,16 @@ class CodeAdapter(Adapter):
         """(B, h, w), the nearest."""
         return nearest_codes(self.features(pixels), self.codebook())
 
+    def tokens_of(self, pixels: Tensor) -> Tensor:
+        return self.codes(pixels)
+
     def vectors_of(self, drawn: Tensor) -> Tensor:
         return self.codebook()[drawn]
+
+    def sampling(self, temperature: float, guidance: float, top_k: int) -> dict[str, Any]:
+        if not temperature:
+            return {"guidance": guidance}
+        return {"guidance": guidance, "do_sample": True, "temperature": temperature, "top_k": top_k}
 
     def sizes(self) -> dict[str, int]:
         codes, dimension = self.codebook().shape
