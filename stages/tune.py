@@ -15,7 +15,7 @@ from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
 
-CACHE = "tokens"  # folder beside the checkpoints
+CACHE = "tokens"  # folder beside the checkpoints, which goes with them
 WATCHED = 64  # validation images, at most, on whose codes the tuned tokenizer is compared with the one before
 
 
@@ -48,9 +48,10 @@ def tune(run: Stage) -> None:
     tuner = Tuner(adapter, bottleneck, variance, config, world)
     marked = run.checkpoints()
     checkpoints = tuner.checkpoints(marked.folder)
-    cached = Cached(tuner, shown, marked.folder / CACHE) if config.cache and can_cache(tuner) else None
+    caches = config.cache and can_cache(tuner)
+    known = Cached(tuner, shown, marked.folder / CACHE) if caches else shown
     with run.progress(config.steps):
-        history = tuner.run(cached or shown, seed=cell.seed, checkpoints=checkpoints, observe=run.observe)
+        history = tuner.run(known, seed=cell.seed, checkpoints=checkpoints, observe=run.observe)
     with tuner.whole():
         found = health(adapter, pixels, before)
     prior = tuner.prior()
@@ -62,8 +63,6 @@ def tune(run: Stage) -> None:
     save_prior(bottleneck, prior, config.prior_rank, variance, run.folder)
     last = {f"train/{name}": value for name, value in history[-1].items() if name != "step"}
     run.finish(last | {f"train/{name}": value for name, value in found.items()}, {"steps": config.steps}, history)
-    if cached is not None:
-        cached.clear()
     checkpoints.clear()
 
 

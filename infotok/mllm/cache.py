@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -50,7 +49,8 @@ def can_cache(tuner: Tuner) -> bool:
 class Cached:
     """What each step of a tuning shows, as `Shown` gives it, with known tokens.
 
-    Making it makes what the folder lacks, by all processes of the tuning, a share each.
+    Making it makes what the folder lacks, by all processes of the tuning, a share each. The folder is the caller's to
+    remove.
 
     Raises:
         InfotokError: `can_cache` says no, an image is gone, or a file cannot be written.
@@ -83,12 +83,6 @@ class Cached:
         return [
             replace(one, image=self._standing_in(row), known=partial(self._known, row)) for one, row in pairs
         ], dropped
-
-    def clear(self) -> None:
-        """Remove the files after a run that ended well; the first process is to call this."""
-        self._open.cache_clear()
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
 
     def _path(self, n: int) -> Path:
         return self.folder / f"tokens-{n:06d}.safetensors"
