@@ -1,5 +1,7 @@
 """Stage `tune`: tune tokenizer and language model of a pretrained model together, in one cell of the grid."""
 
+from dataclasses import replace
+
 import torch
 
 from infotok.data.arrow import read_split
@@ -22,8 +24,9 @@ WATCHED = 64  # validation images, at most, on whose codes the tuned tokenizer i
 def tune(run: Stage) -> None:
     """Tune from the calibrated tokenizer, and save the model as `from_pretrained` loads it."""
     config, cell, data, device = run.config(TuneConfig), run.cell, run.input("prepare"), start()
-    world = run.join(device)
-    adapter = open_model(run.model, cell.tokens, device)
+    world = replace(run.join(device), device=device)
+    # In main memory, as float32: the tuner moves to the device what it needs there, narrowed or sharded.
+    adapter = open_model(run.model, cell.tokens, torch.device("cpu"))
     variance = load_tokenizer(adapter, run.input("calibrate"), run.remedy("calibrate"))
     grid, settings = grid_of(adapter), {"batch": config.batch, "caption_dropout": config.caption_dropout}
     shown = Shown(
@@ -33,8 +36,6 @@ def tune(run: Stage) -> None:
         run.warn(f"{shown.never} training images are never shown: fewer than tune.batch have their size")
     watched = Pictures(read_split(data, "validation"), background_of(data))
     rows = next(of_one_size(watched.split, range(len(watched)), grid, WATCHED))
-    pixels = adapter.ask([watched[row] for row in rows], [""] * len(rows))["pixel_values"]
-    before = torch.cat([adapter.tokens_of(some) for some in pixels.split(8)])
     torch.manual_seed(cell.seed)  # of the prior's, the critic's and low-rank updates' first weights
     bottleneck = regularizer(
         adapter,
@@ -46,6 +47,9 @@ def tune(run: Stage) -> None:
         kernels=run.config(Kernels),
     )
     tuner = Tuner(adapter, bottleneck, variance, config, world)
+    with tuner.whole(), torch.no_grad():
+        pixels = adapter.ask([watched[row] for row in rows], [""] * len(rows))["pixel_values"]
+        before = torch.cat([adapter.tokens_of(some) for some in pixels.split(8)])
     marked = run.checkpoints()
     checkpoints = tuner.checkpoints(marked.folder)
     caches = config.cache and can_cache(tuner)
