@@ -28,6 +28,7 @@ class Name(StrEnum):
     rounding = "rounding"
     chunked = "chunked"
     memory = "memory"
+    frozen = "frozen"
 
 
 @clear_errors

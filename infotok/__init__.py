@@ -4,6 +4,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 _HOMES = {
+    "bits": ("Bits", "lookup_free"),
     "bottleneck": ("Categorical", "Gaussian", "InformationBottleneck", "Kernels", "Regularization", "posterior_logits"),
     "factored": ("Factored",),
     "nearest": ("NearestCodes", "calibrate_variance", "look_up", "nearest_codes"),

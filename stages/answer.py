@@ -6,7 +6,7 @@ from infotok.evaluation.blind import Guess
 from infotok.evaluation.statistics import wilson_interval
 from infotok.mllm.data import Pictures, background_of
 from infotok.mllm.options import AnswerConfig
-from infotok.mllm.scoring import answer_all, code_use, codes_of_images, grid_of, information, reconstruct
+from infotok.mllm.scoring import answer_all, grid_of, information, reconstruct, token_use, tokens_of_images
 from infotok.mllm.tuned import load_tuned
 from infotok.mllm.tuning import TuneConfig
 from infotok.training.runtime import start
@@ -50,8 +50,8 @@ def answer(run: Stage) -> None:
     else:
         protocol["answers"] = f"not asked: {manifest['why_not']['understanding']}"
     pictures, chosen, batch = seen["test"], rows["test"], run.config(TuneConfig).batch
-    codes = codes_of_images(adapter, pictures, chosen, grid, batch)
-    found = code_use(codes, len(adapter.codebook()))
+    tokens = tokens_of_images(adapter, pictures, chosen, grid, batch)
+    found = token_use(adapter, tokens, tuned.variance)
     found |= information(adapter, tuned.bottleneck, tuned.variance, pictures, chosen, grid, batch)
     metrics |= {f"information/{name}": value for name, value in found.items()}
     quality, _ = reconstruct(adapter, pictures, chosen, grid, batch)

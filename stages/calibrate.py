@@ -7,7 +7,7 @@ import torch
 from infotok.data.arrow import read_split
 from infotok.mllm.data import Pictures, Shown, background_of
 from infotok.mllm.loading import MODEL_FILE, open_model
-from infotok.mllm.scoring import code_use, codes_of_images, grid_of, of_one_size, reconstruct
+from infotok.mllm.scoring import grid_of, of_one_size, reconstruct, token_use, tokens_of_images
 from infotok.mllm.tuned import save_tokenizer
 from infotok.mllm.tuning import calibrated
 from infotok.mllm.warming import CalibrateConfig, warm_up
@@ -44,9 +44,9 @@ def calibrate(run: Stage) -> None:
     pixels = (adapter.ask([pictures[row] for row in some], [""] * len(some))["pixel_values"] for some in batches)
     variance = calibrated(adapter, pixels, config.entropy_bits)
     save_tokenizer(adapter, variance, run.folder)
-    codes = codes_of_images(adapter, pictures, rows, grid, config.batch)
+    tokens = tokens_of_images(adapter, pictures, rows, grid, config.batch)
     quality, _ = reconstruct(adapter, pictures, rows, grid, config.batch)
-    measured = {"variance": variance, **quality, **code_use(codes, len(adapter.codebook()))}
+    measured = {"variance": variance, **quality, **token_use(adapter, tokens, variance)}
     weights = hashlib.sha256((run.input("inspect") / MODEL_FILE).read_bytes()).hexdigest()
     protocol = {"images": f"{len(rows)} validation images", "weights": weights}
     run.finish({f"pretrain/{name}": value for name, value in measured.items()}, protocol, history)

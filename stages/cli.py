@@ -108,16 +108,25 @@ def make_study(
 @clear_errors
 def tiny(
     folder: Annotated[Path, typer.Argument(help="Where they are written.")] = Path("tiny"),
+    with_code: Annotated[
+        bool,
+        typer.Option(
+            "--with-code",
+            help="Write also models whose folders bring code of their own: one of masked diffusion, in the form of "
+            "Lumina-DiMOO, and one with continuous tokens.",
+        ),
+    ] = False,
 ) -> None:
     """Write tiny random models of real classes, and images that they can learn, to try a study of pretrained models."""
     from infotok.errors import InfotokError
-    from infotok.mllm.tiny import MODELS, write_data, write_models
+    from infotok.mllm.tiny import MODELS, WITH_CODE, write_data, write_models
 
     if folder.exists() and any(folder.iterdir()):
         raise InfotokError(f"{folder}: is not empty; name a new folder")
-    write_models(folder, MODELS)
+    names = [*MODELS, *(WITH_CODE if with_code else [])]
+    write_models(folder, names)
     count = write_data(folder / "data")
-    print(f"{folder}: {', '.join(MODELS)}, and {count} images in {folder / 'data'}")
+    print(f"{folder}: {', '.join(names)}, and {count} images in {folder / 'data'}")
 
 
 @app.command(rich_help_panel=GRID)

@@ -24,7 +24,7 @@ from infotok.errors import DamagedDataError, InfotokError
 from infotok.stopping import stoppable
 from pipeline.config.study import Study, find_root
 from pipeline.config.variables import check_variables
-from pipeline.graph import CONFIGURE, REPORT, STAGES, Spec
+from pipeline.graph import CONFIGURE, FROM_SCRATCH, PRETRAINED, REPORT, STAGES, Spec
 
 if TYPE_CHECKING:
     from pipeline.config.cells import Cell
@@ -43,6 +43,19 @@ AXES = {
     "arm": (ArmOption, "none-0-0"),
     "tokens": (TokensOption, 8),
     "seed": (SeedOption, 0),
+}
+# Where families are a study's own models, none of these can be guessed.
+TO_NAME = {
+    "family": (
+        Annotated[str | None, typer.Option(help="Of the study's models; to be given.", show_default=False)],
+        None,
+    ),
+    "tokens": (
+        Annotated[
+            int | None, typer.Option(help="Of grid.tokens, those of an image at most; to be given.", show_default=False)
+        ],
+        None,
+    ),
 }
 
 COMMANDS = {CONFIGURE.name: CONFIGURE, **STAGES, REPORT.name: REPORT}
@@ -111,7 +124,9 @@ def stage_command(spec: Spec) -> Callable[..., None]:
     def command(**options: Any) -> None:
         _run(spec, Study(options.pop("study")), options)
 
-    given = [(name, *AXES[name]) for name in spec.axes] + [("study", StudyOption, "default")]
+    of_models = spec.name in PRETRAINED.stages and spec.name not in FROM_SCRATCH.stages
+    axes = AXES | TO_NAME if of_models else AXES
+    given = [(name, *axes[name]) for name in spec.axes] + [("study", StudyOption, "default")]
     command.__name__, command.__doc__ = spec.name, spec.help
     command.__signature__ = inspect.Signature(  # what typer reads
         [
@@ -150,8 +165,12 @@ def _work(spec: Spec, study: Study, options: dict[str, Any]) -> None:
         return work(study)
     if spec.name not in study.graph.stages:
         raise InfotokError(
-            f"{spec.name}: is no stage of {study.params_file}, whose own are {', '.join(study.graph.stages)}"
+            f"{spec.name}: is no stage of {study.params_file}, whose own are {', '.join(study.graph.stages)}; name "
+            "another study by --study"
         )
+    for name in (name for name in spec.axes if options.get(name, "") is None):
+        known = ", ".join(map(str, getattr(study.params.grid, name)))
+        raise InfotokError(f"--{name}: is missing; grid.{name} of {study.params_file} has {known}")
     cell = cell_of(study, **options) if spec.axes else None
     if spec.shared and (count := wanted()) > 1:
         check_batch(spec.name, study, count)

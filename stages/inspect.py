@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 
-from infotok.data.arrow import read_manifest, read_split
+from infotok.data.arrow import Split, read_manifest, read_split
 from infotok.files import write_text
-from infotok.mllm.data import Pictures, background_of
+from infotok.mllm.codes import CodeAdapter
+from infotok.mllm.data import Grid, Pictures, Shown, background_of
 from infotok.mllm.lengths import check_lengths
 from infotok.mllm.loading import MODEL_FILE, check_codes, open_model
 from infotok.mllm.options import ModelConfig
-from infotok.mllm.scoring import code_use, codes_of_images, grid_of, reconstruct
+from infotok.mllm.scoring import grid_of, reconstruct, token_use, tokens_of_images
 from infotok.training.runtime import start
+from pipeline.config.params import PretrainedParams
 from pipeline.running.stage import Stage
 from stages.common import main
 
@@ -32,28 +34,40 @@ def inspect(run: Stage) -> None:
     pixels = adapter.ask([pictures[0]], [""])["pixel_values"]
     for name in (name for name in SPLITS if name in read_manifest(data)["splits"]):
         check_lengths(adapter, read_split(data, name), pictures[0].size)
-    if said := check_codes(adapter, pixels):
+    _check_batches(run, read_split(data, "train"), grid)
+    if isinstance(adapter, CodeAdapter) and (said := check_codes(adapter, pixels)):
         run.warn(said)
     if adapter.extra_is_new:
         run.warn("the model has no decoder, and begins with a new one: calibrate.steps must train it")
-    codes = codes_of_images(adapter, pictures, rows, grid, BATCH)
+    tokens = tokens_of_images(adapter, pictures, rows, grid, BATCH)
     quality, _ = reconstruct(adapter, pictures, rows, grid, BATCH)
-    size, most = adapter.codebook().shape, max(part.numel() for part in codes)
+    sizes, most = adapter.sizes(), max(part.shape[0] * part.shape[1] for part in tokens)
     if most < run.cell.tokens:
         run.warn(
             f"grid.tokens: {run.cell.tokens}: the model makes at most {most} tokens of {len(rows)} images looked at"
         )
     tokenizer = sum(parameter.numel() for parameter in adapter.tokenizer.parameters())
+    kind = f"{sizes['codebook']} codes" if "codebook" in sizes else "vectors"
     whole = sum(parameter.numel() for parameter in adapter.model.parameters())
     protocol = {
         "model": run.model.name,
         "type": run.model.kind,
-        "codebook": f"{size[0]} codes of {size[1]} dimensions",
+        "tokens": f"{kind} of {sizes['dimension']} dimensions",
         "parameters": f"{whole - tokenizer} of the language model, {tokenizer} of the tokenizer",
     }
     write_text(run.folder / MODEL_FILE, json.dumps({"files": files_of(run.model)}, indent=1) + "\n")
-    measured = {f"inspect/{name}": value for name, value in {**code_use(codes, size[0]), **quality}.items()}
+    measured = {f"inspect/{name}": value for name, value in {**token_use(adapter, tokens), **quality}.items()}
     run.finish(measured | {"inspect/tokens": float(most)}, protocol)
+
+
+def _check_batches(run: Stage, train: Split, grid: Grid) -> None:
+    """Raises InfotokError where a later stage would find no batch of images of one size. What they ask for is no
+    setting of this stage, whose result does not depend on it."""
+    params = run.study.params
+    assert isinstance(params, PretrainedParams)
+    batches = {"calibrate.batch": params.calibrate.batch} if params.calibrate.steps else {}
+    for key, batch in (batches | {"tune.batch": params.tune.batch}).items():
+        Shown(train, grid, batch=batch, caption_dropout=0.0, seed=0, key=key)
 
 
 def files_of(model: ModelConfig) -> dict[str, str]:

@@ -17,9 +17,10 @@ from infotok.examiners.judge import Judge
 from infotok.examiners.judges import load_judge
 from infotok.files import write_text
 from infotok.mllm.adapter import Adapter
+from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.data import Pictures, background_of
 from infotok.mllm.options import RenderConfig
-from infotok.mllm.scoring import codes_of_images, draw_codes, grid_of, pictures_of, reconstruct
+from infotok.mllm.scoring import draw_tokens, grid_of, pictures_of, reconstruct, tokens_of_images
 from infotok.mllm.tuned import load_tuned
 from infotok.training.runtime import start
 from pipeline.pictures import grid as tiled
@@ -56,13 +57,13 @@ def _draw(run: Stage, adapter: Adapter, judge, manifest: dict, test: Split) -> t
         Pictures(test, background_of(run.input("prepare"))),
         [row for row, captions in enumerate(test.captions) if captions][:IMAGES],
     )
-    codes = codes_of_images(adapter, pictures, rows, grid, config.batch)
-    sizes = [tuple(part.shape) for part in codes]
+    tokens = tokens_of_images(adapter, pictures, rows, grid, config.batch)
+    sizes = [tuple(part.shape[:2]) for part in tokens]
     size = max(dict.fromkeys(sizes), key=sizes.count)
     shared = {"size": size, "batch": config.batch, "top_k": config.top_k}
 
     def drawn(captions: list[str], noise: int, temperature: float, guidance: float) -> Tensor:
-        made = draw_codes(adapter, captions, seed=noise, temperature=temperature, guidance=guidance, **shared)
+        made = draw_tokens(adapter, captions, seed=noise, temperature=temperature, guidance=guidance, **shared)
         return _small(pictures_of(adapter, made, config.batch), side)
 
     def score(split: str, temperature: float, guidance: float) -> tuple[Verdict, Tensor]:
@@ -92,7 +93,6 @@ def _draw(run: Stage, adapter: Adapter, judge, manifest: dict, test: Split) -> t
     )
     metrics["generation/gfid"] = frechet_distance(reference, of_drawn)
     metrics["generation/kid"] = kernel_distance(reference, of_drawn, seed)
-    metrics["generation/own_codes"] = _own_codes(adapter, captions, codes, size, config)
     _write_samples(run, task.asks("test"), verdict, images)
     protocol = {
         **task.protocol(),
@@ -103,17 +103,21 @@ def _draw(run: Stage, adapter: Adapter, judge, manifest: dict, test: Split) -> t
         "seeds": f"sampling {config.seed} + 1000 * {seed}",
         "gfid": f"{len(rows)} images drawn from the longest caption of each test image against those images, in "
         f"{judge.num_features} features of the judge, standardized over them; KID over 50 subsets",
-        "own_codes": "share of codes, drawn greedily from a test image's longest caption, that are the image's own",
     }
+    if isinstance(adapter, CodeAdapter):
+        metrics["generation/own_codes"] = _own_codes(adapter, captions, tokens, size, config)
+        protocol["own_codes"] = (
+            "share of codes, drawn greedily from a test image's longest caption, that are the image's own"
+        )
     return metrics, protocol
 
 
 def _own_codes(
-    adapter: Adapter, captions: list[str], codes: list[Tensor], size: tuple[int, int], config: RenderConfig
+    adapter: CodeAdapter, captions: list[str], codes: list[Tensor], size: tuple[int, int], config: RenderConfig
 ) -> float:
     """Of images of the size that is drawn."""
     kept = [row for row, own in enumerate(codes) if tuple(own.shape) == size]
-    made = draw_codes(adapter, [captions[row] for row in kept], size, seed=config.seed, batch=config.batch)
+    made = draw_tokens(adapter, [captions[row] for row in kept], size, seed=config.seed, batch=config.batch)
     return float((made == torch.stack([codes[row] for row in kept])).float().mean())
 
 

@@ -1,9 +1,12 @@
 """Stage `tune`: tune tokenizer and language model of a pretrained model together, in one cell of the grid."""
 
+from dataclasses import replace
+
 import torch
 
 from infotok.data.arrow import read_split
 from infotok.information.kernels import Kernels
+from infotok.mllm.cache import Cached, can_cache
 from infotok.mllm.data import Pictures, Shown, background_of
 from infotok.mllm.health import collapse, health
 from infotok.mllm.loading import open_model
@@ -14,14 +17,16 @@ from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
 
+CACHE = "tokens"  # folder beside the checkpoints, which goes with them
 WATCHED = 64  # validation images, at most, on whose codes the tuned tokenizer is compared with the one before
 
 
 def tune(run: Stage) -> None:
     """Tune from the calibrated tokenizer, and save the model as `from_pretrained` loads it."""
     config, cell, data, device = run.config(TuneConfig), run.cell, run.input("prepare"), start()
-    world = run.join(device)
-    adapter = open_model(run.model, cell.tokens, device)
+    world = replace(run.join(device), device=device)
+    # In main memory, as float32: the tuner moves to the device what it needs there, narrowed or sharded.
+    adapter = open_model(run.model, cell.tokens, torch.device("cpu"))
     variance = load_tokenizer(adapter, run.input("calibrate"), run.remedy("calibrate"))
     grid, settings = grid_of(adapter), {"batch": config.batch, "caption_dropout": config.caption_dropout}
     shown = Shown(
@@ -31,8 +36,6 @@ def tune(run: Stage) -> None:
         run.warn(f"{shown.never} training images are never shown: fewer than tune.batch have their size")
     watched = Pictures(read_split(data, "validation"), background_of(data))
     rows = next(of_one_size(watched.split, range(len(watched)), grid, WATCHED))
-    pixels = adapter.ask([watched[row] for row in rows], [""] * len(rows))["pixel_values"]
-    before = torch.cat([adapter.codes(some) for some in pixels.split(8)])
     torch.manual_seed(cell.seed)  # of the prior's, the critic's and low-rank updates' first weights
     bottleneck = regularizer(
         adapter,
@@ -44,10 +47,15 @@ def tune(run: Stage) -> None:
         kernels=run.config(Kernels),
     )
     tuner = Tuner(adapter, bottleneck, variance, config, world)
+    with tuner.whole(), torch.no_grad():
+        pixels = adapter.ask([watched[row] for row in rows], [""] * len(rows))["pixel_values"]
+        before = torch.cat([adapter.tokens_of(some) for some in pixels.split(8)])
     marked = run.checkpoints()
     checkpoints = tuner.checkpoints(marked.folder)
+    caches = config.cache and can_cache(tuner)
+    known = Cached(tuner, shown, marked.folder / CACHE) if caches else shown
     with run.progress(config.steps):
-        history = tuner.run(shown, seed=cell.seed, checkpoints=checkpoints, observe=run.observe)
+        history = tuner.run(known, seed=cell.seed, checkpoints=checkpoints, observe=run.observe)
     with tuner.whole():
         found = health(adapter, pixels, before)
     prior = tuner.prior()

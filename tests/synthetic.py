@@ -104,7 +104,7 @@ def synthetic(seeds=(0, 1, 2), tokens=(8,), families=("ar",), data="scenes", arm
             results[cell]["train"]["warnings"] = ["codebook collapsed"]
     examined = {
         "objects": {"judge/objects": 0.97},
-        "matching": {"judge/retrieval": 0.9, "judge/retrieval_chance": 0.03},
+        "matching": {"judge/retrieval": 0.9, "judge/retrieval_chance": 0.04},
     }
     judge = {"metrics": examined.get(manifest["judge"], {}), "protocol": {"steps": 600}, "warnings": []}
     return params, results, judge

@@ -94,6 +94,22 @@ def test_consistency_alone_is_a_candidate_and_the_baseline_is_none():
     assert "No arm with compression validates higher." in findings(found)[0]
 
 
+def test_arms_that_tie_on_validation_are_said_to_tie():
+    def told(scores):
+        params, results, judge = synthetic(arms=FOUR)
+        for cell, stages in results.items():
+            for stage, task in (("understand", "understanding"), ("generate", "generation")):
+                stages[stage]["metrics"][f"{task}/validation"] = scores.get(cell.arm, 0.5)
+        return findings(changed(params, results, judge))[0]
+
+    same = told({})
+    assert "on validation all arms tie (0.500), so that it chooses none; this is none-0-1 (consistency alone)" in same
+    assert "validation chooses" not in same
+    assert "prefers" not in same
+    assert "On validation it ties with none-0-0 (0.600)." in told({"none-0-0": 0.6, "none-0-1": 0.6})
+    assert "Validation itself prefers none-0-0 to it (0.500 against 0.600)." in told({"none-0-0": 0.6})
+
+
 def test_a_gamma_at_the_edge_of_those_tried_is_said_and_one_between_is_not():
     params, results, judge = synthetic(arms=FOUR)
     for gamma in (0.5, 2.0):  # beside 1, which validates at .64 and at .70 with compression

@@ -11,7 +11,7 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks are no installed package
 
-from benchmarks import chunked, common, data, generation, memory, overhead, quantizer, regularizer, step, sweep  # noqa: E402
+from benchmarks import chunked, common, data, frozen, generation, memory, overhead, quantizer, regularizer, step, sweep  # noqa: E402
 from pipeline.config.params import Params, load_params  # noqa: E402
 from pipeline.config.study import Study  # noqa: E402
 
@@ -117,6 +117,13 @@ def test_chunked(params, tmp_path):
     assert [row["form"] for row in costs] == 2 * list(chunked.COSTS)
     assert [row["form"] for row in looked_up] == 2 * list(chunked.LOOK_UPS)
     assert [row["form"] for row in bits] == 2 * ["chunked", "bits"]
+
+
+def test_frozen(params, tmp_path):
+    steps, (making,) = kept(frozen.measure(params, quick=True), tmp_path)
+    assert TIMING | {"tokens", "cpu_s"} == set(steps[0])
+    assert [row["tokens"] for row in steps] == ["encoded in the step", "made once"]
+    assert making["KiB an image"] > 16 * (16 + 1) * 2 / 1024  # features and codes of 16 tokens, in 16 bits at least
 
 
 def test_memory(params, tmp_path):

@@ -1,12 +1,14 @@
 """Codes that are bits: sums over bits are sums over all 2 ** D codes."""
 
 import math
+import re
 
 import pytest
 import torch
 from vector_quantize_pytorch import LFQ
 
 from infotok.information.bits import BitPrior, Bits, lookup_free
+from infotok.information.bottleneck import InformationBottleneck
 from infotok.information.channel import Categorical
 from infotok.information.nearest import NearestCodes, nearest_codes
 from infotok.information.objective import code_cost
@@ -89,3 +91,85 @@ def test_sharp_bits_have_finite_gradients():
 def test_neither_variance_nor_scale_is_zero():
     with pytest.raises(ValueError, match="above 0"):
         lookup_free(torch.zeros(1, 1, 2), 0.0)
+
+
+# In the plug-in.
+
+
+def listed_codes(bits):
+    return torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * bits)
+
+
+def list_of(prior, codes):
+    """log r of every code of a prior of bits, as logits of `Categorical`."""
+    logits = prior.logits
+    return Categorical(
+        logits.sigmoid().log() @ (codes.T > 0).double() + (-logits).sigmoid().log() @ (codes.T < 0).double()
+    )
+
+
+@pytest.mark.parametrize("estimator", ["dib", "vib", "ceb"])
+def test_the_plug_in_gives_what_it_gives_of_8192_listed_codes(estimator):
+    bits, tokens, scale = 13, 3, 13**-0.5
+    codes = listed_codes(bits)
+    features = randn(4, tokens, bits, seed=5).mul(scale).requires_grad_()
+    prior = Bits(randn(4, tokens, bits, seed=6))
+    settings = {"beta": 0.3, "tokens": tokens, "prior": "given", "rates": True}
+    found = []
+    for ib, q, r in (
+        (InformationBottleneck(estimator, bits=bits, **settings), lookup_free(features, 0.1, scale, 2.0), prior),
+        (
+            InformationBottleneck(estimator, codebook=2**bits, **settings),
+            NearestCodes(features, scale * codes, 0.1, 2.0),
+            list_of(prior, codes),
+        ),
+    ):
+        term = ib(
+            q, r, prior=r, weight=torch.rand(4, tokens, generator=seeded(7)).double() if estimator == "ceb" else None
+        )
+        (gradient,) = torch.autograd.grad(term.loss, features)
+        found.append((term, gradient))
+    (one, own), (other, wanted) = found
+    assert one.parts.keys() == other.parts.keys()
+    for name in one.parts:
+        torch.testing.assert_close(one.parts[name], other.parts[name], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(own, wanted, rtol=1e-6, atol=1e-9)
+    assert own.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["marginal", "shared"])
+def test_the_prior_learns_how_often_bits_are_set(kind):
+    """Of sharp bits the rate is then the sum of their binary entropies."""
+    counts = torch.tensor([[10, 50, 90], [30, 30, 75]])  # of 100 images
+    signs = 2.0 * (torch.arange(100)[:, None, None] < counts).float() - 1
+    q, share = lookup_free(signs, 0.05), counts / 100
+    ib = InformationBottleneck("none", beta=0.0, tokens=2, bits=3, prior=kind)
+    optimizer = torch.optim.Adam(ib.parameters(), lr=0.2)
+    for _ in range(400):
+        optimizer.zero_grad()
+        term = ib(q)
+        term.loss.backward()
+        optimizer.step()
+    told = share if kind == "marginal" else share.mean(0, keepdim=True).expand(2, 3)
+    wanted = -(share * told.log2() + (1 - share) * (1 - told).log2()).sum()
+    assert term.parts["rate_bits"].item() == pytest.approx(wanted.item(), abs=1e-3)
+
+
+def test_images_of_fewer_tokens_and_what_does_not_belong():
+    ib = InformationBottleneck("dib", beta=0.1, tokens=4, bits=5)
+    features = torch.randn(3, 2, 5, generator=seeded(1))
+    assert ib(lookup_free(features, 1.0)).parts["code_length_bits"].item() == pytest.approx(2 * 5)  # a uniform prior's
+    assert ib(features).loss.isfinite()  # log odds
+    refused = [
+        (lambda: ib(torch.zeros(3, 5, 5)), "of (B, 4, 5) bits, got (3, 5, 5)"),
+        (lambda: ib(Categorical(torch.zeros(3, 4, 32))), "must be Bits or their log odds (B, 4, 5), got Categorical"),
+        (lambda: InformationBottleneck("dib", beta=0.1, tokens=4, bits=5, codebook=32), "bits stand in the place of"),
+        (
+            lambda: InformationBottleneck("dib", beta=0.1, tokens=4, bits=5, prior="low_rank"),
+            "low_rank prior is not of",
+        ),
+        (lambda: InformationBottleneck("dib", beta=0.1, bits=5), "give `tokens`"),
+    ]
+    for action, says in refused:
+        with pytest.raises(ValueError, match=re.escape(says)):
+            action()

@@ -9,7 +9,7 @@ from pipeline.config.recipes import PROJECT
 INFOTOK = [
     ["errors"],
     ["options", "stopping", "distributed", "files", "tensors"],
-    ["random"],
+    ["random", "tried"],
     ["information", "data"],
     ["tokenizer"],
     ["models"],

@@ -14,6 +14,7 @@ from infotok.errors import InfotokError
 from infotok.mllm.adapter import PADDING
 from infotok.mllm.codes import codes_of
 from infotok.mllm.loading import adapter_names, check_codes, load
+from infotok.mllm.tiny import CODES
 
 NAMES = tiny_mllm.SHARED
 
@@ -95,7 +96,7 @@ def test_gradients_reach_the_embeddings(adapter):
 
 @both
 def test_targets_of_drawing_hold_the_codes(adapter):
-    codes = torch.randint(tiny_mllm.CODES, (2, 3, 5), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(CODES, (2, 3, 5), generator=torch.Generator().manual_seed(0))
     targets = adapter.draw_targets(codes)
     found = codes_of(targets[:, adapter.code_columns(3, 5)], adapter.code_ids(), 10_000)
     assert torch.equal(found.view(2, 3, 5), codes)

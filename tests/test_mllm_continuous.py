@@ -6,16 +6,20 @@ import math
 import pytest
 import tiny_mllm
 import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from infotok.errors import InfotokError
 from infotok.mllm.adapter import PADDING
 from infotok.mllm.adapters.continuous import OFFERED, PLACE
 from infotok.mllm.batches import Example, make_batch
 from infotok.mllm.examples import Shuffled
+from infotok.mllm.health import collapse, health
 from infotok.mllm.loading import load, open_model
 from infotok.mllm.options import ModelConfig
 from infotok.mllm.parts import Part
+from infotok.mllm.scoring import draw_tokens, token_use
 from infotok.mllm.tuning import TuneConfig, Tuner, calibrated, regularizer
+from infotok.mllm.warming import CalibrateConfig, warm_up
 
 EXAMPLES = [Example(*row) for row in zip(*tiny_mllm.toy(), strict=True)]  # 8
 SETTINGS = {"lm_rate": 3e-3, "tokenizer_rate": 3e-3, "prior_rate": 0.05, "warmup": 1, "precision": "fp32"}
@@ -26,8 +30,7 @@ OFF = {"understanding": 0.0, "generation": 0.0, "reconstruction": 0.0}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, trusted_code):
     folder = tmp_path_factory.mktemp("checkpoints") / "continuous"
-    tiny_mllm.continuous(folder)
-    return str(folder)
+    return tiny_mllm.make("continuous", folder)
 
 
 def made(folder, estimator="vib", beta=0.001, gamma=0.0, **settings):
@@ -171,6 +174,41 @@ def test_it_learns_is_saved_answers_and_draws(folder, tmp_path):
     assert (nearest // 2 == torch.arange(8) // 2).sum() >= 5  # a picture of the caption's color; 2 by chance
 
 
+def warmed(adapter, **settings):
+    config = CalibrateConfig(**{"tokenizer": "full", "steps": 100, "batch": 8, "rate": 2e-3, "warmup": 1} | settings)
+    return warm_up(adapter, Shuffled(EXAMPLES, 8, 0.0, 0), config, seed=0)
+
+
+def test_its_tokenizer_learns_to_reconstruct_before_the_language_model_is_tuned(folder):
+    adapter = load(folder, trust=True)
+    pixels = make_batch(adapter, EXAMPLES).pixels
+    before = adapter.tokens_of(pixels)
+    history = warmed(adapter)
+    assert history[-1]["loss"] == history[-1]["reconstruction"] < 0.5 * history[0]["reconstruction"]
+    found = health(adapter, pixels, before)
+    with torch.no_grad():
+        now = adapter.model.encode(pixels)
+        decoded = adapter.model.decode(now).clamp(0, 1)
+    psnr = peak_signal_noise_ratio(decoded, pixels, data_range=1.0, dim=(1, 2, 3))  # a mean over images
+    assert found["psnr"] == pytest.approx(psnr.item(), abs=1e-3)
+    assert found["spread"] == pytest.approx(now.var(0, correction=0).mean().item(), rel=1e-5)
+    wanted = torch.nn.functional.mse_loss(now, before) / before.var(0, correction=0).mean()
+    assert found["drift"] == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_tokens_that_no_longer_vary_are_told(folder):
+    adapter = load(folder, trust=True)
+    pixels = make_batch(adapter, EXAMPLES).pixels
+    before = adapter.tokens_of(pixels)
+    noise = before.flatten(0, 2).var(0, correction=0).mean() / 100
+    assert token_use(adapter, list(before)) == {"active_dimensions": float((before.var(0) > noise).sum())}
+    assert collapse(health(adapter, pixels, before)) is None
+    with torch.no_grad():
+        adapter.model.vision.inward[0].weight.zero_()
+    assert "vary by 0, those of" in collapse(health(adapter, pixels, before))
+    assert token_use(adapter, list(adapter.tokens_of(pixels)), 1e-6) == {"active_dimensions": 0.0}
+
+
 # Bad input.
 
 
@@ -190,7 +228,11 @@ def test_what_is_refused(folder, tmp_path):
     assert "entropy_bits" in said(calibrated, adapter, [make_batch(adapter, EXAMPLES).pixels], 1.0)
     assert "do not vary" in said(calibrated, adapter, [torch.zeros(2, 3, 32, 32)])
     assert "16 tokens, not 64" in said(adapter.limit, 64)
-    assert "has continuous tokens" in said(open_model, ModelConfig(name=folder, trust=True), 16, adapter.device)
+    assert "16 tokens, not 64" in said(open_model, ModelConfig(name=folder, trust=True), 64, adapter.device)
+    assert "settle: is of codes" in said(warmed, adapter, settle=True)
+    assert "lacks nothing" in said(warmed, adapter, tokenizer="new")
+    assert "top_k: is of codes" in said(draw_tokens, adapter, ["a red square"], (4, 4), seed=0, batch=1, top_k=3)
+    assert "takes no guidance" in said(draw_tokens, adapter, ["a red square"], (4, 4), seed=0, batch=1, guidance=3.0)
 
 
 def test_a_model_that_offers_too_little_is_told_what(folder, tmp_path):

@@ -155,11 +155,11 @@ def test_a_prompt_that_is_too_long_is_named_with_its_line(folders, tmp_path):
     assert prompt_room(adapter, *square(adapter)[:2]) == 512 - 16 - 2
 
 
-def test_a_masked_model_draws_too_and_one_with_continuous_tokens_does_not(tmp_path, monkeypatch, trusted_code):
+def test_a_masked_model_draws_too_and_one_with_continuous_tokens_does_not(tmp_path, trusted_code):
     prompts = written(tmp_path / "prompts.jsonl", PROMPTS[:1])
-    tiny_mllm.continuous(tmp_path / "continuous")
+    tiny_mllm.make("continuous", tmp_path / "continuous")
     assert "has continuous tokens" in refused(tmp_path / "continuous", prompts, tmp_path / "out", "--trust")
-    monkeypatch.setattr("infotok.mllm.adapters.llada.Adapted.ids", tiny_mllm.masked(tmp_path / "masked"))
+    tiny_mllm.make("llada", tmp_path / "masked")
     drawn(tmp_path / "masked", prompts, tmp_path / "out", "--trust", "--tokens", 16, "--guidance", 2)
     assert list(as_the_evaluator_reads(tmp_path / "out")) == ["00000"]
     assert "trust" in refused(tmp_path / "masked", prompts, tmp_path / "without", "--tokens", 16)

@@ -243,7 +243,7 @@ def test_it_is_found_whichever_is_imported_first():
 
 
 def test_a_model_with_continuous_tokens_answers_and_has_no_likelihoods(tmp_path, trusted_code):
-    tiny_mllm.continuous(tmp_path)
+    tiny_mllm.make("continuous", tmp_path)
     with pytest.raises(InfotokError, match="trust"):
         Infotok(str(tmp_path), dtype="float32", device="cpu")
     model = Infotok(str(tmp_path), dtype="float32", device="cpu", trust=True)

@@ -12,6 +12,7 @@ from infotok.errors import InfotokError
 from infotok.mllm.batches import Example, make_batch
 from infotok.mllm.examples import Shuffled
 from infotok.mllm.loading import check_codes, load
+from infotok.mllm.tiny import CODES
 from infotok.mllm.tuning import TuneConfig, Tuner, calibrated
 
 EXAMPLES = [Example(*row) for row in zip(*tiny_mllm.toy(), strict=True)]  # 8
@@ -31,7 +32,7 @@ def made(folder, estimator="dib", beta=0.003, **settings):
         **rates | {"steps": 20, "batch": 8, "caption_dropout": 0.0, "warmup": 1, "precision": "fp32"} | settings
     )
     torch.manual_seed(0)
-    bottleneck = InformationBottleneck(estimator, beta=beta, tokens=16, codebook=tiny_mllm.CODES, prior="shared")
+    bottleneck = InformationBottleneck(estimator, beta=beta, tokens=16, codebook=CODES, prior="shared")
     return Tuner(adapter, bottleneck, calibrated(adapter, [pixels], 1.0), config)
 
 
@@ -53,7 +54,7 @@ def test_codes_are_compared_with_the_model_s_own_which_are_not_normalized(folder
 
 def test_its_decoder_s_vectors_are_those_of_its_own_decoding(folder):
     adapter = load(folder, control=True)
-    codes = torch.randint(tiny_mllm.CODES, (2, 4, 4), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(CODES, (2, 4, 4), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(adapter.decode(adapter.codebook()[codes]), adapter.tokenizer.decode(codes.flatten(1)))
 
 

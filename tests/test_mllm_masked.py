@@ -28,9 +28,7 @@ OFF = {"understanding": 0.0, "generation": 0.0, "reconstruction": 0.0}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, trusted_code):
     folder = tmp_path_factory.mktemp("checkpoints") / "masked"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llada.Adapted, "ids", tiny_mllm.masked(folder))
-        yield str(folder)
+    return tiny_mllm.make("llada", folder)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from infotok.mllm.examples import Shuffled
 from infotok.mllm.health import collapse, health
 from infotok.mllm.loading import load
 from infotok.mllm.parts import Part
+from infotok.mllm.tiny import CODES
 from infotok.mllm.tuning import TuneConfig, Tuner, regularizer
 from infotok.mllm.warming import CalibrateConfig, warm_up
 from infotok.random import Purpose
@@ -239,7 +240,7 @@ def test_health_of_codes(folders, name):
     assert found["unchanged"] >= adapter.least_agreement
     used, counts = before.unique(return_counts=True)
     share = counts / counts.sum()
-    assert found["dead_codes"] == pytest.approx(1 - len(used) / tiny_mllm.CODES, abs=0.02)
+    assert found["dead_codes"] == pytest.approx(1 - len(used) / CODES, abs=0.02)
     assert found["perplexity"] == pytest.approx(float((-share * share.log()).sum().exp()), rel=0.02)
     with torch.no_grad():
         decoded = adapter.unit_pixels(adapter.decode(adapter.codebook()[adapter.codes(pixels)]))
@@ -250,7 +251,7 @@ def test_health_of_codes(folders, name):
         adapter.codebook()[1:] += 1e4  # one code is left
     found = health(adapter, pixels, before)
     assert found["perplexity"] == pytest.approx(1.0)
-    assert found["dead_codes"] == pytest.approx(1 - 1 / tiny_mllm.CODES)
+    assert found["dead_codes"] == pytest.approx(1 - 1 / CODES)
     assert "the codebook has collapsed: images use it like 1.0 codes" in collapse(found)
 
 

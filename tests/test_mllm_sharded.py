@@ -67,6 +67,16 @@ def test_two_processes_warm_up_as_one_with_the_whole_batch(folder):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
+def test_two_processes_make_known_tokens_a_share_each(folder):
+    alone, both = left(folder, "alone", "frozen"), [left(folder, "both", "frozen", rank) for rank in (0, 1)]
+    assert alone["made"] == 4
+    assert [one["made"] for one in both] == [2, 2]
+    for one in both:
+        for line, plain, expected in zip(one["history"], one["plain"], alone["history"], strict=True):
+            assert line == pytest.approx(plain, rel=1e-3, abs=1e-4)
+            assert line == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize("name", SHARDED)
 def test_each_process_holds_its_part_of_the_weights(folder, name):
     parts = [left(folder, "both", name, rank)["numbers"] for rank in (0, 1)]

@@ -42,7 +42,7 @@ def test_every_way_that_the_manual_shows_gives_a_finite_term():
     space: dict = {}
     exec(steps[0], space)
     exec(steps[1], space)
-    assert len(steps) == 13
+    assert len(steps) == 14
     for step in steps[2:]:
         space["features"].grad = None
         exec(step, space)

@@ -164,6 +164,27 @@ def test_two_processes_that_share_the_weights_leave_what_one_leaves(finished):
     assert load(str(folders[1] / "model")).draw(["a small red cross at the top left"], 4, 4).shape == (1, 4, 4)
 
 
+def test_a_frozen_tokenizer_trains_alike_whether_its_tokens_are_kept_or_made_in_every_step(finished):
+    content = yaml.safe_load((finished / f"studies/{NAME}/params.yaml").read_text())
+    content["grid"]["arm"] = ["none-0-0"]
+    axes = ["--family", "chameleon", "--arm", "none-0-0", "--tokens", "16", "--seed", "0"]
+    found = {}
+    for cache in (True, False):
+        name = f"frozen-{cache}"
+        content["tune"] |= {"tokenizer": "frozen", "cache": cache}
+        (finished / "studies" / name).mkdir()
+        (finished / f"studies/{name}/params.yaml").write_text(yaml.safe_dump(content))
+        for stage in ("prepare", "calibrate"):
+            shutil.copytree(finished / f"runs/{NAME}/{stage}", finished / f"runs/{name}/{stage}")
+        done = run(finished, "stages.tune", "--study", name, *axes, INFOTOK_TRACKING="off")
+        assert done.returncode == 0, done.stderr
+        folder = finished / f"runs/{name}/tune/{CELLS['chameleon', 'none-0-0']}"
+        found[cache] = [json.loads(line) for line in (folder / "history.jsonl").open()]
+        assert not list((finished / ".ckpt").rglob("tokens*"))
+    for one, other in zip(found[True], found[False], strict=True):
+        assert one == pytest.approx(other, rel=0.02)  # in bfloat16, where the processor has it
+
+
 def test_damaged_weights_are_told_with_what_makes_them_again(finished, tmp_path):
     model = finished / f"runs/{NAME}/tune/{CELLS['chameleon', 'none-0-0']}/model"
     axes = ["--family", "chameleon", "--arm", "none-0-0", "--tokens", "16", "--seed", "0"]
@@ -177,6 +198,24 @@ def test_damaged_weights_are_told_with_what_makes_them_again(finished, tmp_path)
         finally:
             (model / name).write_bytes(kept)
         assert f"delete runs/{NAME}/tune/{CELLS['chameleon', 'none-0-0']} and run `dvc repro {FILE}:tune@" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--family", "emu3", "--tokens", "16"], "tune: is no stage of params.yaml, whose own are prepare, "),
+        (
+            [*STUDY, "--tokens", "16"],
+            f"--family: is missing; grid.family of studies/{NAME}/params.yaml has chameleon, ",
+        ),
+        ([*STUDY, "--family", "emu3"], f"--tokens: is missing; grid.tokens of studies/{NAME}/params.yaml has 16"),
+    ],
+)
+def test_an_option_that_was_not_typed_is_named(finished, options, says):
+    said = one_line_error(run(finished, "stages.tune", *options))
+    assert says in said
+    assert "'ar'" not in said
+    assert ("--study" in said) == (options[0] == "--family")
 
 
 def test_the_command_of_small_models_names_the_one_of_pretrained_ones(finished):
@@ -200,6 +239,8 @@ def test_the_command_of_small_models_names_the_one_of_pretrained_ones(finished):
         ({"models": {"chameleon": {"name": "./tiny/data"}}}, "configure", "tiny/data: holds no config.json"),
         ({"models": {"chameleon": {"name": "./tiny/janus"}}}, "inspect", "reads images by another encoder"),
         ({"models": {"chameleon": {"name": "./tiny/chameleon", "decoder": "no.ckpt"}}}, "inspect", "no.ckpt"),
+        ({"tune": {"batch": 1000}}, "inspect", "tune.batch: 1000 images of one size are needed"),
+        ({"calibrate": {"batch": 999}}, "inspect", "calibrate.batch: 999 images of one size are needed"),
         ({"grid": {"tokens": [15]}}, "inspect", "grid.tokens: Chameleon's images are square, and 15 is no square"),
     ],
 )

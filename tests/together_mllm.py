@@ -4,12 +4,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import tiny_mllm
 import torch
 
+from infotok.data.arrow import Split
 from infotok.distributed import ALONE, join, leave
 from infotok.errors import InfotokError
+from infotok.mllm import cache
 from infotok.mllm.batches import Example
+from infotok.mllm.data import Shown
 from infotok.mllm.examples import Shuffled
 from infotok.mllm.health import health
 from infotok.mllm.loading import load
@@ -25,6 +29,7 @@ ARMS = {
     "vib": {"estimator": "vib", "beta": 0.003, "gamma": 0.5},
     "hsic": {"estimator": "hsic", "beta": 1.0, "gamma": 0.5},
     "dib": {"estimator": "dib", "beta": 0.003},
+    "none": {"estimator": "none"},
 }
 # A name for files, the model, the arm, and how two processes do it.
 TUNINGS = {
@@ -140,6 +145,28 @@ def unwritable(root, folder, world):
     return found
 
 
+def frozen(root, folder, world):
+    """Tokens that both processes make, each its files; how many, and the tuning's history."""
+    cache.IMAGES = 8
+    made, _ = tuner(root, "emu3", "none", world, parallel="shard", tokenizer="frozen")
+    count = len(EXAMPLES)
+    prepared = Split(
+        np.stack([np.array(example.image) for example in EXAMPLES]),
+        [[example.caption] for example in EXAMPLES],
+        [[{"question": example.question, "answer": example.answer}] for example in EXAMPLES],
+        [[]] * count,
+    )
+    shown = Shown(prepared, lambda width, height: (height, width), batch=8, caption_dropout=0.3, seed=0)
+    own, encode = [], cache._encoded
+    cache._encoded = lambda *given: own.append(0) or encode(*given)
+    known = cache.Cached(made, shown, folder / "tokens")
+    cache._encoded = encode
+    history = made.run(known, seed=0)
+    plain, _ = tuner(root, "emu3", "none", world, parallel="shard", tokenizer="frozen")
+    left = {"history": history, "plain": plain.run(shown, seed=0), "made": len(own)}
+    (folder / f"frozen-{world.rank}.json").write_text(json.dumps(left))
+
+
 def complaint(root, world):
     """Of processes that start with unlike weights."""
     try:
@@ -154,6 +181,7 @@ def all_of_it(root, folder, world):
     for name in TUNINGS:
         tuned(root, folder, name, world)
     warmed(root, folder, world)
+    frozen(root, folder, world)
     if world.size > 1:
         said = interrupted(root, folder, world) | {"unlike": complaint(root, world)}
         said["unwritable"], said["unfit"] = unwritable(root, folder, world)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from infotok.data.pixels import to_bytes, to_unit
@@ -15,9 +12,10 @@ from infotok.examiners.judge import Judge
 from infotok.examiners.matcher import Matcher
 from infotok.models.family import Decoding, Sampling
 from infotok.models.unified import UnifiedModel
-from infotok.options import Count, Positive, Scale, Seed
+from infotok.options import Count, Seed
 from infotok.random import Purpose, stream
 from infotok.training.runtime import autocast
+from infotok.tried import Guidance, Temperatures
 
 
 class GenerationConfig(Decoding):
@@ -27,23 +25,9 @@ class GenerationConfig(Decoding):
 
     prompts: Count = 16
     images: Count = 8
-    temperatures: Annotated[list[Positive], Field(min_length=1)] = [1.0, 0.6, 0.3]
-    guidance: Annotated[list[Scale], Field(min_length=1)] = [1.0, 1.5, 2.5]
+    temperatures: Temperatures = [1.0, 0.6, 0.3]
+    guidance: Guidance = [1.0, 1.5, 2.5]
     seed: Seed = 7
-
-    @field_validator("temperatures")
-    @classmethod
-    def _shows_temperature_1(cls, value: list[float]) -> list[float]:
-        if 1.0 not in value:
-            raise ValueError("must contain 1.0, at which every score is also shown")
-        return value
-
-    @field_validator("guidance")
-    @classmethod
-    def _begins_without_guidance(cls, value: list[float]) -> list[float]:
-        if value[0] != 1.0:
-            raise ValueError("must begin with 1.0, no guidance")
-        return value
 
     def sampling(self, temperature: float = 1.0, guidance: float = 1.0) -> Sampling:
         """These settings at one temperature and guidance."""

@@ -24,8 +24,17 @@ class Bits:
     logits: Tensor
     relaxation: float = 1.0
 
+    @property
+    def tokens(self) -> int:
+        """K."""
+        return self.logits.shape[-2]
+
     def detach(self) -> Bits:
         return Bits(self.logits.detach(), self.relaxation)
+
+    def first(self, tokens: int) -> Bits:
+        """The distributions of the first tokens alone; where all share one, itself."""
+        return self if self.tokens == 1 else Bits(self.logits[..., :tokens, :], self.relaxation)
 
     def code_length(self, prior: Bits) -> Tensor:
         """E_q[-log r], nats, (B, K)."""
@@ -55,6 +64,19 @@ class BitPrior(nn.Module):
 
     def forward(self, vectors: Tensor | None = None) -> Bits:
         return Bits(self.logits)
+
+
+def make_bit_prior(kind: str, tokens: int | None, bits: int) -> BitPrior:
+    """A prior of K tokens, by what `InformationBottleneck` calls it.
+
+    Raises:
+        ValueError: there is no such prior of bits, or K is missing.
+    """
+    if kind not in ("marginal", "shared"):
+        raise ValueError(f"the {kind} prior is not of bits: choose marginal or shared, or hand one in by prior='given'")
+    if tokens is None:
+        raise ValueError("give `tokens`")
+    return BitPrior(bits, tokens if kind == "marginal" else 1)
 
 
 def lookup_free(features: Tensor, variance: float, scale: float = 1.0, relaxation: float = 1.0) -> Bits:

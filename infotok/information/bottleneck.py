@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infotok.information.bits import Bits, make_bit_prior
 from infotok.information.channel import Categorical, Channel, Gaussian
 from infotok.information.consistency import InfoNCE
 from infotok.information.factored import Factored, LowRankPrior, SharedPrior
@@ -25,7 +26,7 @@ from infotok.information.units import NATS_PER_BIT
 from infotok.random import Purpose, stream
 
 FEWEST_TEXTS = 4  # that consistency needs, over all processes: fewer, after caption dropout, say nothing of it
-Given = Channel | NearestCodes | Factored
+Given = Channel | NearestCodes | Factored | Bits
 LARGE = ("shared", "low_rank")  # priors of large codebooks
 GIVEN = "given"  # a prior that every call hands in
 INPUTS = {
@@ -87,11 +88,13 @@ class InformationBottleneck(nn.Module):
         beta: loss per nat per image, or per unit of dependence.
         gamma: reward per nat of a learned lower bound on I(tokens; text), or with `kernels.consistency` per unit of
             dependence. A batch of fewer than four texts has none. text_width: of the text states.
-        tokens: K. codebook: C of discrete tokens. dimension: D of Gaussian tokens; of discrete ones, D of their
-            vectors, which the autoregressive prior and the learned bound need.
+        tokens: K. codebook: C of discrete tokens. bits: D of lookup-free tokens, instead of their 2 ** D codes.
+            dimension: D of Gaussian tokens; of discrete ones, D of their vectors, which the autoregressive prior and
+            the learned bound need.
         prior: `marginal`, or `autoregressive`, which is tighter where tokens depend on each other; of large codebooks
-            `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`;
-            `given`: no prior of its own, but one that every call hands in.
+            `shared`, one distribution for all positions, or `low_rank`, one per position whose logits have `rank`; of
+            bits `marginal` or `shared`, with independent bits; `given`: no prior of its own, but one that every call
+            hands in.
         rates: learn a prior and tell the rate also where the estimator needs none, as hsic does.
         priors: ready ones instead of one of its own. All of them learn, whatever the estimator, and the penalty uses
             the one that `prior` names.
@@ -116,6 +119,7 @@ class InformationBottleneck(nn.Module):
         gamma: float = 0.0,
         tokens: int | None = None,
         codebook: int | None = None,
+        bits: int | None = None,
         dimension: int | None = None,
         prior: str = "marginal",
         rank: int = 16,
@@ -150,11 +154,16 @@ class InformationBottleneck(nn.Module):
                 if wanted not in (None, own):
                     raise ValueError(f"{name} is {wanted}, but {own} in `priors`: leave it out")
             tokens, dimension, codebook = priors.tokens, priors.dimension, priors.codebook
-        self.tokens, self.codebook, self.dimension = tokens, codebook, dimension
+        if bits is not None and (codebook is not None or priors is not None):
+            raise ValueError("bits stand in the place of `codebook` and have no `priors`: give one of the three")
+        self.tokens, self.codebook, self.bits, self.dimension = tokens, codebook, bits, dimension
         self.priors = priors
         self.prior: Any = None
         if priors is None and prior != GIVEN and (rates or "posterior" in self.estimator.needs):
-            self.prior = _make_prior(prior, tokens, codebook, dimension, rank)
+            if bits is None:
+                self.prior = _make_prior(prior, tokens, codebook, dimension, rank)
+            else:
+                self.prior = make_bit_prior(prior, tokens, bits)
         learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
         self.critic: Any = self._make_critic(text_width) if gamma and learned else None
         given = prior == GIVEN and (rates or "posterior" in self.estimator.needs)
@@ -204,8 +213,8 @@ class InformationBottleneck(nn.Module):
 
         Args:
             posterior: q(z|x), logits (B, K, C) of discrete tokens, `Categorical` of them with the relaxation of the
-                channel's backward pass, `NearestCodes` of a codebook too large for logits, or
-                `Gaussian(mean, log_variance)`, each (B, K, D).
+                channel's backward pass, `NearestCodes` of a codebook too large for logits, `Bits` or their log odds
+                (B, K, D), or `Gaussian(mean, log_variance)`, each (B, K, D).
             conditional: what your generator says of the same tokens given their text, for `ceb`, in the same form, or
                 `Factored` beside `NearestCodes`; its gradients are stopped.
             prior: what your generator says of the same tokens without a text, in the same form, where the prior is
@@ -314,6 +323,8 @@ class InformationBottleneck(nn.Module):
     def _channel(self, given: Tensor | Given | None, name: str, count: int | None = None) -> Any:
         """Logits or a distribution as one over the first `count` tokens of this tokenizer, or over as many as it is."""
         assert self.tokens is not None  # as there is a prior
+        if self.bits is not None:
+            return self._of_bits(given, name, count)
         discrete = self.codebook is not None
         if discrete and isinstance(given, Tensor):
             given = Categorical(given)
@@ -335,6 +346,19 @@ class InformationBottleneck(nn.Module):
             if not fits or count not in (None, part.shape[1]):
                 raise ValueError(f"{name} must be {wanted} {shape}, got {tuple(part.shape)}")
         return given
+
+    def _of_bits(self, given: Tensor | Given | None, name: str, count: int | None) -> Bits:
+        assert self.tokens is not None
+        found, most = Bits(given) if isinstance(given, Tensor) else given, self.tokens if count is None else count
+        if not isinstance(found, Bits):
+            raise ValueError(
+                f"{name} must be Bits or their log odds (B, {most}, {self.bits}), got {type(given).__name__}"
+            )
+        shape = tuple(found.logits.shape)
+        fits = len(shape) == 3 and shape[2] == self.bits and 1 <= shape[1] <= most
+        if not fits or count not in (None, shape[1]):
+            raise ValueError(f"{name} must be of (B, {most}, {self.bits}) bits, got {shape}")
+        return found
 
     def _padded(self, vectors: Tensor) -> Tensor | None:
         """The vectors as K tokens of each image, where something compares them."""

@@ -133,6 +133,10 @@ class Adapter(abc.ABC):
         """Pixels (B, 3, H, W) of vectors (B, h, w, D), with gradient."""
 
     @abc.abstractmethod
+    def tokens_of(self, pixels: Tensor) -> Tensor:
+        """Tokens of pixels (B, 3, H, W) as the model uses them, in the form that `draw` returns."""
+
+    @abc.abstractmethod
     def vectors_of(self, drawn: Tensor) -> Tensor:
         """(B, h, w, D), for `decode`, of what `draw` returns."""
 
@@ -226,6 +230,16 @@ class Adapter(abc.ABC):
     @abc.abstractmethod
     def draw_prompt(self, captions: list[str], h: int, w: int) -> Inputs:
         """Inputs that end where the first token of an image begins; an empty caption is one that was dropped."""
+
+    @abc.abstractmethod
+    def sampling(self, temperature: float, guidance: float, top_k: int) -> dict[str, Any]:
+        """What `draw` takes to sample so.
+
+        temperature: 0 for the likeliest tokens. guidance: 1 for none. top_k: codes that may be sampled, 0 for all.
+
+        Raises:
+            InfotokError: this kind of model does not sample so.
+        """
 
     @abc.abstractmethod
     def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:

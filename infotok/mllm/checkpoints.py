@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,8 @@ from torch import Tensor, nn, optim
 
 from infotok.distributed import World
 from infotok.errors import InfotokError
-from infotok.training.checkpoints import Checkpoints, parameters_of
+from infotok.training.checkpoints import Checkpoints, aside_of, parameters_of, remove
 
-log = logging.getLogger("infotok")
 STATE = "state.json"  # steps, history and digests of the other files
 
 
@@ -27,14 +23,12 @@ class ShardedCheckpoints(Checkpoints):
     """Folders `step-<n>` in one that all processes see, of what is trained and of the optimizer's moments: the newest
     two."""
 
+    NAMES = "step-????????"
     by_all = True
 
     def __init__(self, folder: Path, world: World):
         super().__init__(folder, frozen=False)
         self.world = world
-
-    def latest(self) -> Path | None:
-        return max(self.folder.glob("step-????????"), default=None)
 
     def save(
         self,
@@ -58,7 +52,7 @@ class ShardedCheckpoints(Checkpoints):
         failed, digests = "", {}
         try:
             if self.world.first:
-                shutil.rmtree(temporary, ignore_errors=True)
+                remove(temporary)
                 temporary.mkdir(parents=True)
         except OSError as error:
             failed = str(error)
@@ -92,10 +86,9 @@ class ShardedCheckpoints(Checkpoints):
     def _finish(self, temporary: Path, target: Path, meta: dict) -> None:
         """A checkpoint is there once it bears its name; older ones but one go."""
         (temporary / STATE).write_text(json.dumps(meta))
-        shutil.rmtree(target, ignore_errors=True)  # of a run that did not see it, as it was set aside
+        remove(target)  # of a run that did not see it, as it was set aside
         os.replace(temporary, target)
-        for old in sorted(self.folder.glob("step-????????"))[: -self.KEPT]:
-            shutil.rmtree(old)
+        self._thin_out()
 
     def restore(
         self,
@@ -108,8 +101,7 @@ class ShardedCheckpoints(Checkpoints):
         import torch.distributed.checkpoint as dcp
 
         if self.world.first:
-            for left in self.folder.glob("*.tmp"):  # of a killed writer
-                shutil.rmtree(left)
+            self._clean()
         while path := self.latest():
             self._wait()  # until all have looked
             complaint = self._damage(path)
@@ -154,20 +146,12 @@ class ShardedCheckpoints(Checkpoints):
         return ""
 
     def _set_aside(self, path: Path, complaint: str) -> None:
-        aside = path.with_name(f"{path.name}.damaged")
         if self.world.first:
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)
+            remove(aside_of(path))
+            os.replace(path, aside_of(path))
         self._wait()
         if complaint:
-            older = self.latest()
-            where = older.name if older else "the start"
-            log.warning("%s; it is set aside as %s, and training goes on from %s", complaint, aside.name, where)
-
-    def clear(self) -> None:
-        """Remove the folder after a run that ended well; the first process is to call this."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
+            self._warn(f"{complaint}; it is set aside as {aside_of(path).name}")
 
     def _wait(self) -> None:
         """Until all processes are here."""

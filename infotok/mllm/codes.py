@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +64,16 @@ class CodeAdapter(Adapter):
         """(B, h, w), the nearest."""
         return nearest_codes(self.features(pixels), self.codebook())
 
+    def tokens_of(self, pixels: Tensor) -> Tensor:
+        return self.codes(pixels)
+
     def vectors_of(self, drawn: Tensor) -> Tensor:
         return self.codebook()[drawn]
+
+    def sampling(self, temperature: float, guidance: float, top_k: int) -> dict[str, Any]:
+        if not temperature:
+            return {"guidance": guidance}
+        return {"guidance": guidance, "do_sample": True, "temperature": temperature, "top_k": top_k}
 
     def sizes(self) -> dict[str, int]:
         codes, dimension = self.codebook().shape
@@ -75,8 +84,16 @@ class CodeAdapter(Adapter):
         return calibrate_variance(features, self.codebook(), entropy_bits)
 
     def encode(self, pixels: Tensor, variance: float, relaxation: float, generator: torch.Generator) -> Encoded:
-        features, codebook = self.features(pixels).float(), self.codebook().float()
-        codes = nearest_codes(features, codebook)
+        features = self.features(pixels).float()
+        return self.quantized(features, self.nearest(features), variance, relaxation)
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """Codes (B, h, w) of features (B, h, w, D)."""
+        return nearest_codes(features.float(), self.codebook().float())
+
+    def quantized(self, features: Tensor, codes: Tensor, variance: float, relaxation: float) -> Encoded:
+        """As of `encode`, of features (B, h, w, D) and their nearest codes (B, h, w)."""
+        codebook = self.codebook().float()
         vectors = F.embedding(codes, codebook)
         return Encoded(
             channel=NearestCodes(features.flatten(1, 2), codebook, variance, relaxation),

@@ -43,6 +43,9 @@ class ContinuousAdapter(CausalText):
         """The head's loss (scalar) of drawing vectors (B, h, w, D), a mean over images, after prompts of
         `draw_prompt`; generator: of its noise and times."""
 
+    def tokens_of(self, pixels: Tensor) -> Tensor:
+        return self.features(pixels)
+
     def vectors_of(self, drawn: Tensor) -> Tensor:
         return drawn
 
@@ -80,6 +83,11 @@ class ContinuousAdapter(CausalText):
         with torch.no_grad():
             text = self.hidden(prompt)[:, -1].float()
         return Drawing(loss, text, None)
+
+    def sampling(self, temperature: float, guidance: float, top_k: int) -> dict[str, Any]:
+        if top_k:
+            raise InfotokError("top_k: is of codes, and this model draws vectors; set it to 0")
+        return {"temperature": temperature} | ({} if guidance == 1 else {"guidance": guidance})
 
     def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:
         """By the model's head; sampling: what it takes."""

@@ -67,7 +67,8 @@ class Deferred:
 
 
 class Shown:
-    """What each step of a tuning shows: of a seed always the same, whatever the arm.
+    """What each step of a tuning shows: of a seed always the same, whatever the arm. groups: rows of the images of each
+    size that the processor gives, (height, width).
 
     Images of a step have one size once the model's processor has resized them, so that they can be one tensor: a step's
     images are of one group. Every epoch shows each image at most once; what does not fill a batch of its group waits
@@ -93,21 +94,21 @@ class Shown:
         background: str = "white",
     ):
         self.split, self.batch, self.dropout, self.seed = split, batch, caption_dropout, seed
-        self.pictures = Pictures(split, background)
+        self.pictures, self.grid = Pictures(split, background), grid
         made = by_size(split, range(len(split)), grid)
-        self.groups = [np.array(rows) for rows in made.values()]
-        self.per_epoch = sum(len(rows) // batch for rows in self.groups)
+        self.groups = {size: np.array(rows) for size, rows in made.items()}
+        self.per_epoch = sum(len(rows) // batch for rows in made.values())
         if not self.per_epoch:
             raise InfotokError(
                 f"{key}: {batch} images of one size are needed, and the {len(split)} training images have "
-                f"{len(made)} sizes, of which the most frequent has {max(map(len, self.groups))}; lower {key}, or "
+                f"{len(made)} sizes, of which the most frequent has {max(map(len, made.values()))}; lower {key}, or "
                 "bring more images"
             )
 
     @property
     def never(self) -> int:
         """Images that no step shows, since fewer than a batch have their size."""
-        return sum(len(rows) for rows in self.groups if len(rows) < self.batch)
+        return sum(len(rows) for rows in self.groups.values() if len(rows) < self.batch)
 
     def rows(self, step: int) -> np.ndarray:
         """(batch,) which images a step shows."""
@@ -135,7 +136,7 @@ class Shown:
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         numbers = np.random.default_rng([self.seed, epoch])
         batches = []
-        for rows in self.groups:
+        for rows in self.groups.values():
             mixed = numbers.permutation(rows)
             batches += list(mixed[: len(rows) // self.batch * self.batch].reshape(-1, self.batch))
         return [batches[i] for i in numbers.permutation(len(batches))]
@@ -143,6 +144,12 @@ class Shown:
 
 def _description(captions: list[str]) -> dict[str, str]:
     return {"question": DESCRIBE, "answer": texts_about(captions, [])[0]}
+
+
+def size_of(split: Split, row: int) -> tuple[int, int]:
+    """Width and height of an image as it is read."""
+    width, height = (split.images.shape[2], split.images.shape[1]) if split.sizes is None else split.sizes[row]
+    return int(width), int(height)
 
 
 def by_size(split: Split, rows: Iterable[int], grid: Grid) -> dict[tuple[int, int], list[int]]:
@@ -153,9 +160,9 @@ def by_size(split: Split, rows: Iterable[int], grid: Grid) -> dict[tuple[int, in
     """
     made: dict[tuple[int, int], list[int]] = {}
     for row in rows:
-        width, height = (split.images.shape[2], split.images.shape[1]) if split.sizes is None else split.sizes[row]
+        width, height = size_of(split, row)
         try:
-            size = grid(int(width), int(height))
+            size = grid(width, height)
         except InfotokError as error:
             where = f"{split.origins[row]}: " if split.origins else ""
             raise InfotokError(f"{where}an image of {width} x {height} pixels: {error}") from None

@@ -14,6 +14,7 @@ from infotok.errors import InfotokError
 from infotok.information.bottleneck import GIVEN, InformationBottleneck
 from infotok.mllm.adapter import PADDING, Adapter, Encoded
 from infotok.mllm.batches import Batch
+from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.parts import ONLY, Part
 from infotok.options import Scale, Section, Weight
 from infotok.random import Purpose
@@ -85,7 +86,17 @@ class JointStep(nn.Module):
         return self.bottleneck.compared(inputs=batch.pixels, vectors=vectors, text=text, has_text=batch.has_caption)
 
     def _encoded(self, batch: Batch, generator: torch.Generator) -> Encoded:
-        return self.adapter.encode(batch.pixels, self.variance, self.config.relaxation, generator)
+        if batch.known is None:
+            return self.adapter.encode(batch.pixels, self.variance, self.config.relaxation, generator)
+        assert isinstance(self.adapter, CodeAdapter)
+        known = batch.known
+        return self.adapter.quantized(known.features.float(), known.codes, self.variance, self.config.relaxation)
+
+    def _error(self, batch: Batch, encoded: Encoded) -> Tensor:
+        """Mean squared error of decoded pixels."""
+        if batch.known is not None:
+            return batch.known.errors.mean()
+        return (self.adapter.decode(encoded.vectors).float() - batch.pixels.float()).square().mean()
 
     @torch.no_grad()
     def _without_caption(self, batch: Batch, encoded: Encoded, part: Part) -> Any:
@@ -97,7 +108,7 @@ class JointStep(nn.Module):
     def _losses(self, batch: Batch, part: Part, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         adapter, config = self.adapter, self.config
         encoded = self._encoded(batch, generator)
-        error = (adapter.decode(encoded.vectors).float() - batch.pixels.float()).square().mean()
+        error = self._error(batch, encoded)
         drawing = adapter.drawing(batch.prompt, encoded, generator)
         understanding = adapter.understanding(batch, encoded, config.lm_gradient, generator)
         understanding = part.weighted(understanding, int((batch.answers != PADDING).sum()))

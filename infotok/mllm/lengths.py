@@ -9,13 +9,14 @@ from PIL import Image
 
 from infotok.data.arrow import Split
 from infotok.errors import InfotokError
+from infotok.mllm.adapter import Adapter
 from infotok.mllm.codes import CodeAdapter
 
 AT_ONCE = 1000  # texts that are tokenized together
 SHOWN = 60  # characters of a text that an error shows
 
 
-def check_lengths(adapter: CodeAdapter, split: Split, size: tuple[int, int]) -> None:
+def check_lengths(adapter: Adapter, split: Split, size: tuple[int, int]) -> None:
     """
     Args:
         size: width and height of the image that texts stand beside.
@@ -26,9 +27,11 @@ def check_lengths(adapter: CodeAdapter, split: Split, size: tuple[int, int]) -> 
     if adapter.context is None:
         return
     asked = adapter.ask([Image.new("RGB", size)], [""])
-    drawn = adapter.draw_targets(torch.zeros(1, *adapter.grid(asked["pixel_values"]), dtype=torch.long))
-    prompt = adapter.draw_prompt([""], *adapter.grid(asked["pixel_values"]))
-    beside = max(asked["input_ids"].shape[1] + 1, prompt["input_ids"].shape[1] + drawn.shape[1])
+    h, w = adapter.grid(asked["pixel_values"])
+    drawn = h * w + 1  # vectors, and what begins them
+    if isinstance(adapter, CodeAdapter):
+        drawn = adapter.draw_targets(torch.zeros(1, h, w, dtype=torch.long)).shape[1]
+    beside = max(asked["input_ids"].shape[1] + 1, adapter.draw_prompt([""], h, w)["input_ids"].shape[1] + drawn)
     room, tokenizer = adapter.context - beside, adapter.processor.tokenizer
     texts = list(_texts(split))
     for start in range(0, len(texts), AT_ONCE):

@@ -77,11 +77,11 @@ def load(
     return adapter
 
 
-def open_model(config: ModelConfig, tokens: int, device: torch.device) -> CodeAdapter:
+def open_model(config: ModelConfig, tokens: int, device: torch.device) -> Adapter:
     """The model of a section, on a device, whose images have at most so many tokens.
 
     Raises:
-        InfotokError: as of `load`, the model has no codebook, or no such images.
+        InfotokError: as of `load`, or the model has no such images.
     """
     name = config.name
     if config.revision is not None and config.folder is None:
@@ -92,11 +92,6 @@ def open_model(config: ModelConfig, tokens: int, device: torch.device) -> CodeAd
         control=config.control,
         trust=config.trust,
     )
-    if not isinstance(adapter, CodeAdapter):
-        raise InfotokError(
-            f"{config.name} has continuous tokens, and the stages count codes; choose a model with a "
-            "codebook, or tune this one by `infotok.mllm.tuning` in Python"
-        )
     try:
         adapter.limit(tokens)
     except InfotokError as error:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from infotok.errors import InfotokError
-from infotok.options import Count, Natural, Positive, Scale, Section, Seed
+from infotok.options import Count, Natural, Section, Seed
+from infotok.tried import Guidance, Temperatures
 
 FOLDERS = (".", "/")  # how the name of a folder begins; other names are the hub's
 
@@ -97,22 +98,8 @@ class RenderConfig(Section):
 
     prompts: Count = 96
     images: Count = 4
-    temperatures: Annotated[list[Positive], Field(min_length=1)] = [1.0, 0.6]
-    guidance: Annotated[list[Scale], Field(min_length=1)] = [1.0, 3.0]
+    temperatures: Temperatures = [1.0, 0.6]
+    guidance: Guidance = [1.0, 3.0]
     top_k: Natural = 0
     batch: Count = 16
     seed: Seed = 7
-
-    @field_validator("temperatures")
-    @classmethod
-    def _shows_temperature_1(cls, value: list[float]) -> list[float]:
-        if 1.0 not in value:
-            raise ValueError("must contain 1.0, at which every score is also shown")
-        return value
-
-    @field_validator("guidance")
-    @classmethod
-    def _begins_without_guidance(cls, value: list[float]) -> list[float]:
-        if value[0] != 1.0:
-            raise ValueError("must begin with 1.0, no guidance")
-        return value

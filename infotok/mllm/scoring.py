@@ -66,23 +66,34 @@ def code_use(codes: Sequence[Tensor], codebook: int) -> dict[str, float]:
     }
 
 
+def token_use(adapter: Adapter, tokens: Sequence[Tensor], variance: float | None = None) -> dict[str, float]:
+    """How images use what tokens may be: `code_use`, or of vectors `active_dimensions`, how many of the K D dimensions
+    vary over images more than the channel's noise.
+
+    tokens: of `tokens_of_images`. variance: of the channel, None for that which would be calibrated on these tokens.
+    """
+    if isinstance(adapter, CodeAdapter):
+        return code_use(tokens, len(adapter.codebook()))
+    if variance is None:
+        variance = adapter.calibrated((one[None] for one in tokens), None)
+    return {"active_dimensions": float((torch.stack(list(tokens)).float().var(0) > variance).sum())}
+
+
 @torch.no_grad()
-def codes_of_images(
-    adapter: CodeAdapter, pictures: Pictures, rows: Sequence[int], grid: Grid, batch: int
-) -> list[Tensor]:
-    """The codes (h, w) of images, in the order of `rows`."""
+def tokens_of_images(adapter: Adapter, pictures: Pictures, rows: Sequence[int], grid: Grid, batch: int) -> list[Tensor]:
+    """The codes (h, w) of images, or their vectors (h, w, D), in the order of `rows`."""
     found: dict[int, Tensor] = {}
     for some in of_one_size(pictures.split, rows, grid, batch):
         pixels = adapter.ask([pictures[row] for row in some], [""] * len(some))["pixel_values"]
-        found |= dict(zip(some, adapter.codes(pixels).cpu(), strict=True))
+        found |= dict(zip(some, adapter.tokens_of(pixels).cpu(), strict=True))
     return [found[row] for row in rows]
 
 
 @torch.no_grad()
 def reconstruct(
-    adapter: CodeAdapter, pictures: Pictures, rows: Sequence[int], grid: Grid, batch: int
+    adapter: Adapter, pictures: Pictures, rows: Sequence[int], grid: Grid, batch: int
 ) -> tuple[dict[str, float], list[Image.Image]]:
-    """How images come back from their codes: mean PSNR and SSIM at the size that the processor gives them; and the
+    """How images come back from their tokens: mean PSNR and SSIM at the size that the processor gives them; and the
     images that come back."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -90,7 +101,7 @@ def reconstruct(
     found: dict[int, Image.Image] = {}
     for some in of_one_size(pictures.split, rows, grid, batch):
         pixels = adapter.ask([pictures[row] for row in some], [""] * len(some))["pixel_values"]
-        decoded = adapter.unit_pixels(adapter.decode(adapter.codebook()[adapter.codes(pixels)])).float()
+        decoded = adapter.unit_pixels(adapter.decode(adapter.vectors_of(adapter.tokens_of(pixels)))).float()
         real, each = adapter.unit_pixels(pixels).float(), (1, 2, 3)
         measured = {
             "psnr": peak_signal_noise_ratio(decoded, real, data_range=1.0, dim=each),
@@ -109,7 +120,7 @@ def images_of(pixels: Tensor) -> list[Image.Image]:
 
 @torch.no_grad()
 def information(
-    adapter: CodeAdapter,
+    adapter: Adapter,
     bottleneck: InformationBottleneck,
     variance: float,
     pictures: Pictures,
@@ -117,10 +128,10 @@ def information(
     grid: Grid,
     batch: int,
 ) -> dict[str, float]:
-    """Bits per image: the rate under the prior that training learned, and the code length of images' codes given their
-    longest captions under the language model.
+    """Bits per image: the rate under the prior that training learned, and, where the language model says how likely
+    tokens are, the code length of images' codes given their longest captions.
 
-    variance: of the codes' Gaussians, held in training.
+    variance: of the channel, held in training.
     """
     bottleneck.eval()
     rate = length = 0.0
@@ -135,6 +146,8 @@ def information(
         else:
             prior = bottleneck.prior(None).first(channel.tokens)
         rate += float((channel.code_length(prior) - channel.entropy()).sum())
+        if not adapter.has_density:
+            continue
         texts = [max(pictures.split.captions[row], key=len, default="") for row in some]
         kept = [index for index, text in enumerate(texts) if text]
         if kept:
@@ -145,7 +158,7 @@ def information(
     return bits | ({"generator_nll_bits": length / captioned / NATS_PER_BIT} if captioned else {})
 
 
-def _drawing(adapter: CodeAdapter, captions: list[str], encoded: Encoded, generator: torch.Generator) -> Drawing:
+def _drawing(adapter: Adapter, captions: list[str], encoded: Encoded, generator: torch.Generator) -> Drawing:
     return adapter.drawing(adapter.draw_prompt(captions, *encoded.vectors.shape[1:3]), encoded, generator)
 
 
@@ -200,7 +213,7 @@ def answer_all(
 
 
 @torch.no_grad()
-def draw_codes(
+def draw_tokens(
     adapter: Adapter,
     captions: Sequence[str],
     size: tuple[int, int],
@@ -211,14 +224,12 @@ def draw_codes(
     guidance: float = 1.0,
     top_k: int = 0,
 ) -> Tensor:
-    """Codes (n, h, w) that the model's own `generate` draws from captions; temperature 0: the most likely ones.
+    """Codes (n, h, w), or vectors (n, h, w, D), that the model itself draws from captions; temperature 0: the most
+    likely ones.
 
     The global random stream, which transformers draws from, is left as it was.
     """
-    sampling: dict[str, Any] = {"guidance": guidance}
-    if temperature:
-        sampling |= {"do_sample": True, "temperature": temperature, "top_k": top_k}
-    drawn = []
+    sampling, drawn = adapter.sampling(temperature, guidance, top_k), []
     devices = [adapter.device] if adapter.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         for start in range(0, len(captions), batch):
@@ -228,9 +239,9 @@ def draw_codes(
 
 
 @torch.no_grad()
-def pictures_of(adapter: CodeAdapter, codes: Tensor, batch: int) -> list[Image.Image]:
-    """The images of codes (n, h, w)."""
+def pictures_of(adapter: Adapter, tokens: Tensor, batch: int) -> list[Image.Image]:
+    """The images of tokens as `draw_tokens` gives them."""
     made = []
-    for some in codes.split(batch):
-        made += images_of(adapter.unit_pixels(adapter.decode(adapter.codebook()[some.to(adapter.device)])))
+    for some in tokens.split(batch):
+        made += images_of(adapter.unit_pixels(adapter.decode(adapter.vectors_of(some.to(adapter.device)))))
     return made

@@ -7,6 +7,7 @@ and differ from a real model's in size alone.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,9 @@ def text_tokenizer(texts: Iterable[str], specials: list[str], **named: Any) -> A
     return PreTrainedTokenizerFast(tokenizer_object=made, **named)
 
 
-def chameleon(folder: Path, texts: Iterable[str]) -> None:
-    """Write a random Chameleon without a decoder, as transformers has it."""
+def chameleon(folder: Path, texts: Iterable[str], tokenizer: dict[str, Any] | None = None) -> None:
+    """Write a random Chameleon without a decoder, as transformers has it. tokenizer: sizes of its VQGAN instead of tiny
+    ones."""
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonProcessor
     from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
@@ -63,21 +65,22 @@ def chameleon(folder: Path, texts: Iterable[str]) -> None:
     named = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
     base = ["<pad>", "<s>", "</s>", "<reserved08706>"]
     special = dict(zip(("pad_token", "bos_token", "eos_token", "sep_token"), base, strict=True))
-    tokenizer = text_tokenizer(texts, [*base, *named.values(), *codes], **special, extra_special_tokens=named)
-    vocabulary = tokenizer.get_vocab()
+    written = text_tokenizer(texts, [*base, *named.values(), *codes], **special, extra_special_tokens=named)
+    vocabulary = written.get_vocab()
+    vq = {"embed_dim": 16, "num_embeddings": CODES, "latent_channels": 16, "resolution": SIDE}
     config = ChameleonConfig(
         vocabulary_map={name: vocabulary[name] for name in (*codes, *named.values())},
-        vocab_size=len(tokenizer),
+        vocab_size=len(written),
         num_key_value_heads=4,
         max_position_embeddings=512,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        vq_config=TOKENIZER | {"embed_dim": 16, "num_embeddings": CODES, "latent_channels": 16, "resolution": SIDE},
+        vq_config=vq | (tokenizer or TOKENIZER),
         **LANGUAGE,
     )
     images = ChameleonImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    ChameleonProcessor(images, tokenizer, image_seq_length=16).save_pretrained(folder)
+    ChameleonProcessor(images, written, image_seq_length=16).save_pretrained(folder)
     ChameleonForConditionalGeneration(config).save_pretrained(folder)
 
 
@@ -139,7 +142,47 @@ def janus(folder: Path, texts: Iterable[str]) -> None:
     model.save_pretrained(folder)
 
 
-MODELS: dict[str, Callable[[Path, Iterable[str]], None]] = {"chameleon": chameleon, "emu3": emu3, "janus": janus}
+def llada(folder: Path, texts: Iterable[str]) -> None:
+    """Write a random model in the form of Lumina-DiMOO, with a VQGAN of diffusers."""
+    from diffusers import VQModel
+
+    from infotok.mllm.adapters.llada import Ids
+    from infotok.mllm.brought import masked_model
+
+    marks = ["<|mask|>", "<|padding|>", "<|line|>", "<IMAGE>", "</IMAGE>", "<answer>", "</answer>"]  # as in `Ids`
+    tokenizer = text_tokenizer(texts, [*marks, "<system>", "</system>", "<user>", "</user>", "<uncondition>"])
+    ids = dict(zip(Ids.__dataclass_fields__, tokenizer.convert_tokens_to_ids(marks), strict=True))
+    sizes = {"vocab_size": len(tokenizer) + CODES, "max_position_embeddings": 512}
+    config = masked_model.TinyConfig(**sizes, infotok_ids=ids, auto_map=_auto("masked_model"))
+    masked_model.TinyModel(config).save_pretrained(folder)
+    sides = {"block_out_channels": (32,) * 4, "layers_per_block": 1, "norm_num_groups": 32}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    codes = {"latent_channels": 8, "num_vq_embeddings": CODES, "vq_embed_dim": 8, "lookup_from_codebook": True}
+    VQModel(**sides, **blocks, **codes, mid_block_add_attention=False).save_pretrained(folder / "vqvae")
+    tokenizer.save_pretrained(folder)
+    shutil.copy(masked_model.__file__, folder)
+
+
+def continuous(folder: Path, texts: Iterable[str]) -> None:
+    """Write a random model with continuous tokens, whose class is as `infotok.mllm.adapters.continuous` asks for."""
+    from infotok.mllm.brought import continuous_model
+
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = text_tokenizer(texts, [*special.values(), "<draw>"], **special)
+    config = continuous_model.TinyConfig(vocab_size=len(tokenizer), auto_map=_auto("continuous_model"))
+    continuous_model.TinyModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copy(continuous_model.__file__, folder)
+
+
+def _auto(module: str) -> dict[str, str]:
+    """By which transformers finds the classes of a folder's own code."""
+    return {"AutoConfig": f"{module}.TinyConfig", "AutoModel": f"{module}.TinyModel"}
+
+
+Write = Callable[[Path, Iterable[str]], None]
+MODELS: dict[str, Write] = {"chameleon": chameleon, "emu3": emu3, "janus": janus}
+WITH_CODE: dict[str, Write] = {"llada": llada, "continuous": continuous}  # of their own, which `trust` runs
 
 
 def write_models(folder: Path, names: Iterable[str]) -> None:
@@ -148,7 +191,7 @@ def write_models(folder: Path, names: Iterable[str]) -> None:
     with torch.random.fork_rng():
         for name in names:
             torch.manual_seed(0)
-            MODELS[name](folder / name, WORDS)
+            (MODELS | WITH_CODE)[name](folder / name, WORDS)
 
 
 def write_data(folder: Path) -> int:

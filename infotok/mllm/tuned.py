@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from infotok.errors import InfotokError
 from infotok.information.bottleneck import InformationBottleneck
 from infotok.mllm.adapter import Adapter
-from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.loading import open_model
 from infotok.mllm.options import ModelConfig
 from infotok.tensors import load_module, read_tensors, save_module, write_tensors
@@ -21,20 +20,21 @@ MODEL, PRIOR, TOKENIZER = "model", "prior.safetensors", "tokenizer.safetensors"
 
 @dataclass(frozen=True)
 class Tuned:
-    """A model and the prior that learned how frequent its codes are; variance: of the codes' Gaussians."""
+    """A model and the prior that learned how frequent its tokens are; variance: of the channel, as of
+    `Adapter.calibrated`."""
 
-    adapter: CodeAdapter
+    adapter: Adapter
     bottleneck: InformationBottleneck
     variance: float
 
 
 def save_tokenizer(adapter: Adapter, variance: float, folder: Path) -> None:
-    """Write what tunings start from: the tokenizer, what the model lacks of it, and the variance of its codes."""
+    """Write what tunings start from: the tokenizer, what the model lacks of it, and the variance of its channel."""
     save_module(_parts(adapter), folder / TOKENIZER, {"variance": variance, "extra_is_new": adapter.extra_is_new})
 
 
 def load_tokenizer(adapter: Adapter, folder: Path, remedy: str) -> float:
-    """Put a saved tokenizer into a model; returns the variance of its codes.
+    """Put a saved tokenizer into a model; returns the variance of its channel.
 
     Raises:
         InfotokError: it is missing or damaged; `remedy` says what would help.
@@ -54,7 +54,8 @@ def save_prior(
     bottleneck: InformationBottleneck, weights: dict[str, Tensor], rank: int, variance: float, folder: Path
 ) -> None:
     """Write the prior of a tuning, beside its model. weights: of `Tuner.prior`."""
-    sizes = {"tokens": bottleneck.tokens, "codebook": bottleneck.codebook}
+    sizes = {"tokens": bottleneck.tokens}
+    sizes |= {"codebook": bottleneck.codebook} if bottleneck.codebook else {"dimension": bottleneck.dimension}
     described = {"prior": bottleneck.kind, "rank": rank, "variance": variance, **sizes}
     write_tensors(folder / PRIOR, weights, described)
 

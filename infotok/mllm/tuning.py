@@ -53,6 +53,8 @@ class TuneConfig(StepConfig):
     which bfloat16 would round away. Full tuning therefore holds float32 weights, which are its master weights, and no
     second copy. With LoRA the language model's weights are not trained and are held in bfloat16, half the memory.
     checkpoint_every: steps between resumable checkpoints, 0 for none but that of a signal.
+    cache: of a frozen tokenizer, keep on disk until the tuning is done what it makes of each training image, K features
+    and codes, instead of making it again in every step (`infotok.mllm.cache`).
     """
 
     steps: Count = 1000
@@ -77,6 +79,7 @@ class TuneConfig(StepConfig):
     recompute: bool = False
     parallel: Literal["replicate", "shard"] = "replicate"
     checkpoint_every: Natural = 100
+    cache: bool = True
 
 
 class Tuner:

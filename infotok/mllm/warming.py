@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
 from infotok.information.nearest import nearest_codes
+from infotok.mllm.adapter import Adapter
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.examples import StepExamples
 from infotok.mllm.memory import enough_memory
@@ -32,8 +33,9 @@ ROUNDS = 10  # of Lloyd's algorithm, after which codes hardly move
 class CalibrateConfig(Section):
     """What all arms start from: how the tokenizer is trained before the language model is, and the variance of codes.
 
-    Variance: images: of the validation split, at most, that it is calibrated on; entropy_bits: a token's mean H(q), in
-    bits, at the variance, None for the variance of the quantization error.
+    Variance: images: of the validation split, at most, that it is calibrated on; entropy_bits: a code's mean H(q), in
+    bits, at the variance, None for the variance of the quantization error; that of continuous tokens is always a
+    hundredth of their own.
     Training: steps: 0 for none, as where the tokenizer lacks nothing; tokenizer: `new` trains what the model lacks
     alone, such as Chameleon's decoder, `full` encoder and codebook too; settle: first put the codes where features lie,
     for a tokenizer that is entirely untrained; batch: images of a step, of all processes; rate: learning rate; warmup:
@@ -59,7 +61,7 @@ class CalibrateConfig(Section):
 
 
 def warm_up(
-    adapter: CodeAdapter,
+    adapter: Adapter,
     data: StepExamples,
     config: CalibrateConfig,
     *,
@@ -123,7 +125,7 @@ def warm_up(
 class Autoencoder(nn.Module):
     """A model's tokenizer, with what training adds to it."""
 
-    def __init__(self, adapter: CodeAdapter, config: CalibrateConfig):
+    def __init__(self, adapter: Adapter, config: CalibrateConfig):
         super().__init__()
         self.adapter, self.config = adapter, config
         self.tokenizer, self.extra = adapter.tokenizer, adapter.extra
@@ -134,8 +136,11 @@ class Autoencoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Loss and parts (scalars) of pixels (B, 3, H, W): error of pixels, in the processor's scale, and distances of
-        features and codes, which have a gradient where the tokenizer is trained."""
+        features and codes, which have a gradient where the tokenizer is trained and are 0 where it has no codes."""
         adapter = self.adapter
+        if not isinstance(adapter, CodeAdapter):
+            error = (adapter.decode(adapter.features(pixels)).float() - pixels.float()).square().mean()
+            return {"loss": error, "reconstruction": error, "commitment": torch.zeros_like(error)}
         features, codebook = adapter.features(pixels).float(), adapter.codebook().float()
         vectors = F.embedding(nearest_codes(features, codebook), codebook)
         decoded = adapter.decode(features + (vectors - features).detach())
@@ -147,12 +152,14 @@ class Autoencoder(nn.Module):
 
 
 @torch.no_grad()
-def settle(adapter: CodeAdapter, pixels: Tensor, seed: int) -> None:
+def settle(adapter: Adapter, pixels: Tensor, seed: int) -> None:
     """Put the codes where the features of pixels (B, 3, H, W) lie, by k-means.
 
     Raises:
-        InfotokError: the codes are not vectors of their own.
+        InfotokError: there are no codes, or they are not vectors of their own.
     """
+    if not isinstance(adapter, CodeAdapter):
+        raise InfotokError("settle: is of codes, and this model has continuous tokens; leave it out")
     book = adapter.codebook()
     if not isinstance(book, nn.Parameter):
         raise InfotokError(
@@ -171,7 +178,7 @@ def settle(adapter: CodeAdapter, pixels: Tensor, seed: int) -> None:
     book.copy_(codes)
 
 
-def _pixels(adapter: CodeAdapter, data: StepExamples, step: int, rows: slice) -> Tensor:
+def _pixels(adapter: Adapter, data: StepExamples, step: int, rows: slice) -> Tensor:
     examples = data.examples(step)[0][rows]
     return adapter.ask([example.image for example in examples], [example.question for example in examples])[
         "pixel_values"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Checkpoints:
     """
 
     KEPT = 2
+    NAMES = "step-*.safetensors"
     by_all = False  # whether all processes write a checkpoint together
 
     def __init__(self, folder: Path, frozen: bool = True):
@@ -34,7 +36,7 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The newest checkpoint."""
-        return max(self.folder.glob("step-*.safetensors"), default=None)
+        return max(self.folder.glob(self.NAMES), default=None)
 
     def save(
         self,
@@ -60,8 +62,7 @@ class Checkpoints:
                 tensors[f"optimizer/{index}/{name}"] = value
         target = self.folder / f"step-{step:08d}.safetensors"
         write_tensors(target, tensors, {"step": step, "history": history, "pending": pending})
-        for old in sorted(self.folder.glob("step-*.safetensors"))[: -self.KEPT]:
-            old.unlink()
+        self._thin_out()
         return target
 
     def restore(
@@ -79,8 +80,7 @@ class Checkpoints:
         Raises:
             InfotokError: the checkpoint is whole and fits another architecture.
         """
-        for left in self.folder.glob("*.tmp"):
-            left.unlink(missing_ok=True)
+        self._clean()
         while path := self.latest():
             if found := self._read(path):
                 break
@@ -108,22 +108,44 @@ class Checkpoints:
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict] | None:
         """A checkpoint's content; None once it is set aside for its damage."""
-        aside = path.with_name(path.name + ".damaged")
         try:
-            return read_tensors(path, f"it is set aside as {aside.name}")
+            return read_tensors(path, f"it is set aside as {aside_of(path).name}")
         except InfotokError as error:
             with suppress(FileNotFoundError):  # another process that trains with this one did it
-                os.replace(path, aside)
-            older = self.latest()
-            log.warning("%s, and training goes on from %s", error, older.name if older else "the start")
+                os.replace(path, aside_of(path))
+            self._warn(str(error))
             return None
 
+    def _warn(self, complaint: str) -> None:
+        older = self.latest()
+        log.warning("%s, and training goes on from %s", complaint, older.name if older else "the start")
+
+    def _thin_out(self) -> None:
+        """Older checkpoints than the newest go."""
+        for old in sorted(self.folder.glob(self.NAMES))[: -self.KEPT]:
+            remove(old)
+
+    def _clean(self) -> None:
+        """What a killed writer left goes."""
+        for left in self.folder.glob("*.tmp"):
+            remove(left)
+
     def clear(self) -> None:
-        """Remove the folder's own files after a run that ended well."""
-        if self.folder.exists():
-            for file in self.folder.iterdir():
-                file.unlink()
-            self.folder.rmdir()
+        """Remove the folder after a run that ended well; of several processes the first is to call this."""
+        remove(self.folder)
+
+
+def aside_of(path: Path) -> Path:
+    """Where a damaged checkpoint is put."""
+    return path.with_name(f"{path.name}.damaged")
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def parameters_of(optimizer: optim.Optimizer) -> list[nn.Parameter]:

@@ -59,6 +59,7 @@ class Choice:
     tried: int  # arms of this estimator that have a validation score
     edges: str  # the weights, of "β" and "γ", that are the smallest or largest of two or more tried
     best: bool  # no other estimator of this family and budget validates higher
+    tied: bool  # all arms of this family and budget validate alike, the baseline among them
 
     @property
     def terms(self) -> Arm:
@@ -214,9 +215,11 @@ def choose(frame: pd.DataFrame) -> list[Choice]:
             known = {arm: score for arm, score in mine.items() if not math.isnan(score)}
             if known:
                 found[max(known, key=known.get)] = (len(known), _edges(list(mine), max(known, key=known.get)))
+        told = {score for score in [baseline, *scores.values()] if not math.isnan(score)}
+        tied = len(told) == 1 and not math.isnan(baseline)
         top = max((scores[arm] for arm in found), default=math.nan)
         for arm, (tried, edges) in found.items():
-            choices.append(Choice(family, tokens, *arm, scores[arm], baseline, tried, edges, scores[arm] == top))
+            choices.append(Choice(family, tokens, *arm, scores[arm], baseline, tried, edges, scores[arm] == top, tied))
     return choices
 
 

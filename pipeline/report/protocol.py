@@ -20,8 +20,8 @@ FLOORS = {
 JUDGE = {
     "judge/objects": "judge, ceiling of its scores (objects)",
     "judge/retrieval": "judge, ceiling of retrieval (real test images)",
-    "judge/retrieval_chance": "judge, retrieval by chance",
 }
+CHANCE = "judge/retrieval_chance"  # stands beside the scores
 WHERE = {"across": "of one in another split", "within": "of one in the same split"}
 SPLITS = ("train", "validation", "test", "novel")
 REASONS = 6  # for rejects, at most, that are named
@@ -44,7 +44,8 @@ def protocol(analysis: Analysis) -> list[tuple[str, str]]:
         *_training(params),
         *(_generation(analysis) if analysis.generation else []),
     ]
-    for name, value in judge.get("metrics", {}).items():
+    told = {name: value for name, value in judge.get("metrics", {}).items() if name != CHANCE}
+    for name, value in told.items():
         rows.append((JUDGE.get(name, name.replace("/", ", ")), f"{value:.4g}"))
     shared = _shared([judge.get("protocol", {})])
     rows += [(key if key == "judge" else f"judge: {key}", value) for key, value in shared]

@@ -259,7 +259,8 @@ def floors(analysis: Analysis) -> dict[str, str]:
         real, chance = (judge.get(f"judge/{task.claim}{part}") for part in ("", "_chance"))
         if real is not None and chance is not None:
             sentences[task.name] = (
-                f"{task.title} of real test images: {real:.3f}, the judge's ceiling; by chance: {chance:.3f}."
+                f"{task.title} of real test images: {real:.3f}, the judge's ceiling; by guessing one of "
+                f"{round(1 / chance)} captions: {chance:.3f}."
             )
     return sentences
 

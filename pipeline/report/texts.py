@@ -26,11 +26,16 @@ def findings(analysis: Analysis) -> list[str]:
         if not parts:
             continue
         name = f"{choice.arm} ({terms_of(choice.terms)})"
-        text = f"{choice.family}, K = {choice.tokens}: validation chooses {name}. {'; '.join(parts)}."
+        chosen = f"validation chooses {name}"
+        if choice.tied:
+            chosen = f"on validation all arms tie ({choice.validation:.3f}), so that it chooses none; this is {name}"
+        text = f"{choice.family}, K = {choice.tokens}: {chosen}. {'; '.join(parts)}."
         text += "".join(blind)
-        if not math.isnan(choice.baseline) and choice.validation <= choice.baseline:
+        if choice.validation == choice.baseline and not choice.tied:
+            text += f" On validation it ties with none-0-0 ({choice.baseline:.3f})."
+        if choice.validation < choice.baseline:
             scores = f"{choice.validation:.3f} against {choice.baseline:.3f}"
-            text += f" Validation itself does not prefer it to none-0-0 ({scores})."
+            text += f" Validation itself prefers none-0-0 to it ({scores})."
         if added := _added(analysis, choice):
             text += f" {added}"
         if choice.estimator == NONE and len(analysis.chosen(choice.family, choice.tokens)) > 1:

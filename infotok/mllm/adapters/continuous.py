@@ -7,6 +7,7 @@ it, can be tuned, saved and loaded again.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,7 +67,7 @@ class ContinuousModel(Protocol):
         self, embedded: Tensor, mask: Tensor, h: int, w: int, generator: torch.Generator, **sampling: Any
     ) -> Tensor:
         """Vectors (B, h, w, D), drawn after embedded prompts (B, L, width); sampling: what the model has, with
-        defaults."""
+        defaults. The stage `render` gives `temperature`, and `guidance` where it is not 1."""
 
     def question(self, text: str) -> str:
         """A question as the model is asked it, with `<image>` once, where the image is read."""
@@ -157,6 +158,13 @@ class Adapted(ContinuousAdapter):
 
     @torch.no_grad()
     def draw_vectors(self, prompt: Inputs, h: int, w: int, generator: torch.Generator, **sampling: Any) -> Tensor:
+        takes = inspect.signature(self.model.draw).parameters
+        takes_all = any(one.kind is one.VAR_KEYWORD for one in takes.values())
+        if odd := [name for name in sampling if name not in takes and not takes_all]:
+            raise InfotokError(
+                f"the `draw` of {type(self.model).__name__} takes no {', '.join(odd)}; let it take that, or leave it "
+                "at its default"
+            )
         embedded, mask, _ = self._embedded(prompt, None)
         return self.model.draw(embedded, mask, h, w, generator, **sampling)
 

@@ -34,7 +34,8 @@ TOKENS = 4096  # of an image, at most, unless `limit` says so
 
 @dataclass(frozen=True)
 class Ids:
-    """Entries of Lumina-DiMOO's vocabulary, of which its configuration says nothing."""
+    """Entries of Lumina-DiMOO's vocabulary, of which its configuration says nothing. A model with others names them in
+    its config.json, as `infotok_ids`."""
 
     mask: int = 126336
     padding: int = 126339
@@ -47,11 +48,11 @@ class Ids:
 
 class Adapted(MaskedAdapter):
     lm_layers = r"model\.transformer\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)"
-    ids = Ids()
 
     def __init__(self, model: Any, processor: Any, folder: Path):
         super().__init__(model, processor)
         self.folder, self.most = folder, TOKENS
+        self.ids = _ids_of(model, folder)
         self.mask_id, self.end_id, self.padding_id = self.ids.mask, self.ids.answer_end, self.ids.padding
 
     @classmethod
@@ -174,6 +175,14 @@ class Adapted(MaskedAdapter):
 
     def code_columns(self, h: int, w: int) -> Tensor:
         return torch.arange(h * (w + 1), device=self.device).view(h, w + 1)[:, :w].flatten()
+
+
+def _ids_of(model: Any, folder: Path) -> Ids:
+    try:
+        return Ids(**getattr(model.config, "infotok_ids", {}))
+    except TypeError:
+        known = ", ".join(Ids.__dataclass_fields__)
+        raise InfotokError(f"{folder / 'config.json'}: infotok_ids has other keys than {known}") from None
 
 
 def _with_code(folder: Path) -> Any:

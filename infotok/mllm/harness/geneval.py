@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infotok.errors import InfotokError
 from infotok.mllm.codes import CodeAdapter
-from infotok.mllm.scoring import draw_codes, pictures_of
+from infotok.mllm.scoring import draw_tokens, pictures_of
 
 SIDE, LARGE = 512, 2048  # pixels
 
@@ -53,6 +53,6 @@ def prompt_room(adapter: CodeAdapter, h: int, w: int) -> int | None:
 def images_for(
     adapter: CodeAdapter, captions: list[str], size: tuple[int, int], *, seed: int, **sampling: Any
 ) -> Tensor:
-    """One image a caption, uint8 (N, S, S, 3), drawn together. size: h, w of tokens. sampling: as of `draw_codes`."""
-    codes = draw_codes(adapter, captions, size, seed=seed, batch=len(captions), **sampling)
+    """One image a caption, uint8 (N, S, S, 3), drawn together. size: h, w of tokens. sampling: as of `draw_tokens`."""
+    codes = draw_tokens(adapter, captions, size, seed=seed, batch=len(captions), **sampling)
     return torch.from_numpy(np.stack([np.asarray(image) for image in pictures_of(adapter, codes, len(captions))]))

@@ -30,8 +30,8 @@ class Block(nn.Module):
         super().__init__()
         width, self.heads = config.d_model, config.n_heads
         self.attn_norm, self.ff_norm = nn.RMSNorm(width), nn.RMSNorm(width)
-        for name in ("q_proj", "k_proj", "v_proj", "attn_out"):
-            setattr(self, name, nn.Linear(width, width, bias=False))
+        self.q_proj, self.k_proj = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.v_proj, self.attn_out = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.ff_proj, self.up_proj = nn.Linear(width, 2 * width, bias=False), nn.Linear(width, 2 * width, bias=False)
         self.ff_out = nn.Linear(2 * width, width, bias=False)
 
@@ -69,7 +69,7 @@ class Inner(nn.Module):
     def forward(self, input_ids, input_embeddings=None, output_hidden_states=None):
         x = self.transformer["wte"](input_ids) if input_embeddings is None else input_embeddings
         hidden = [x]
-        for block in self.transformer["blocks"]:
+        for block in self.transformer["blocks"].children():
             x = block(x)
             hidden.append(x)
         hidden[-1] = x = self.transformer["ln_f"](x)
