@@ -105,20 +105,25 @@ def _draw(run: Stage, adapter: Adapter, judge, manifest: dict, test: Split) -> t
         f"{judge.num_features} features of the judge, standardized over them; KID over 50 subsets",
     }
     if isinstance(adapter, CodeAdapter):
-        metrics["generation/own_codes"] = _own_codes(adapter, captions, tokens, size, config)
+        metrics |= _own_codes(adapter, captions, tokens, size, config)
         protocol["own_codes"] = (
-            "share of codes, drawn greedily from a test image's longest caption, that are the image's own"
+            "share of codes, drawn greedily from a test image's longest caption, that are the image's own; guessed: "
+            "without a caption, always the code that these images have most often at a place"
         )
     return metrics, protocol
 
 
 def _own_codes(
     adapter: CodeAdapter, captions: list[str], codes: list[Tensor], size: tuple[int, int], config: RenderConfig
-) -> float:
-    """Of images of the size that is drawn."""
+) -> dict[str, float]:
+    """How many codes are those of the images, which have the size that is drawn: drawn, and guessed."""
     kept = [row for row, own in enumerate(codes) if tuple(own.shape) == size]
+    own = torch.stack([codes[row] for row in kept])
     made = draw_tokens(adapter, [captions[row] for row in kept], size, seed=config.seed, batch=config.batch)
-    return float((made == torch.stack([codes[row] for row in kept])).float().mean())
+    return {
+        "generation/own_codes": float((made == own).float().mean()),
+        "generation/own_codes_guessed": float((own.mode(0).values == own).float().mean()),
+    }
 
 
 def _task(run: Stage, judge, manifest: dict) -> GenEval | Retrieval:

@@ -53,6 +53,7 @@ def test_the_report_pairs_the_arms_of_both_models(finished):
         (family, estimator) for family in FAMILIES for estimator in ("none", "dib")
     ]
     shown = ["understanding/accuracy", "understanding/question_only", "generation/retrieval", "generation/own_codes"]
+    shown += ["generation/own_codes_guessed"]
     shown += ["information/rate_bits", "information/generator_nll_bits", "information/dead_codes"]
     shown += ["reconstruction/psnr", "reconstruction/ssim"]
     assert table[shown].notna().all().all()

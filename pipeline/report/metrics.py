@@ -43,6 +43,7 @@ METRICS = {
     "generation/temperature": Metric("temperature", 0, 2),
     "generation/guidance": Metric("guidance", 0, 2),
     "generation/own_codes": Metric("own codes"),
+    "generation/own_codes_guessed": Metric("own codes, guessed", 0),
     "generation/gfid": Metric("gFID", -1, 2),
     "generation/kid": Metric("KID", -1, 4),
     **{f"generation/tag/{name}": Metric(name.replace("_", " ")) for name in TAGS},

@@ -275,7 +275,7 @@ def tables(analysis: Analysis) -> list[Table]:
     blind, judged = (floors(analysis).get(name, "") for name in ("understanding", "generation"))
     understanding = ["understanding/accuracy", "understanding/accuracy_novel"]
     generation = ["geneval", "geneval_t1", "geneval_novel", "retrieval", "retrieval_t1"]
-    generation += ["own_codes", "gfid", "kid"]
+    generation += ["own_codes", "own_codes_guessed", "gfid", "kid"]
     generation = [f"generation/{name}" for name in generation]
     questions, left_out = _under(frame, FAMILY), ""
     if len(questions) > FAMILIES:
