@@ -16,7 +16,7 @@ from pydantic import Field
 from infotok.data import scene_texts
 from infotok.data.arrow import Split
 from infotok.data.background import BINS, NUISANCE, background, binned, to_bytes
-from infotok.data.options import DataOptions
+from infotok.data.options import MadeOptions
 from infotok.data.rejects import Rejects
 from infotok.options import Count, Weight
 
@@ -48,17 +48,13 @@ METADATA = {
 CHUNK = 2000  # images rendered at once
 
 
-class Options(DataOptions):
+class Options(MadeOptions):
     """objects: at most, per scene. nuisance: strength of the background. train to novel: images. questions: per
     image."""
 
     source: Literal["scenes"] = "scenes"
     objects: Annotated[int, Field(ge=1, le=4)] = 2
     nuisance: Weight = 1.0
-    train: Count = 16000
-    validation: Count = 1000
-    test: Count = 1000
-    novel: Count = 1000
     questions: Count = 6
 
 
