@@ -2,8 +2,8 @@
 
 An object is a dict with `shape`, `color`, `size` and its place: `row` and `column` of a grid, row 0 on top, or `x` and
 `y` of its centre in sides of the image. On a grid A is left of B when its column is smaller, above B when its row is;
-at free places when its centre is farther to that side by more than MARGIN. All else that is said of free scenes stands in
-`infotok.data.free`.
+at free places when its centre is farther to that side by more than MARGIN. All else that is said of free scenes stands
+in `infotok.data.free`.
 """
 
 from __future__ import annotations

@@ -116,10 +116,8 @@ class Asker:
         color, shape = self._pick(sorted(present))
         changes = [(c, shape) for c in self.vocabulary.colors] + [(color, s) for s in self.vocabulary.shapes]
         absent = [pair for pair in changes if pair not in present and pair not in self.unasked]
-        text = "is there a {} {}?"
-        return "exist", {"yes": [text.format(color, shape)]} | (
-            {"no": [text.format(*p) for p in absent]} if absent else {}
-        )
+        offers = {"yes": [(color, shape)]} | ({"no": absent} if absent else {})
+        return "exist", {a: [f"is there {article(' '.join(pair))}?" for pair in pairs] for a, pairs in offers.items()}
 
     def _count(self, scene: Scene):
         by = self._pick(["shape", "color"])
