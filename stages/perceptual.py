@@ -24,7 +24,9 @@ def perceptual(run: Stage) -> None:
 
 def _from_objects(run: Stage) -> None:
     device, config, data = start(), run.config(PerceptualConfig), run.input("prepare")
-    description = {"classes": attribute_classes(read_manifest(data))}
+    manifest = read_manifest(data)
+    slots = len(manifest["colors"]) if manifest.get("layout") == "free" else None
+    description = {"classes": attribute_classes(manifest), "slots": slots}
     torch.manual_seed(config.seed)
     network = Perceptual(**description)
     checkpoints = run.checkpoints()

@@ -1,4 +1,4 @@
-"""Training of the judge and of the perceptual features: from attributes of the training images, or from their texts."""
+"""Training of the judge and of the perceptual features: from the objects of images, or from their texts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from infotok.data.pixels import to_unit
 from infotok.data.text import TextCodec
 from infotok.data.texts import encode_captions
 from infotok.examiners.attributes import attribute_loss
+from infotok.examiners.detector import Detector, detection_loss
+from infotok.examiners.judge import Judge
 from infotok.examiners.matching import Towers, contrastive_loss, draw_text
-from infotok.examiners.reading import ATTRIBUTES
+from infotok.examiners.perceptual import Perceptual
 from infotok.options import Count, Positive, Section, Seed
 from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
@@ -45,7 +47,7 @@ WARMUP = 20  # steps
 
 
 def train_examiner(
-    module: nn.Module,
+    module: Judge | Perceptual,
     split: Split,
     config: ExaminerConfig,
     *,
@@ -53,15 +55,64 @@ def train_examiner(
     checkpoints: Checkpoints | None = None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> list[dict]:
-    """Train a network that maps images to attribute logits; returns the history."""
+    """Train a network that maps images to attribute logits of slots; returns the history."""
+    labels = {name: torch.from_numpy(split.factors[name].copy()) for name in module.classes}
+
+    def loss(images: Tensor, chosen: Tensor) -> Tensor:
+        return attribute_loss(module(images), {name: values[chosen].to(device) for name, values in labels.items()})
+
+    return _train(module, split, config, loss, device, checkpoints, observe)
+
+
+def train_detector(
+    module: Detector,
+    split: Split,
+    config: ExaminerConfig,
+    names: dict[str, list[str]],
+    *,
+    device: torch.device,
+    checkpoints: Checkpoints | None = None,
+    observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+) -> list[dict]:
+    """Train a detector from the objects of a split, and leave it ready to detect; returns the history.
+
+    Args:
+        names: attribute name -> its values, whose places in this list the detector learns.
+    """
+    slots = max(map(len, split.objects))
+    place = torch.full((len(split), slots, 2), torch.nan)
+    attributes = {name: torch.zeros(len(split), slots, dtype=torch.long) for name in module.classes}
+    for row, scene in enumerate(split.objects):
+        for slot, thing in enumerate(scene):
+            place[row, slot] = torch.tensor([thing["x"], thing["y"]])
+            for name, values in attributes.items():
+                values[row, slot] = names[name].index(thing[name])
+
+    def loss(images: Tensor, chosen: Tensor) -> Tensor:
+        wanted = {name: values[chosen].to(device) for name, values in attributes.items()}
+        return detection_loss(module(images), place[chosen].to(device), wanted)
+
+    history = _train(module, split, config, loss, device, checkpoints, observe)
+    module.eval()
+    return history
+
+
+def _train(
+    module: nn.Module,
+    split: Split,
+    config: ExaminerConfig,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device,
+    checkpoints: Checkpoints | None,
+    observe: Callable[[int, dict[str, float]], None],
+) -> list[dict]:
+    """loss: of images (B, 3, S, S) in [-1, 1] and their places in the split (B,)."""
     module.to(device)
-    labels = {name: torch.from_numpy(split.factors[name].copy()) for name in ("presence", *ATTRIBUTES)}
 
     def step_losses(step: int) -> dict[str, Tensor]:
         chosen = torch.randint(len(split), (config.batch,), generator=stream(torch.device("cpu"), config.seed, step))
         images = to_unit(torch.from_numpy(split.images[chosen.numpy()]).to(device))
-        logits = module(images)
-        return {"loss": attribute_loss(logits, {name: values[chosen].to(device) for name, values in labels.items()})}
+        return {"loss": loss(images, chosen)}
 
     optimizer = make_optimizer([(list(module.parameters()), config.learning_rate)], 0.01, device)
     warmup = min(20, config.steps)

@@ -31,6 +31,12 @@ def radii(objects: int, sizes: int) -> np.ndarray:
     return largest * np.array(RATIOS[sizes])
 
 
+def apart(objects: int, sizes: int, occlusion: bool) -> float:
+    """Least distance of two objects' centres along one axis at least."""
+    least = radii(objects, sizes)[0]
+    return float(max(NEAREST, NEAREST_RADII * 2 * least) if occlusion else 2 * least + GAP)
+
+
 def place(
     rng: np.random.Generator, radius: np.ndarray, number: np.ndarray, shape: np.ndarray | None, shapes: tuple[str, ...]
 ) -> np.ndarray:

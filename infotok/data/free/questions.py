@@ -18,6 +18,7 @@ import itertools
 from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -56,13 +57,13 @@ class Asker:
         self.vocabulary, self.rng = vocabulary, rng
         self.unasked = vocabulary.novel if seen_alone else frozenset()
         self.given: dict[str, Counter[str]] = defaultdict(Counter)  # kind of question -> answers
-        asks: dict[str, Callable[[Scene], str | tuple[str, Offers]]] = {
+        asks: dict[str, Callable[[Scene], tuple[str, Offers]]] = {
             "exist": self._exist,
             "count": self._count,
             "where": self._where,
             "relation": self._relation,
             "compare": self._compare,
-            **{name: lambda scene, name=name: self._attribute(scene, name) for name in vocabulary.told},
+            **{name: partial(self._attribute, name) for name in vocabulary.told},
         }
         weighed = {family: weights.get(family, default) for family, default in WEIGHTS.items() if family in asks}
         self._families = [(family, asks[family]) for family, weight in weighed.items() if weight]
@@ -126,7 +127,7 @@ class Asker:
             offers[NUMBERS[counts[value]]].append(f"how many {_several(by, value)} are there?")
         return f"count {by}", offers
 
-    def _attribute(self, scene: Scene, name: str):
+    def _attribute(self, name: str, scene: Scene):
         short: Way = ("color",) if name == "shape" else ("shape",)
         ways = [short, ("size", *short), ("material", *short), ("size", "material", *short)]
         if name in ("size", "material"):

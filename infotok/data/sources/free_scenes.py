@@ -16,6 +16,7 @@ from infotok.data.arrow import Split
 from infotok.data.background import BINS, NUISANCE
 from infotok.data.free.captions import captions
 from infotok.data.free.objects import factor_sizes, objects_of, probe_factors, sample
+from infotok.data.free.places import apart
 from infotok.data.free.questions import WEIGHTS, Asker
 from infotok.data.free.rendering import render
 from infotok.data.free.vocabulary import Vocabulary
@@ -101,6 +102,7 @@ def describe(options: Options) -> dict:
     return {
         "most_objects": options.objects,
         "least_objects": options.objects_at_least,
+        "centres_apart": apart(options.objects, options.sizes, options.occlusion),
         **{f"{name}s": list(values) for name, values in words.values.items()},
         "novel_pairs": sorted(list(pair) for pair in words.novel),
         "factors": {"structure": factor_sizes(words), "nuisance": dict.fromkeys(NUISANCE, BINS)},
