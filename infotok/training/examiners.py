@@ -74,7 +74,7 @@ def train_detector(
     checkpoints: Checkpoints | None = None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> list[dict]:
-    """Train a detector from the objects of a split, and leave it ready to detect; returns the history.
+    """Train a detector from the objects of a split; returns the history.
 
     Args:
         names: attribute name -> its values, whose places in this list the detector learns.
@@ -92,9 +92,7 @@ def train_detector(
         wanted = {name: values[chosen].to(device) for name, values in attributes.items()}
         return detection_loss(module(images), place[chosen].to(device), wanted)
 
-    history = _train(module, split, config, loss, device, checkpoints, observe)
-    module.eval()
-    return history
+    return _train(module, split, config, loss, device, checkpoints, observe)
 
 
 def _train(
