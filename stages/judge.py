@@ -12,7 +12,7 @@ from infotok.examiners.matching import CANDIDATES, chance, retrieval
 from infotok.examiners.reading import accuracies, attribute_classes
 from infotok.examiners.scenes import attribute_names, scene_accuracies
 from infotok.tensors import save_module
-from infotok.training.examiners import ExaminerConfig, train_detector, train_examiner, train_matching
+from infotok.training.examiners import ExaminerConfig, train_at_places, train_examiner, train_matching
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
@@ -50,7 +50,7 @@ def _objects(run: Stage, manifest: dict) -> None:
         description |= {"apart": manifest["centres_apart"]}
         network = Detector(**description)
         with run.progress(config.steps):
-            history = train_detector(network, split, config, names, **shared)
+            history = train_at_places(network, split, config, names, **shared)
         metrics = scene_accuracies(network, test, manifest, "judge/")
         of_novel = scene_accuracies(network, novel, manifest, "judge/")
         description["kind"] = "detection"

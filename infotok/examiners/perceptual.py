@@ -1,6 +1,6 @@
 """The perceptual features that reconstructions are compared in.
 
-Shapes: B images, S pixels a side, Q slots of objects: 4 quadrants, or in free scenes a color each.
+Shapes: B images, S pixels a side, Q = 4 quadrants, P objects at free places.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Perceptual(nn.Module):
 
     num_features = 128
 
-    def __init__(self, classes: dict[str, int] | None, slots: int | None = None):
-        """classes: as for `Judge`; None where no attributes are known, which leaves out the head that reads them.
-        slots: Q, read from the whole image; None, the quadrants, each read from its part of the last map."""
+    def __init__(self, classes: dict[str, int] | None, free: bool = False):
+        """classes: as for `Judge`; None where no attributes are known, which leaves out the head that reads them. free:
+        objects are read at their places (`at`) rather than by quadrant (`forward`)."""
         super().__init__()
         widths = [3, 16, 32, 48, 64]
         self.layers = nn.ModuleList(
@@ -38,9 +38,8 @@ class Perceptual(nn.Module):
             for index, (before, after) in enumerate(itertools.pairwise(widths))
         )
         if classes is not None:
-            self.classes, self.slots = {"presence": 2, **classes}, slots
-            values = sum(self.classes.values())
-            self.head = nn.Linear(64, values) if slots is None else nn.Linear(self.num_features, slots * values)
+            self.classes = classes if free else {"presence": 2, **classes}
+            self.head = nn.Linear(64, sum(self.classes.values()))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -52,12 +51,17 @@ class Perceptual(nn.Module):
         return out
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits (B, Q, values) per attribute."""
-        if self.slots is None:
-            read = self.head(F.adaptive_avg_pool2d(self.maps(images)[-1], 2).flatten(2).transpose(1, 2))
-        else:
-            read = self.head(self.features(images)).unflatten(1, (self.slots, -1))
-        parts = read.split(list(self.classes.values()), dim=-1)
+        """Logits (B, Q, values) per attribute, each quadrant read from its part of the last map."""
+        return self._read(F.adaptive_avg_pool2d(self.maps(images)[-1], 2).flatten(2).transpose(1, 2))
+
+    def at(self, images: Tensor, places: Tensor) -> dict[str, Tensor]:
+        """Logits (B, P, values) per attribute of the objects whose centres `places` (B, P, 2) are, x and y in sides of
+        the image, each read from the last map where it stands."""
+        there = F.grid_sample(self.maps(images)[-1], 2 * places[:, :, None] - 1, align_corners=False)
+        return self._read(there.squeeze(-1).mT)
+
+    def _read(self, vectors: Tensor) -> dict[str, Tensor]:
+        parts = self.head(vectors).split(list(self.classes.values()), dim=-1)
         return dict(zip(self.classes, parts, strict=True))
 
     def features(self, images: Tensor) -> Tensor:

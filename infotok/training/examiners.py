@@ -18,6 +18,7 @@ from infotok.examiners.detector import Detector, detection_loss
 from infotok.examiners.judge import Judge
 from infotok.examiners.matching import Towers, contrastive_loss, draw_text
 from infotok.examiners.perceptual import Perceptual
+from infotok.examiners.scenes import as_tensors
 from infotok.options import Count, Positive, Section, Seed
 from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
@@ -64,8 +65,8 @@ def train_examiner(
     return _train(module, split, config, loss, device, checkpoints, observe)
 
 
-def train_detector(
-    module: Detector,
+def train_at_places(
+    module: Detector | Perceptual,
     split: Split,
     config: ExaminerConfig,
     names: dict[str, list[str]],
@@ -74,23 +75,19 @@ def train_detector(
     checkpoints: Checkpoints | None = None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> list[dict]:
-    """Train a detector from the objects of a split; returns the history.
+    """Train a network on the objects of a split, which stand at free places: a detector to find and to read them,
+    perceptual features to read them where they stand; returns the history.
 
     Args:
-        names: attribute name -> its values, whose places in this list the detector learns.
+        names: attribute name -> its values.
     """
-    slots = max(map(len, split.objects))
-    place = torch.full((len(split), slots, 2), torch.nan)
-    attributes = {name: torch.zeros(len(split), slots, dtype=torch.long) for name in module.classes}
-    for row, scene in enumerate(split.objects):
-        for slot, thing in enumerate(scene):
-            place[row, slot] = torch.tensor([thing["x"], thing["y"]])
-            for name, values in attributes.items():
-                values[row, slot] = names[name].index(thing[name])
+    place, attributes = as_tensors(split.objects, names)
 
     def loss(images: Tensor, chosen: Tensor) -> Tensor:
-        wanted = {name: values[chosen].to(device) for name, values in attributes.items()}
-        return detection_loss(module(images), place[chosen].to(device), wanted)
+        where, what = place[chosen].to(device), {name: attributes[name][chosen].to(device) for name in module.classes}
+        if isinstance(module, Detector):
+            return detection_loss(module(images), where, what)
+        return attribute_loss(module.at(images, where.nan_to_num()), what)
 
     return _train(module, split, config, loss, device, checkpoints, observe)
 
