@@ -39,7 +39,7 @@ class Perceptual(nn.Module):
         )
         if classes is not None:
             self.classes = classes if free else {"presence": 2, **classes}
-            self.head = nn.Linear(64, sum(self.classes.values()))
+            self.head = nn.Linear(sum(widths[1:]) if free else widths[-1], sum(self.classes.values()))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -56,9 +56,10 @@ class Perceptual(nn.Module):
 
     def at(self, images: Tensor, places: Tensor) -> dict[str, Tensor]:
         """Logits (B, P, values) per attribute of the objects whose centres `places` (B, P, 2) are, x and y in sides of
-        the image, each read from the last map where it stands."""
-        there = F.grid_sample(self.maps(images)[-1], 2 * places[:, :, None] - 1, align_corners=False)
-        return self._read(there.squeeze(-1).mT)
+        the image, each read where it stands from all maps: the places of the last one are wider than small objects."""
+        grid = 2 * places[:, :, None] - 1
+        there = [F.grid_sample(layer, grid, align_corners=False) for layer in self.maps(images)]
+        return self._read(torch.cat(there, 1).squeeze(-1).mT)
 
     def _read(self, vectors: Tensor) -> dict[str, Tensor]:
         parts = self.head(vectors).split(list(self.classes.values()), dim=-1)
