@@ -170,8 +170,8 @@ def test_the_loss_is_that_of_its_closed_form():
     what = {name: torch.tensor([[0, -1]]) for name in CLASSES}
     offset = np.array([[(i - 1) ** 2 + (j - 1) ** 2 for j in range(cells)] for i in range(cells)])
     heat = np.exp(-offset / 0.72)
-    # At logit 0 every cross-entropy is log 2, whatever the heat is. The places are the cells' own: right in the object's
-    # cell, a cell's side off in those beside it, whose heat is .249 and so counts for nothing.
+    # At logit 0 every cross-entropy is log 2, whatever the heat is. The places are the cells' own: right in that of the
+    # object, a cell's side off in those beside it, whose heat is .249 and so counts for nothing.
     assert sorted(heat.ravel())[-2] == pytest.approx(0.2494, abs=1e-4)
     wanted = 10 * np.log(2) + sum(np.log(values) for values in CLASSES.values())
     assert detection_loss(maps, place, what).item() == pytest.approx(wanted, rel=1e-5)
