@@ -12,10 +12,11 @@ from torch import Tensor
 from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
 from infotok.evaluation.geneval_prompts import TAGS, prompts, satisfies
+from infotok.examiners.detector import Detector
 from infotok.examiners.judges import ObjectJudge
 from infotok.examiners.matcher import Matcher
 from infotok.examiners.matching import retrieval
-from infotok.examiners.scenes import READS, read_scenes
+from infotok.examiners.scenes import read_scenes
 
 CANDIDATES = 32  # captions among which a drawn image's own is to be found
 
@@ -62,10 +63,11 @@ class GenEval:
 
     def protocol(self) -> dict[str, str]:
         asked = self._prompts["test"]
+        how = "detects them and their places" if isinstance(self.judge, Detector) else "reads them per quadrant"
         return {
             "geneval": f"{len(asked)} test prompts of {len({p['tag'] for p in asked})} tags; mean over tags",
             "geneval_novel": f"{len(self._prompts['novel'])} prompts with unseen color-shape pairs",
-            "judge": f"objects: {READS[type(self.judge)]}; its ceiling stands in the judge's metrics",
+            "judge": f"objects: {how}; its ceiling stands in the judge's metrics",
         }
 
 

@@ -17,14 +17,12 @@ from infotok.data.arrow import Split
 from infotok.data.pixels import to_unit
 from infotok.data.scene_texts import MARGIN, Scene
 from infotok.examiners.detector import Detector
-from infotok.examiners.judge import Judge
 from infotok.examiners.judges import ObjectJudge
 from infotok.examiners.perceptual import Perceptual
 from infotok.examiners.reading import examine
 
 ATTRIBUTES = ("shape", "color", "size", "material")  # of which quadrants have no material
 NEAR = MARGIN / 2  # sides of the image: no relation turns into its opposite when both objects are off by less
-READS = {Judge: "reads them per quadrant", Detector: "detects them and their places"}
 
 
 def attribute_names(metadata: dict) -> dict[str, list[str]]:
