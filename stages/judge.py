@@ -9,8 +9,9 @@ from infotok.examiners.judge import Judge
 from infotok.examiners.judges import ObjectJudge
 from infotok.examiners.matcher import Matcher
 from infotok.examiners.matching import CANDIDATES, chance, retrieval
+from infotok.examiners.places import attribute_names
 from infotok.examiners.reading import accuracies, attribute_classes
-from infotok.examiners.scenes import attribute_names, scene_accuracies
+from infotok.examiners.scenes import scene_accuracies
 from infotok.tensors import save_module
 from infotok.training.examiners import ExaminerConfig, train_at_places, train_examiner, train_matching
 from infotok.training.runtime import start

@@ -7,8 +7,8 @@ from infotok.data.arrow import read_manifest, read_split
 from infotok.data.text import TextCodec
 from infotok.examiners.matching import CANDIDATES, STATEMENTS, Towers, draw_text, retrieval
 from infotok.examiners.perceptual import Perceptual
+from infotok.examiners.places import accuracies_at_places, attribute_names
 from infotok.examiners.reading import accuracies, attribute_classes
-from infotok.examiners.scenes import accuracies_at_places, attribute_names
 from infotok.tensors import save_module
 from infotok.training.examiners import PerceptualConfig, train_at_places, train_examiner, train_matching
 from infotok.training.runtime import start

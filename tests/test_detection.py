@@ -12,14 +12,8 @@ from infotok.evaluation.reconstruction import objects_kept
 from infotok.examiners.detector import Detections, Detector, cell_centres, detection_loss
 from infotok.examiners.judges import load_judge
 from infotok.examiners.perceptual import Perceptual
-from infotok.examiners.scenes import (
-    accuracies_at_places,
-    as_tensors,
-    attribute_names,
-    matched,
-    read_scenes,
-    scene_accuracies,
-)
+from infotok.examiners.places import accuracies_at_places, as_tensors, attribute_names
+from infotok.examiners.scenes import matched, read_scenes, scene_accuracies
 from infotok.tensors import save_module
 from infotok.training.examiners import ExaminerConfig, train_at_places
 

@@ -62,6 +62,10 @@ class Detector(nn.Module):
         middle = cell_centres(self.cells, images.device)
         return out | {"heat": out["heat"].squeeze(-1), "place": middle + out["place"] / self.cells}
 
+    def loss(self, images: Tensor, place: Tensor, attributes: dict[str, Tensor]) -> Tensor:
+        """`detection_loss` of images (B, 3, S, S) in [-1, 1] and their objects."""
+        return detection_loss(self(images), place, attributes)
+
     def features(self, images: Tensor) -> Tensor:
         """(B, 128) features for FID and KID: the mean over cells of the last hidden map."""
         return self.maps(images).mean((2, 3))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok.examiners.attributes import attribute_loss
 from infotok.options import Positive, Section, Weight
 from infotok.tensors import load_module, read_tensors
 
@@ -60,6 +61,10 @@ class Perceptual(nn.Module):
         grid = 2 * places[:, :, None] - 1
         there = [F.grid_sample(layer, grid, align_corners=False) for layer in self.maps(images)]
         return self._read(torch.cat(there, 1).squeeze(-1).mT)
+
+    def loss(self, images: Tensor, place: Tensor, attributes: dict[str, Tensor]) -> Tensor:
+        """Mean cross-entropy of attributes (B, P), -1 where there is no object, read at places (B, P, 2), NaN there."""
+        return attribute_loss(self.at(images, place.nan_to_num()), attributes)
 
     def _read(self, vectors: Tensor) -> dict[str, Tensor]:
         parts = self.head(vectors).split(list(self.classes.values()), dim=-1)

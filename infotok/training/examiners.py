@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,16 +15,18 @@ from infotok.data.pixels import to_unit
 from infotok.data.text import TextCodec
 from infotok.data.texts import encode_captions
 from infotok.examiners.attributes import attribute_loss
-from infotok.examiners.detector import Detector, detection_loss
-from infotok.examiners.judge import Judge
 from infotok.examiners.matching import Towers, contrastive_loss, draw_text
-from infotok.examiners.perceptual import Perceptual
-from infotok.examiners.scenes import as_tensors
+from infotok.examiners.places import as_tensors
 from infotok.options import Count, Positive, Section, Seed
 from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
 from infotok.training.order import order
+
+if TYPE_CHECKING:  # an edited judge does not change the features
+    from infotok.examiners.detector import Detector
+    from infotok.examiners.judge import Judge
+    from infotok.examiners.perceptual import Perceptual
 
 
 class ExaminerConfig(Section):
@@ -84,10 +87,8 @@ def train_at_places(
     place, attributes = as_tensors(split.objects, names)
 
     def loss(images: Tensor, chosen: Tensor) -> Tensor:
-        where, what = place[chosen].to(device), {name: attributes[name][chosen].to(device) for name in module.classes}
-        if isinstance(module, Detector):
-            return detection_loss(module(images), where, what)
-        return attribute_loss(module.at(images, where.nan_to_num()), what)
+        what = {name: attributes[name][chosen].to(device) for name in module.classes}
+        return module.loss(images, place[chosen].to(device), what)
 
     return _train(module, split, config, loss, device, checkpoints, observe)
 
