@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.common import Result, Row, now, peak_mib, spread, where_alone
 from infotok.data.arrow import read_split
-from infotok.data.options import DataOptions
+from infotok.data.options import DataOptions, MadeOptions
 from infotok.data.prepare import prepare
 from infotok.data.sources.jsonl import Options
 from infotok.data.text import TextCodec
@@ -57,7 +57,7 @@ def few_scenes(params: Params, images: int) -> DataOptions:
     Raises:
         InfotokError: the data are not scenes, of which there are as many as one asks for.
     """
-    if params.data.source != "scenes":
+    if not isinstance(params.data, MadeOptions):
         raise InfotokError(f"benchmarks make scenes, not {params.data.source}; name a study of scenes with --study")
     few = dict.fromkeys(("validation", "test", "novel"), 10)
     return params.data.model_copy(update={"train": images, **few})

@@ -18,8 +18,7 @@ from infotok.evaluation.generation import (
 from infotok.evaluation.geneval_prompts import TAGS
 from infotok.evaluation.prompted import GenEval, Retrieval, Verdict
 from infotok.evaluation.reconstruction import fidelity, objects_kept, reconstruct
-from infotok.examiners.judge import Judge
-from infotok.examiners.judges import load_judge
+from infotok.examiners.judges import ObjectJudge, load_judge
 from infotok.examiners.matcher import Matcher
 from infotok.files import write_text
 from infotok.models.family import Decoding, Sampling
@@ -57,8 +56,8 @@ def generate(run: Stage) -> None:
     if judge is not None:
         reference, of_decoded = standardized_features(judge, real, decoded)
         metrics["reconstruction/rfid"] = frechet_distance(reference, of_decoded)
-    if isinstance(judge, Judge):
-        metrics["reconstruction/objects"] = objects_kept(judge, real, decoded)
+    if isinstance(judge, ObjectJudge):
+        metrics["reconstruction/objects"] = objects_kept(judge, real, decoded, manifest)
     shown = min(16, len(real))
     write_png(run.folder / "reconstructions.png", grid(torch.cat([real[:shown], decoded[:shown]]), shown))
 
@@ -70,10 +69,10 @@ def generate(run: Stage) -> None:
     run.finish(metrics, protocol)
 
 
-def _task(run: Stage, judge: Judge | Matcher, manifest: dict) -> GenEval | Retrieval:
+def _task(run: Stage, judge: ObjectJudge | Matcher, manifest: dict) -> GenEval | Retrieval:
     """What is asked of the generator, and how its images are judged."""
     config, data = run.config(GenerationConfig), run.input("prepare")
-    if isinstance(judge, Judge):
+    if isinstance(judge, ObjectJudge):
         return GenEval(judge, manifest, per_tag=config.prompts, most=manifest["most_objects"], seed=config.seed)
     splits = {name: read_split(data, name) for name in ("validation", "test")}
     codec = TextCodec.from_file(data / "text.json")
@@ -81,7 +80,7 @@ def _task(run: Stage, judge: Judge | Matcher, manifest: dict) -> GenEval | Retri
 
 
 def _draw(
-    run: Stage, model: UnifiedModel, codec: TextCodec, judge: Judge | Matcher, manifest: dict, test: Split
+    run: Stage, model: UnifiedModel, codec: TextCodec, judge: ObjectJudge | Matcher, manifest: dict, test: Split
 ) -> tuple[dict[str, float], dict]:
     """Metrics of drawn images and their protocol; writes samples.png and samples.json."""
     config, precision, seed = run.config(GenerationConfig), run.config(JointConfig).precision, run.cell.seed

@@ -4,12 +4,16 @@ import torch
 
 from infotok.data.arrow import read_manifest, read_split
 from infotok.data.text import TextCodec
+from infotok.examiners.detector import Detector
 from infotok.examiners.judge import Judge
+from infotok.examiners.judges import ObjectJudge
 from infotok.examiners.matcher import Matcher
 from infotok.examiners.matching import CANDIDATES, chance, retrieval
+from infotok.examiners.places import attribute_names
 from infotok.examiners.reading import accuracies, attribute_classes
+from infotok.examiners.scenes import scene_accuracies
 from infotok.tensors import save_module
-from infotok.training.examiners import ExaminerConfig, train_examiner, train_matching
+from infotok.training.examiners import ExaminerConfig, train_at_places, train_examiner, train_matching
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
@@ -21,28 +25,43 @@ LEAST_OVER_CHANCE = 3  # times what guessing finds; below it a judge of matching
 
 def judge(run: Stage) -> None:
     """Train the judge once, on images that no arm is scored on, and measure its ceiling on held-out images."""
-    kind = read_manifest(run.input("prepare"))["judge"]
+    manifest = read_manifest(run.input("prepare"))
+    kind = manifest["judge"]
     if kind is None:
         run.finish({}, {"judge": "none: the data set has no captions to draw from"})
     elif kind == "objects":
-        _objects(run)
+        _objects(run, manifest)
     else:
         _matching(run)
 
 
-def _objects(run: Stage) -> None:
+def _objects(run: Stage, manifest: dict) -> None:
     """The judge that reads objects; it learns from renders that no arm trains on."""
     device, config, data = start(), run.config(ExaminerConfig), run.input("prepare")
-    split = read_split(data, "judge")
-    description = {"classes": attribute_classes(read_manifest(data)), "image_size": split.images.shape[1]}
+    split, size = read_split(data, "judge"), manifest["config"]["image_size"]
+    test, novel = read_split(data, "test"), read_split(data, "novel")
+    network: ObjectJudge
     torch.manual_seed(config.seed)
-    network = Judge(**description)
     checkpoints = run.checkpoints()
-    with run.progress(config.steps):
-        history = train_examiner(network, split, config, device=device, checkpoints=checkpoints, observe=run.observe)
-    metrics = accuracies(network, read_split(data, "test"), "judge/")
-    novel = accuracies(network, read_split(data, "novel"), "judge/")
-    metrics["judge/objects_novel"] = novel["judge/objects"]
+    shared: dict = {"device": device, "checkpoints": checkpoints, "observe": run.observe}
+    if manifest.get("layout") == "free":
+        names = attribute_names(manifest)
+        about = {name: len(values) for name, values in names.items()}
+        description = {"classes": about, "image_size": size, "most": manifest["most_objects"]}
+        description |= {"apart": manifest["centres_apart"]}
+        network = Detector(**description)
+        with run.progress(config.steps):
+            history = train_at_places(network, split, config, names, **shared)
+        metrics = scene_accuracies(network, test, manifest, "judge/")
+        of_novel = scene_accuracies(network, novel, manifest, "judge/")
+        description["kind"] = "detection"
+    else:
+        description = {"classes": attribute_classes(manifest), "image_size": size}
+        network = Judge(**description)
+        with run.progress(config.steps):
+            history = train_examiner(network, split, config, **shared)
+        metrics, of_novel = (accuracies(network, split, "judge/") for split in (test, novel))
+    metrics["judge/objects_novel"] = of_novel["judge/objects"]
     if metrics["judge/objects"] < LEAST_OBJECTS:
         run.warn(f"the judge reads only {metrics['judge/objects']:.1%} of objects; raise judge.steps")
     save_module(network, run.folder / "judge.safetensors", description)

@@ -7,9 +7,10 @@ from infotok.data.arrow import read_manifest, read_split
 from infotok.data.text import TextCodec
 from infotok.examiners.matching import CANDIDATES, STATEMENTS, Towers, draw_text, retrieval
 from infotok.examiners.perceptual import Perceptual
+from infotok.examiners.places import accuracies_at_places, attribute_names
 from infotok.examiners.reading import accuracies, attribute_classes
 from infotok.tensors import save_module
-from infotok.training.examiners import PerceptualConfig, train_examiner, train_matching
+from infotok.training.examiners import PerceptualConfig, train_at_places, train_examiner, train_matching
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
@@ -18,22 +19,34 @@ IMAGES = 1000  # of the test split, at most, whose texts the features have to fi
 
 
 def perceptual(run: Stage) -> None:
-    """Train the perceptual features on the training images; another architecture and seed than the judge."""
-    (_from_objects if read_manifest(run.input("prepare"))["judge"] == "objects" else _from_texts)(run)
+    """Train the perceptual features on the training images; another architecture and seed than the judge's."""
+    manifest = read_manifest(run.input("prepare"))
+    if manifest["judge"] == "objects":
+        _from_objects(run, manifest)
+    else:
+        _from_texts(run)
 
 
-def _from_objects(run: Stage) -> None:
+def _from_objects(run: Stage, manifest: dict) -> None:
     device, config, data = start(), run.config(PerceptualConfig), run.input("prepare")
-    description = {"classes": attribute_classes(read_manifest(data))}
-    torch.manual_seed(config.seed)
-    network = Perceptual(**description)
+    train, test = read_split(data, "train"), read_split(data, "test")
     checkpoints = run.checkpoints()
-    with run.progress(config.steps):
-        history = train_examiner(
-            network, read_split(data, "train"), config, device=device, checkpoints=checkpoints, observe=run.observe
-        )
+    shared: dict = {"device": device, "checkpoints": checkpoints, "observe": run.observe}
+    torch.manual_seed(config.seed)
+    if manifest.get("layout") == "free":
+        names = {name: values for name, values in attribute_names(manifest).items() if len(values) > 1}
+        description = {"classes": {name: len(values) for name, values in names.items()}, "free": True}
+        network = Perceptual(**description)
+        with run.progress(config.steps):
+            history = train_at_places(network, train, config, names, **shared)
+        metrics = accuracies_at_places(network, test, manifest, "perceptual/")
+    else:
+        description = {"classes": attribute_classes(manifest)}
+        network = Perceptual(**description)
+        with run.progress(config.steps):
+            history = train_examiner(network, train, config, **shared)
+        metrics = accuracies(network, test, "perceptual/")
     save_module(network, run.folder / "perceptual.safetensors", description)
-    metrics = accuracies(network, read_split(data, "test"), "perceptual/")
     run.finish(metrics, {"reference": "test renders", "seed": config.seed}, history)
     checkpoints.clear()
 

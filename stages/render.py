@@ -13,8 +13,7 @@ from infotok.data.text import TextCodec
 from infotok.evaluation.generation import frechet_distance, kernel_distance, standardized_features
 from infotok.evaluation.geneval_prompts import TAGS
 from infotok.evaluation.prompted import GenEval, Retrieval, Verdict
-from infotok.examiners.judge import Judge
-from infotok.examiners.judges import load_judge
+from infotok.examiners.judges import ObjectJudge, load_judge
 from infotok.files import write_text
 from infotok.mllm.adapter import Adapter
 from infotok.mllm.codes import CodeAdapter
@@ -129,7 +128,7 @@ def _own_codes(
 def _task(run: Stage, judge, manifest: dict) -> GenEval | Retrieval:
     """What is asked of the generator, and how its images are judged."""
     config, data = run.config(RenderConfig), run.input("prepare")
-    if isinstance(judge, Judge):
+    if isinstance(judge, ObjectJudge):
         per_tag = max(1, config.prompts // len(TAGS))
         return GenEval(judge, manifest, per_tag=per_tag, most=manifest["most_objects"], seed=config.seed)
     splits = {name: read_split(data, name) for name in ("validation", "test")}

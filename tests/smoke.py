@@ -9,6 +9,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import yaml
+
 from pipeline.running import worker as worker_module
 
 ROOT = Path(__file__).parent.parent
@@ -84,3 +86,33 @@ def contents(folder: Path) -> dict[str, bytes]:
     """All that the pipeline made."""
     made = sorted([*folder.glob("runs/smoke/**/*"), *folder.glob("reports/smoke/**/*")])
     return {str(path.relative_to(folder)): path.read_bytes() for path in made if path.is_file()}
+
+
+ALL_STAGES = """
+import sys
+from stages.cli import make_study
+from stages.common import COMMANDS, stage_command
+
+def run(name, **axes):
+    stage_command(COMMANDS[name])(study="mine", **axes)
+
+make_study(name="mine")
+tokens, arms = int(sys.argv[1]), sys.argv[2:]
+for name in ("configure", "prepare", "judge", "perceptual"):
+    run(name)
+run("pretrain", family="ar", tokens=tokens, seed=0)
+for arm in arms:
+    for name in ("train", "understand", "generate"):
+        run(name, family="ar", arm=arm, tokens=tokens, seed=0)
+run("report")
+"""
+
+
+def all_stages(folder, params):
+    """Run a study `mine` of one family, budget and seed."""
+    (folder / "studies" / "mine").mkdir()
+    (folder / "studies" / "mine" / "params.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, "-c", ALL_STAGES, str(params["grid"]["tokens"][0]), *params["grid"]["arm"]]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done

@@ -11,16 +11,18 @@ from infotok.data.pixels import to_bytes, to_unit
 from infotok.data.sources import scenes
 from infotok.evaluation.generation import frechet_distance, kernel_distance, standardized_features
 from infotok.evaluation.information import usable_bits
-from infotok.evaluation.prompted import Verdict, read_scenes
+from infotok.evaluation.prompted import Verdict
 from infotok.evaluation.reconstruction import fidelity, objects_kept
 from infotok.evaluation.understanding import answer_all
 from infotok.examiners.judge import Judge
 from infotok.examiners.perceptual import Perceptual
 from infotok.examiners.reading import accuracies, examine, objects_right
+from infotok.examiners.scenes import read_scenes
 from infotok.tensors import load_module, read_tensors, save_module
 from infotok.training.examiners import ExaminerConfig, train_examiner
 
 CLASSES = {"shape": 4, "color": 6, "size": 2}
+METADATA = {"shapes": ["a", "b", "c", "d"], "colors": ["r", "g", "b", "y", "p", "w"], "sizes": ["small", "large"]}
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +63,15 @@ def test_objects_are_compared_quadrant_by_quadrant():
     before = written((1, 2, 3), (0, 0, 0), (1, 1, 1), (0, 3, 0))
     after = written((1, 2, 3), (1, 0, 0), (1, 1, 2), (0, 0, 0))
     # Three quadrants hold an object in either image: one is kept, one appeared, one changed color.
-    assert objects_kept(ReadsPixels(), before, after) == pytest.approx(1 / 3)
+    assert objects_kept(ReadsPixels(), before, after, METADATA) == pytest.approx(1 / 3)
     found, truth = examine(ReadsPixels(), after), examine(ReadsPixels(), before)
     assert found["shape"][0].tolist() == [2, 0, 1, -1]
     assert objects_right(found, truth) == pytest.approx(1 / 2)
 
 
 def test_a_judges_reading_becomes_a_scene():
-    metadata = {"shapes": ["a", "b", "c", "d"], "colors": ["r", "g", "b", "y", "p", "w"], "sizes": ["small", "large"]}
     image = written((0, 0, 0), (1, 2, 3), (1, 1, 5), (0, 3, 0))
-    assert read_scenes(ReadsPixels(), image, metadata) == [
+    assert read_scenes(ReadsPixels(), image, METADATA) == [
         [
             {"shape": "c", "color": "y", "size": "small", "row": 0, "column": 1},
             {"shape": "b", "color": "w", "size": "small", "row": 1, "column": 0},

@@ -1,48 +1,17 @@
 """Data without known objects through every stage, at the smoke study's size."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from smoke import ROOT, copy_of_the_code, environment
+from smoke import ROOT, all_stages, copy_of_the_code
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240, 240, 240)}
 SIDES = {"left": 6, "right": 20}
 SIZE = 40  # neither of the sizes that are trained at, so that images are scaled
-
-ALL_STAGES = """
-import sys
-from stages.cli import make_study
-from stages.common import COMMANDS, stage_command
-
-def run(name, **axes):
-    stage_command(COMMANDS[name])(study="mine", **axes)
-
-make_study(name="mine")
-tokens, arms = int(sys.argv[1]), sys.argv[2:]
-for name in ("configure", "prepare", "judge", "perceptual"):
-    run(name)
-run("pretrain", family="ar", tokens=tokens, seed=0)
-for arm in arms:
-    for name in ("train", "understand", "generate"):
-        run(name, family="ar", arm=arm, tokens=tokens, seed=0)
-run("report")
-"""
-
-
-def all_stages(folder, params):
-    """Run a study `mine` of one family, budget and seed."""
-    (folder / "studies" / "mine").mkdir()
-    (folder / "studies" / "mine" / "params.yaml").write_text(yaml.safe_dump(params))
-    command = [sys.executable, "-c", ALL_STAGES, str(params["grid"]["tokens"][0]), *params["grid"]["arm"]]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def squares(folder, captions, questions, count=400):

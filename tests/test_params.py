@@ -99,7 +99,11 @@ def refused(path: Path, text: str) -> str:
         ("tokens: [4, 8]", "tokens: 4", "'grid.tokens' is 4: must be a list, such as [a, b]"),
         ("seed: [0]", "seed: [9223372036854775808]", "'grid.seed[0]' is 9223372036854775808"),
         ("  bandwidth: dimension", "  bandwidth: wide", "'kernels.bandwidth' is 'wide'"),
-        ("  source: scenes\n", "", "'data.source' is missing; known sources: coco, easy_vqa, huggingface, "),
+        (
+            "  source: scenes\n",
+            "",
+            "'data.source' is missing; known sources: coco, easy_vqa, free_scenes, huggingface, ",
+        ),
         ("train:\n", "trian:\n", "unknown key 'trian'; did you mean 'train'?"),
     ],
 )
@@ -178,7 +182,7 @@ OWN = """data:
         (
             "source: jsonl",
             "source: coco_api",
-            "'data.source' is 'coco_api', unknown; known: coco, easy_vqa, huggingface, ",
+            "'data.source' is 'coco_api', unknown; known: coco, easy_vqa, free_scenes, huggingface, ",
         ),
         ("  path: data/mine\n", "", "'data.path' is missing"),
         ("  background: white", "  backgruond: white", "unknown key 'data.backgruond'; did you mean 'background'?"),

@@ -80,7 +80,7 @@ class Split:
 
     images: (n, H, W, 3) uint8. captions: lists of strings. questions: lists of dicts with question, answer, family, and
     answers where several are right, one of several people as often as they gave it.
-    objects: lists of dicts with shape, color, size, row, column (empty lists where unknown).
+    objects: lists of dicts as `infotok.data.scene_texts` has them (empty lists where unknown).
     factors: name -> (n, slots) int8 categories for probes, -1 where undefined. origins: where an image came from,
     `file` or `file:line`. files: the image's own file, "" where it has none. sizes: (n, 2),
     width and height before it was made square.

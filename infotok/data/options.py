@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from infotok.options import BelowOne, Natural, Section, Seed
+from infotok.options import BelowOne, Count, Natural, Section, Seed
 
 
 class DataOptions(Section):
@@ -17,6 +17,15 @@ class DataOptions(Section):
     seed: Seed = 0
     image_size: Annotated[int, Field(ge=16, multiple_of=8)] = 32
     vocabulary: Annotated[int, Field(ge=300)] = 512  # of the text tokenizer
+
+
+class MadeOptions(DataOptions):
+    """Of sources that make their images, as many of each split as these say."""
+
+    train: Count = 16000
+    validation: Count = 1000
+    test: Count = 1000
+    novel: Count = 1000
 
 
 class FileOptions(DataOptions):

@@ -1,7 +1,9 @@
 """Captions and questions of CLEVR's families about scenes of objects.
 
-An object is a dict with `shape`, `color`, `size`, `row`, `column` (grid place, row 0 on top). A is left of B when
-its column is smaller, above B when its row is.
+An object is a dict with `shape`, `color`, `size` and its place: `row` and `column` of a grid, row 0 on top, or `x` and
+`y` of its centre in sides of the image. On a grid A is left of B when its column is smaller, above B when its row is;
+at free places when its centre is farther to that side by more than MARGIN. All else that is said of free scenes stands
+in `infotok.data.free`.
 """
 
 from __future__ import annotations
@@ -15,18 +17,30 @@ import numpy as np
 Scene = list[dict[str, Any]]
 FAMILIES = ("exist", "count", "color", "shape", "size", "relation")
 RELATIONS = ("left of", "right of", "above", "below")
-NUMBERS = ("zero", "one", "two", "three", "four")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+OPEN = "a picture with "  # begins what leaves open which objects there are beside those named
+MARGIN = 0.1  # sides of the image; nearer along an axis, free objects stand in no relation along it
 
 
 def related(a: dict, b: dict, relation: str) -> bool:
     """Whether object a stands in this relation to object b."""
-    axis = "column" if relation in ("left of", "right of") else "row"
-    return a[axis] < b[axis] if relation in ("left of", "above") else a[axis] > b[axis]
+    across = relation in ("left of", "right of")
+    if "x" in a:
+        axis, least = "x" if across else "y", MARGIN
+    else:
+        axis, least = "column" if across else "row", 0
+    ahead = b[axis] - a[axis] if relation in ("left of", "above") else a[axis] - b[axis]
+    return ahead > least
 
 
 def name(thing: dict, *attributes: str) -> str:
     """`a small red circle`, with the attributes named, in English order."""
     return " ".join(["a", *(thing[a] for a in ("size", "color") if a in attributes), thing["shape"]])
+
+
+def article(words: str) -> str:
+    """`a red circle`, `an orange circle`."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def plural(shape: str) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from infotok.data.pixels import to_bytes, to_unit
 from infotok.data.text import TextCodec
 from infotok.data.texts import encode_captions
-from infotok.examiners.judge import Judge
+from infotok.examiners.judges import ObjectJudge
 from infotok.examiners.matcher import Matcher
 from infotok.models.family import Decoding, Sampling
 from infotok.models.unified import UnifiedModel
@@ -62,7 +62,9 @@ def draw(
 
 
 @torch.no_grad()
-def standardized_features(judge: Judge | Matcher, reference: Tensor, *others: Tensor, batch: int = 500) -> list[Tensor]:
+def standardized_features(
+    judge: ObjectJudge | Matcher, reference: Tensor, *others: Tensor, batch: int = 500
+) -> list[Tensor]:
     """The judge's features (n, 128) of sets of uint8 images (n, S, S, 3), `reference` first. Every dimension has mean 0
     and variance 1 over the reference, so that distances do not depend on the scale of the judge's weights."""
     device = next(judge.parameters()).device

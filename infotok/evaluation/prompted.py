@@ -12,26 +12,13 @@ from torch import Tensor
 from infotok.data.arrow import Split
 from infotok.data.text import TextCodec
 from infotok.evaluation.geneval_prompts import TAGS, prompts, satisfies
-from infotok.examiners.judge import Judge
+from infotok.examiners.detector import Detector
+from infotok.examiners.judges import ObjectJudge
 from infotok.examiners.matcher import Matcher
 from infotok.examiners.matching import retrieval
-from infotok.examiners.reading import examine
+from infotok.examiners.scenes import read_scenes
 
 CANDIDATES = 32  # captions among which a drawn image's own is to be found
-
-
-def read_scenes(judge: Judge, images: Tensor, metadata: dict) -> list[list[dict]]:
-    """The objects that the judge finds in uint8 images (n, S, S, 3)."""
-    found = {name: values.tolist() for name, values in examine(judge, images).items()}
-    names = {"shape": metadata["shapes"], "color": metadata["colors"], "size": metadata["sizes"]}
-    return [
-        [
-            {a: names[a][found[a][i][q]] for a in names} | {"row": q // 2, "column": q % 2}
-            for q in range(4)
-            if found["presence"][i][q]
-        ]
-        for i in range(len(images))
-    ]
 
 
 @dataclass
@@ -56,7 +43,7 @@ class GenEval:
 
     name = "geneval"
 
-    def __init__(self, judge: Judge, metadata: dict, *, per_tag: int, most: int, seed: int):
+    def __init__(self, judge: ObjectJudge, metadata: dict, *, per_tag: int, most: int, seed: int):
         """metadata: manifest of the data. per_tag: prompts of each tag. most: objects in a scene."""
         self.judge, self.metadata = judge, metadata
         splits = ("validation", "test", "novel")
@@ -76,10 +63,11 @@ class GenEval:
 
     def protocol(self) -> dict[str, str]:
         asked = self._prompts["test"]
+        how = "detects them and their places" if isinstance(self.judge, Detector) else "reads them per quadrant"
         return {
             "geneval": f"{len(asked)} test prompts of {len({p['tag'] for p in asked})} tags; mean over tags",
             "geneval_novel": f"{len(self._prompts['novel'])} prompts with unseen color-shape pairs",
-            "judge": "objects: reads them per quadrant; its ceiling stands in the judge's metrics",
+            "judge": f"objects: {how}; its ceiling stands in the judge's metrics",
         }
 
 

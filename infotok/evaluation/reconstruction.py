@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from infotok.data.pixels import to_bytes
-from infotok.examiners.judge import Judge
-from infotok.examiners.reading import ATTRIBUTES, examine
+from infotok.examiners.judges import ObjectJudge
+from infotok.examiners.scenes import matched, read_scenes, same
 from infotok.tokenizer.base import Tokenizer
 
 
@@ -30,9 +30,13 @@ def fidelity(images: np.ndarray | Tensor, decoded: Tensor) -> tuple[float, float
     return float(psnr), float(ssim)
 
 
-def objects_kept(judge: Judge, images: Tensor, decoded: Tensor) -> float:
-    """Share of quadrants that hold an object in either image in which the judge reads the same from both."""
-    before, after = examine(judge, images), examine(judge, decoded)
-    any_object = (before["presence"] == 1) | (after["presence"] == 1)
-    same = torch.stack([before[name] == after[name] for name in ("presence", *ATTRIBUTES)]).all(0)
-    return (same & any_object).sum().item() / max(1, any_object.sum().item())
+def objects_kept(judge: ObjectJudge, images: Tensor, decoded: Tensor, metadata: dict) -> float:
+    """Of the objects that the judge reads in either image, the share that it reads the same, at the same place, in
+    both. metadata: manifest of the data."""
+    kept = objects = 0
+    both = (read_scenes(judge, those, metadata) for those in (images, decoded))
+    for before, after in zip(*both, strict=True):
+        pairs = matched(after, before)
+        kept += sum(same(after[i], before[j]) for i, j in pairs)
+        objects += len(before) + len(after) - len(pairs)
+    return kept / max(1, objects)

@@ -1,4 +1,4 @@
-"""What the examiners learn of objects: their attributes, one value a quadrant."""
+"""What examiners that know where to look learn of objects: their attributes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 
 def attribute_loss(logits: dict[str, Tensor], factors: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over attributes; empty quadrants (-1) count for presence alone. factors: (B, Q) each."""
+    """Mean cross-entropy over attributes; what is not there (-1) counts for
+    presence alone. logits: (B, Q, values), factors: (B, Q) each; Q quadrants or objects."""
     losses = [
         F.cross_entropy(values.flatten(0, 1), factors[name].flatten().long(), ignore_index=-1)
         for name, values in logits.items()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from infotok.examiners.detector import Detector
 from infotok.examiners.judge import Judge
 from infotok.examiners.matcher import Matcher
 from infotok.tensors import load_module, read_tensors
 
-KINDS = {"objects": Judge, "matching": Matcher}
+ObjectJudge = Judge | Detector  # reads which objects an image shows
+KINDS = {"objects": Judge, "detection": Detector, "matching": Matcher}
 
 
-def load_judge(path: Path, remedy: str) -> Judge | Matcher:
+def load_judge(path: Path, remedy: str) -> ObjectJudge | Matcher:
     """A saved judge, ready to examine images.
 
     Raises:

@@ -1,6 +1,6 @@
 """The perceptual features that reconstructions are compared in.
 
-Shapes: B images, S pixels a side, Q = 4 quadrants.
+Shapes: B images, S pixels a side, Q = 4 quadrants, P objects at free places.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infotok.examiners.attributes import attribute_loss
 from infotok.options import Positive, Section, Weight
 from infotok.tensors import load_module, read_tensors
 
@@ -28,8 +29,9 @@ class Perceptual(nn.Module):
 
     num_features = 128
 
-    def __init__(self, classes: dict[str, int] | None):
-        """classes: as for `Judge`; None where no attributes are known, which leaves out the head that reads them."""
+    def __init__(self, classes: dict[str, int] | None, free: bool = False):
+        """classes: as for `Judge`; None where no attributes are known, which leaves out the head that reads them. free:
+        objects are read at their places (`at`) rather than by quadrant (`forward`)."""
         super().__init__()
         widths = [3, 16, 32, 48, 64]
         self.layers = nn.ModuleList(
@@ -37,8 +39,8 @@ class Perceptual(nn.Module):
             for index, (before, after) in enumerate(itertools.pairwise(widths))
         )
         if classes is not None:
-            self.classes = {"presence": 2, **classes}
-            self.head = nn.Linear(64, sum(self.classes.values()))
+            self.classes = classes if free else {"presence": 2, **classes}
+            self.head = nn.Linear(sum(widths[1:]) if free else widths[-1], sum(self.classes.values()))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -51,8 +53,21 @@ class Perceptual(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (B, Q, values) per attribute, each quadrant read from its part of the last map."""
-        pooled = F.adaptive_avg_pool2d(self.maps(images)[-1], 2).flatten(2).transpose(1, 2)
-        parts = self.head(pooled).split(list(self.classes.values()), dim=-1)
+        return self._read(F.adaptive_avg_pool2d(self.maps(images)[-1], 2).flatten(2).transpose(1, 2))
+
+    def at(self, images: Tensor, places: Tensor) -> dict[str, Tensor]:
+        """Logits (B, P, values) per attribute of the objects whose centres `places` (B, P, 2) are, x and y in sides of
+        the image, each read where it stands from all maps: the places of the last one are wider than small objects."""
+        grid = 2 * places[:, :, None] - 1
+        there = [F.grid_sample(layer, grid, align_corners=False) for layer in self.maps(images)]
+        return self._read(torch.cat(there, 1).squeeze(-1).mT)
+
+    def loss(self, images: Tensor, place: Tensor, attributes: dict[str, Tensor]) -> Tensor:
+        """Mean cross-entropy of attributes (B, P), -1 where there is no object, read at places (B, P, 2), NaN there."""
+        return attribute_loss(self.at(images, place.nan_to_num()), attributes)
+
+    def _read(self, vectors: Tensor) -> dict[str, Tensor]:
+        parts = self.head(vectors).split(list(self.classes.values()), dim=-1)
         return dict(zip(self.classes, parts, strict=True))
 
     def features(self, images: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Training of the judge and of the perceptual features: from attributes of the training images, or from their texts."""
+"""Training of the judge and of the perceptual features: from the objects of images, or from their texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +16,17 @@ from infotok.data.text import TextCodec
 from infotok.data.texts import encode_captions
 from infotok.examiners.attributes import attribute_loss
 from infotok.examiners.matching import Towers, contrastive_loss, draw_text
-from infotok.examiners.reading import ATTRIBUTES
+from infotok.examiners.places import as_tensors
 from infotok.options import Count, Positive, Section, Seed
 from infotok.random import stream
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
 from infotok.training.order import order
+
+if TYPE_CHECKING:  # an edited judge does not change the features
+    from infotok.examiners.detector import Detector
+    from infotok.examiners.judge import Judge
+    from infotok.examiners.perceptual import Perceptual
 
 
 class ExaminerConfig(Section):
@@ -45,7 +51,7 @@ WARMUP = 20  # steps
 
 
 def train_examiner(
-    module: nn.Module,
+    module: Judge | Perceptual,
     split: Split,
     config: ExaminerConfig,
     *,
@@ -53,15 +59,56 @@ def train_examiner(
     checkpoints: Checkpoints | None = None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> list[dict]:
-    """Train a network that maps images to attribute logits; returns the history."""
+    """Train a network that maps images to attribute logits of slots; returns the history."""
+    labels = {name: torch.from_numpy(split.factors[name].copy()) for name in module.classes}
+
+    def loss(images: Tensor, chosen: Tensor) -> Tensor:
+        return attribute_loss(module(images), {name: values[chosen].to(device) for name, values in labels.items()})
+
+    return _train(module, split, config, loss, device, checkpoints, observe)
+
+
+def train_at_places(
+    module: Detector | Perceptual,
+    split: Split,
+    config: ExaminerConfig,
+    names: dict[str, list[str]],
+    *,
+    device: torch.device,
+    checkpoints: Checkpoints | None = None,
+    observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+) -> list[dict]:
+    """Train a network on the objects of a split, which stand at free places: a detector to find and to read them,
+    perceptual features to read them where they stand; returns the history.
+
+    Args:
+        names: attribute name -> its values.
+    """
+    place, attributes = as_tensors(split.objects, names)
+
+    def loss(images: Tensor, chosen: Tensor) -> Tensor:
+        what = {name: attributes[name][chosen].to(device) for name in module.classes}
+        return module.loss(images, place[chosen].to(device), what)
+
+    return _train(module, split, config, loss, device, checkpoints, observe)
+
+
+def _train(
+    module: nn.Module,
+    split: Split,
+    config: ExaminerConfig,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device,
+    checkpoints: Checkpoints | None,
+    observe: Callable[[int, dict[str, float]], None],
+) -> list[dict]:
+    """loss: of images (B, 3, S, S) in [-1, 1] and their places in the split (B,)."""
     module.to(device)
-    labels = {name: torch.from_numpy(split.factors[name].copy()) for name in ("presence", *ATTRIBUTES)}
 
     def step_losses(step: int) -> dict[str, Tensor]:
         chosen = torch.randint(len(split), (config.batch,), generator=stream(torch.device("cpu"), config.seed, step))
         images = to_unit(torch.from_numpy(split.images[chosen.numpy()]).to(device))
-        logits = module(images)
-        return {"loss": attribute_loss(logits, {name: values[chosen].to(device) for name, values in labels.items()})}
+        return {"loss": loss(images, chosen)}
 
     optimizer = make_optimizer([(list(module.parameters()), config.learning_rate)], 0.01, device)
     warmup = min(20, config.steps)

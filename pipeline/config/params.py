@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn, Union, get_args
 from pydantic import Field, ValidationError
 
 from infotok.data import source_names, source_options
+from infotok.data.options import FileOptions, MadeOptions
 from infotok.data.sources import scenes
 from infotok.errors import InfotokError
 from infotok.evaluation.generation import GenerationConfig
@@ -285,12 +286,12 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
     for index, tokens in enumerate(grid.tokens):
         if wrong := params.check_tokens(tokens):
             fail(("grid", "tokens", index), f"is {tokens}: {wrong}")
-    if not isinstance(data, scenes.Options) and sum(data.shares(set()).values()) >= 1:
+    if isinstance(data, FileOptions) and sum(data.shares(set()).values()) >= 1:
         fail(("data", "validation"), "and data.test leave no share of the images for training")
     section, batches = ("tune", [params.tune.batch]) if isinstance(params, PretrainedParams) else ("train", [])
     if isinstance(params, Params):
         batches = [params.train.batch, params.pretrain.batch]
-    if isinstance(data, scenes.Options) and max(batches) > data.train:
+    if isinstance(data, MadeOptions) and max(batches) > data.train:
         fail(("data", "train"), "has fewer images than one batch")
     training = getattr(params, section)
     if training.caption_dropout == 0 and max(params.generation.guidance) > 1:

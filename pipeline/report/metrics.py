@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-QUESTIONS = ["exist", "count", "color", "shape", "size", "relation"]
+QUESTIONS = ["exist", "count", "color", "shape", "size", "material", "where", "relation", "compare"]
 TAGS = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
-STRUCTURE = ["presence", "shape", "color", "size"]
+STRUCTURE = ["presence", "shape", "color", "size", "material", "column", "row"]
 NUISANCE = ["hue", "gradient", "texture", "noise", "jitter"]
 FAMILY = "understanding/family/"  # of questions; the data name them
 

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from infotok.data import scene_texts
 from infotok.data.arrow import Split
-from infotok.data.options import DataOptions
+from infotok.data.background import BINS, NUISANCE, background, binned, to_bytes
+from infotok.data.options import MadeOptions
 from infotok.data.rejects import Rejects
 from infotok.options import Count, Weight
 
@@ -32,7 +33,6 @@ COLORS = {
 # Color-shape pairs that no training image shows. Every color but two, and every shape, loses one partner.
 NOVEL = frozenset({("red", "cross"), ("green", "triangle"), ("blue", "square"), ("yellow", "circle")})
 SPLITS = ("train", "validation", "test", "novel", "judge")
-BINS = 8  # of each continuous nuisance factor, for the probes
 
 METADATA = {
     "has_objects": True,
@@ -42,31 +42,20 @@ METADATA = {
     "novel_pairs": sorted(list(pair) for pair in NOVEL),
     "factors": {
         "structure": {"presence": 2, "shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES)},
-        "nuisance": {"hue": BINS, "gradient": BINS, "texture": BINS, "noise": BINS, "jitter": 4},
+        "nuisance": {**dict.fromkeys(NUISANCE, BINS), "jitter": 4},
     },
 }
 CHUNK = 2000  # images rendered at once
 
 
-class Options(DataOptions):
+class Options(MadeOptions):
     """objects: at most, per scene. nuisance: strength of the background. train to novel: images. questions: per
     image."""
 
     source: Literal["scenes"] = "scenes"
     objects: Annotated[int, Field(ge=1, le=4)] = 2
     nuisance: Weight = 1.0
-    train: Count = 16000
-    validation: Count = 1000
-    test: Count = 1000
-    novel: Count = 1000
     questions: Count = 6
-
-
-def _hsv(hue: np.ndarray, saturation: float, value: float) -> np.ndarray:
-    """Hue in [0, 1) to RGB, shape (..., 3)."""
-    offsets = np.array([5.0, 3.0, 1.0])
-    k = (offsets + hue[..., None] * 6.0) % 6.0
-    return value - value * saturation * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0)
 
 
 def sample_factors(rng: np.random.Generator, count: int, most: int, pairs_from: str) -> dict[str, np.ndarray]:
@@ -111,21 +100,6 @@ def sample_factors(rng: np.random.Generator, count: int, most: int, pairs_from: 
     }
 
 
-def _background(f: dict[str, np.ndarray], size: int, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Hue gradient, oriented texture and pixel noise, shape (n, size, size, 3), values about [0, 0.7]."""
-    axis = (np.arange(size) + 0.5) / size - 0.5
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    angle = 2 * np.pi * f["gradient"][:, None, None]
-    ramp = x * np.cos(angle) + y * np.sin(angle)
-    base = _hsv(f["hue"], 0.7, 0.45)[:, None, None, :]
-    image = base * (1.0 + 0.9 * strength * ramp[..., None])
-    turn = np.pi * f["texture"][:, None, None]
-    wave = np.sin(2 * np.pi * (6.0 * (x * np.cos(turn) + y * np.sin(turn)) + f["phase"][:, None, None]))
-    image = image + 0.10 * strength * wave[..., None]
-    grain = rng.random((len(image), size, size, 3)) - 0.5
-    return image + 0.3 * strength * f["noise"][:, None, None, None] * grain
-
-
 def render(f: dict[str, np.ndarray], size: int, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Draw scenes from their factors.
 
@@ -137,7 +111,7 @@ def render(f: dict[str, np.ndarray], size: int, strength: float, rng: np.random.
     Returns:
         (n, size, size, 3) uint8.
     """
-    image = _background(f, size, strength, rng)
+    image = background(f, size, strength, rng)
     palette, half = np.array(list(COLORS.values())), size // 2
     coordinates = np.arange(half) + 0.5
     y, x = np.meshgrid(coordinates, coordinates, indexing="ij")
@@ -162,7 +136,7 @@ def render(f: dict[str, np.ndarray], size: int, strength: float, rng: np.random.
         cover = np.clip(0.5 - distance * radius[:, None, None], 0.0, 1.0) * f["presence"][:, quadrant][:, None, None]
         color = palette[f["color"][:, quadrant]][:, None, None, :]
         part += cover[..., None] * (color - part)
-    return np.round(np.clip(image, 0.0, 1.0) * 255).astype(np.uint8)
+    return to_bytes(image)
 
 
 def _probe_factors(f: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -173,9 +147,7 @@ def _probe_factors(f: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         out[name] = np.where(absent, -1, f[name])
     jitter = (f["dx"] >= 0.5).astype(np.int64) * 2 + (f["dy"] >= 0.5)
     out["jitter"] = np.where(absent, -1, jitter)
-    for name in ("hue", "gradient", "texture", "noise"):
-        out[name] = np.minimum((f[name] * BINS).astype(np.int64), BINS - 1)[:, None]
-    return {name: values.astype(np.int8) for name, values in out.items()}
+    return {name: values.astype(np.int8) for name, values in (out | binned(f)).items()}
 
 
 def objects_of(f: dict[str, np.ndarray], index: int) -> list[dict[str, Any]]:
