@@ -23,7 +23,7 @@ from infotok.information.nearest import NearestCodes
 from infotok.information.objective import NONE, NOT_GIVEN, Observed, code_cost, contrast, load_estimator
 from infotok.information.priors import KINDS, AutoregressivePrior, CategoricalPrior, GaussianPrior, Priors, padded
 from infotok.information.units import NATS_PER_BIT
-from infotok.random import Purpose, stream
+from infotok.random import Purpose, Source, stream
 
 FEWEST_TEXTS = 4  # that consistency needs, over all processes: fewer, after caption dropout, say nothing of it
 Given = Channel | NearestCodes | Factored | Bits
@@ -205,7 +205,7 @@ class InformationBottleneck(nn.Module):
         vectors: Tensor | None = None,
         text: Tensor | None = None,
         has_text: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Source | None = None,
     ) -> Regularization:
         """The term of one step; in training mode it counts the step for warm-up or multiplier.
 
@@ -313,7 +313,7 @@ class InformationBottleneck(nn.Module):
         assert self.multiplier is not None
         return self.multiplier.update(rate_bits) if self.training else self.multiplier.log_beta.exp()
 
-    def _generator(self, given: torch.Generator | None, vectors: Tensor | None) -> torch.Generator | None:
+    def _generator(self, given: Source | None, vectors: Tensor | None) -> Source | None:
         """What draws the step's random features and permutations."""
         draws = "vectors" in self.estimator.needs or self.estimator.consistency is not contrast
         if given is not None or vectors is None or not draws:

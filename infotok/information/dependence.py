@@ -5,11 +5,15 @@ random features (n, m), and two operands contract to a number. Centring first le
 as it is and keeps its digits in float32, where the textbook formulas subtract numbers of order n².
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from infotok.random import Source, permutation, shared_random
 
 ESTIMATORS = ("unbiased", "biased", "rff")
 BANDWIDTHS = ("median", "dimension")
@@ -46,13 +50,10 @@ class Pair:
         return self._dependence(self.right)
 
     @torch.no_grad()
-    def permuted(self, generator: torch.Generator | None = None) -> Tensor:
+    def permuted(self, generator: Source | None = None) -> Tensor:
         """The same of rows that are paired at random: one draw of what independence would give (0-d)."""
-        device = self.right.matrix.device
-        order = torch.randperm(
-            len(self.right.matrix), generator=generator, device=generator.device if generator is not None else device
-        )
-        return self._dependence(self.right[order.to(device)])
+        order = _random(permutation, (len(self.right.matrix),), generator, self.right.matrix.device)
+        return self._dependence(self.right[order])
 
     def _dependence(self, right: _Operand) -> Tensor:
         value = _contract(self.left, right, self.estimator)
@@ -72,7 +73,7 @@ def pair(
     bandwidth_x: Bandwidth = "median",
     bandwidth_z: Bandwidth = "median",
     features: int = 256,
-    generator: torch.Generator | None = None,
+    generator: Source | None = None,
 ) -> Pair:
     """n paired rows under kernels exp(−|difference|² / (2 bandwidth²)), to read HSIC or (normalized) CKA from.
 
@@ -115,7 +116,7 @@ def cka(x: Tensor, z: Tensor, **kernels) -> Tensor:
 
 
 @torch.no_grad()
-def permuted_hsic(x: Tensor, z: Tensor, generator: torch.Generator | None = None, **kernels) -> Tensor:
+def permuted_hsic(x: Tensor, z: Tensor, generator: Source | None = None, **kernels) -> Tensor:
     """HSIC of x and a random permutation of z's rows, 0-d: one draw of what independence would give. No gradient.
 
     Arguments and errors as in `pair`; over permutations the "unbiased" form averages to 0 exactly.
@@ -128,7 +129,7 @@ def _operands(
     bandwidths: tuple[Bandwidth, Bandwidth],
     estimator: str,
     features: int,
-    generator: torch.Generator | None,
+    generator: Source | None,
 ) -> list[_Operand]:
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown HSIC estimator {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
@@ -193,13 +194,17 @@ def _gram_operand(x: Tensor) -> _Operand:
     return _Operand(gram - means[:, None] - means[None, :] + means.mean(), is_gram=True)
 
 
-def _feature_operand(x: Tensor, features: int, generator: torch.Generator | None) -> _Operand:
-    device = generator.device if generator is not None else x.device
-    frequencies = torch.randn(x.shape[1], features, dtype=x.dtype, device=device, generator=generator)
-    phases = x @ frequencies.to(x.device)
+def _feature_operand(x: Tensor, features: int, generator: Source | None) -> _Operand:
+    normal = functools.partial(torch.randn, dtype=x.dtype)
+    phases = x @ _random(normal, (x.shape[1], features), generator, x.device)
     # cos − 1 is centred like cos, and exactly 0 for rows without spread.
     waves = torch.cat([phases.cos() - 1, phases.sin()], dim=1) / math.sqrt(features)
     return _Operand(waves - waves.mean(dim=0), is_gram=False)
+
+
+def _random(how: Callable[..., Tensor], shape: tuple[int, ...], source: Source | None, device: torch.device) -> Tensor:
+    """Random numbers on a device, by torch's own generator where `source` is None."""
+    return shared_random(how, shape, source or torch.default_generator).to(device)
 
 
 def _contract(left: _Operand, right: _Operand, estimator: str) -> Tensor:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from infotok.options import Positive, Section
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from infotok.information.dependence import Pair
+    from infotok.random import Source
 
 
 class Kernels(Section):
@@ -27,7 +27,7 @@ class Kernels(Section):
     normalized: bool = True
     consistency: Literal["infonce", "kernels"] = "infonce"
 
-    def pair(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Pair:
+    def pair(self, x: Tensor, z: Tensor, generator: Source | None = None) -> Pair:
         """Paired rows x (n, ...) and z (n, ...), to read their dependence from; `generator` draws random features."""
         from infotok.information.dependence import pair
 
@@ -41,6 +41,6 @@ class Kernels(Section):
             generator=generator,
         )
 
-    def dependence(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def dependence(self, x: Tensor, z: Tensor, generator: Source | None = None) -> Tensor:
         """Dependence of the rows of `pair`, scalar."""
         return self.pair(x, z, generator).dependence()

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from infotok.information import estimators
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from infotok.information.channel import Channel
     from infotok.information.dependence import Pair
     from infotok.information.kernels import Kernels
+    from infotok.random import Source
 
 NONE = "none"  # the estimator of arms without compression
 NEEDS = ("posterior", "prior")
@@ -50,7 +50,7 @@ class Observed:
     text: Tensor = NOT_GIVEN
     critic: Callable[[Tensor, Tensor], Tensor] = NOT_GIVEN
     kernels: Kernels = NOT_GIVEN
-    generator: torch.Generator | None = None
+    generator: Source | None = None
 
     @cached_property
     def inputs_and_vectors(self) -> Pair:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok.data.texts import TextBatch
-from infotok.distributed import world_of
 from infotok.information.channel import Channel
 from infotok.information.priors import Priors
 from infotok.models.backbone import Backbone
 from infotok.models.family import Predicted, family_class
 from infotok.models.packing import Part, pack
+from infotok.random import Source, world_of
 from infotok.tokenizer.base import Tokenizer, Tokens
 
 
@@ -48,7 +48,7 @@ class UnifiedModel(nn.Module):
         self.family = family_class(family)(tokenizer, backbone.width)
         self.priors = Priors(tokenizer.make_prior(), tokenizer.tokens, tokenizer.config.dimension)
 
-    def forward(self, images: Tensor, texts: TextBatch, generator: torch.Generator) -> Outputs:
+    def forward(self, images: Tensor, texts: TextBatch, generator: Source) -> Outputs:
         """Images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family."""
         posterior = self.tokenizer.encode(images)
         tokens = self.tokenizer.sample(posterior, generator)
@@ -75,7 +75,7 @@ class UnifiedModel(nn.Module):
         text = (captions * weight).sum(1) / weight.sum(1)
         return Outputs(posterior, tokens, read, answer_loss, predicted, text, texts.captions_valid[:, 1:].any(1))
 
-    def predict(self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: torch.Generator) -> Predicted:
+    def predict(self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: Source) -> Predicted:
         """What the generator says of given tokens, teacher-forced."""
         parts, to_predict = self._drawing_parts(tokens, captions, valid, generator, first=0)
         hidden = self.backbone(*pack(parts))
@@ -124,7 +124,7 @@ class UnifiedModel(nn.Module):
         return Part(self.family.read_inputs(vectors), valid, start, bidirectional=True)
 
     def _drawing_parts(
-        self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: torch.Generator, first: int
+        self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: Source, first: int
     ) -> tuple[list[Part], Tensor]:
         """The caption and the image to draw, as parts `first` and `first + 1`, and the tokens to predict, (B, K)."""
         zero = torch.zeros(len(captions), dtype=torch.long, device=captions.device)
