@@ -268,12 +268,13 @@ class InformationBottleneck(nn.Module):
             if self.estimator.independent is not None:
                 parts["penalty_independent"] = self.estimator.independent(observed).detach()
         if "text" in whole:
-            states, present = whole["text"], whole.get("has_text")
-            if present is not None:
-                states, everyone = states[present], everyone[present]
             gain = everyone.new_zeros(())
-            if len(states) >= FEWEST_TEXTS:
-                gain = self.estimator.consistency(Observed(vectors=everyone, text=states, critic=self.critic, **shared))
+            if len(everyone) >= FEWEST_TEXTS:
+                present = whole.get("has_text")
+                compared = Observed(vectors=everyone, text=whole["text"], present=present, critic=self.critic, **shared)
+                gain = self.estimator.consistency(compared)
+                if present is not None:
+                    gain = torch.where(present.sum() >= FEWEST_TEXTS, gain, 0.0)
             loss, parts = loss - self.gamma * rise * gain, parts | {"consistency": gain.detach()}
         return Regularization(loss, parts)
 

@@ -37,8 +37,8 @@ class Observed:
     posterior: q(z|x). prior: the learned r(z), gradients stopped. conditional: the generator's p(z | text), gradients
     stopped. weight: (B, K), how often each of its tokens counts; None: once. These are of this process's images, and a
     penalty from them is a mean over images. What compares images gets the rows of all processes: inputs (B, ...) and
-    vectors (B, K, D), the tokens that flowed; for consistency vectors and text (B, width), gradients stopped, of the
-    images that have a text, and critic, the learned bound on I(Z;T). kernels, generator: of kernel dependence.
+    vectors (B, K, D), the tokens that flowed; for consistency text (B, width), gradients stopped, present (B,), which
+    images have a text, None: all, and critic, the learned bound on I(Z;T). kernels, generator: of kernel dependence.
     """
 
     posterior: Channel = NOT_GIVEN
@@ -48,7 +48,8 @@ class Observed:
     inputs: Tensor = NOT_GIVEN
     vectors: Tensor = NOT_GIVEN
     text: Tensor = NOT_GIVEN
-    critic: Callable[[Tensor, Tensor], Tensor] = NOT_GIVEN
+    present: Tensor | None = None
+    critic: Callable[[Tensor, Tensor, Tensor | None], Tensor] = NOT_GIVEN
     kernels: Kernels = NOT_GIVEN
     generator: Source | None = None
 
@@ -88,7 +89,7 @@ def code_cost(posterior: Channel, prior: Channel, entropy_weight: float, weight:
 
 def contrast(observed: Observed) -> Tensor:
     """The learned bound on I(Z;T) of the step's tokens and texts, nats per image (scalar)."""
-    return observed.critic(observed.vectors, observed.text)
+    return observed.critic(observed.vectors, observed.text, observed.present)
 
 
 def estimator_names() -> list[str]:

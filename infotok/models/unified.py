@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from infotok.data.texts import TextBatch
 from infotok.information.channel import Channel
 from infotok.information.priors import Priors
 from infotok.models.backbone import Backbone
 from infotok.models.family import Predicted, family_class
+from infotok.models.losses import chosen_cross_entropy
 from infotok.models.packing import Part, pack
 from infotok.random import Source, world_of
 from infotok.tokenizer.base import Tokenizer, Tokens
@@ -65,11 +65,12 @@ class UnifiedModel(nn.Module):
         hidden = self.backbone(*pack(parts)).split([part.embeddings.shape[1] for part in parts], 1)
         _, *questions, captions, drawing = hidden
 
-        questioned = texts.questions
-        states = torch.cat([h[:, :-1][one.answers[:, 1:]] for h, one in zip(questions, questioned, strict=True)])
-        wanted = torch.cat([one.ids[:, 1:][one.answers[:, 1:]] for one in questioned])
-        answer_loss = F.cross_entropy(self.backbone.text_logits(states).float(), wanted)
-        answer_loss = world_of(generator).weighted(answer_loss, len(wanted))
+        states = torch.cat([states[:, :-1] for states in questions], 1)
+        wanted = torch.cat([one.ids[:, 1:] for one in texts.questions], 1)
+        answers = torch.cat([one.answers[:, 1:] for one in texts.questions], 1)
+        logits = self.backbone.text_logits(states).float()
+        answer_loss = chosen_cross_entropy(logits, wanted, answers)
+        answer_loss = world_of(generator).weighted(answer_loss, answers.sum())
         predicted = self.family.predict(drawing, tokens, to_predict, generator)
         weight = texts.captions_valid[..., None].to(captions.dtype)
         text = (captions * weight).sum(1) / weight.sum(1)

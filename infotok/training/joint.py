@@ -8,6 +8,7 @@ whose priors learn in every arm, the baseline too, so that every run reports a r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -23,8 +24,9 @@ from infotok.information.kernels import Kernels
 from infotok.information.objective import NONE
 from infotok.models.unified import UnifiedModel
 from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Precision, Section, Weight
-from infotok.random import Purpose, stream
+from infotok.random import Purpose, Source, Stream, Tape, stream
 from infotok.training.checkpoints import Checkpoints
+from infotok.training.graph import Compile, Transfer, draws_of, one_graph, resolved
 from infotok.training.loop import make_optimizer, run
 from infotok.training.runtime import autocast
 
@@ -66,7 +68,18 @@ class JointConfig(Section):
     caption_dropout: Fraction = 0.1
     ema: BelowOne = 0.0
     precision: Precision = "auto"
+    compile: Compile = "auto"
     checkpoint_every: Count = 100
+
+
+@dataclass
+class Given:
+    """What a step is given: images (B, S, S, 3) uint8, their texts, and what its random numbers come from."""
+
+    images: Tensor
+    texts: TextBatch
+    noise: Source
+    kernel_noise: Source
 
 
 class StepData(Protocol):
@@ -119,10 +132,10 @@ def train_jointly(
         average=world.average,
     ).to(device)
 
-    def step_losses(step: int) -> dict[str, Tensor]:
-        images, texts = to_unit(batches.images(step).to(device)), batches.texts(step).to(device)
+    def step_losses(given: Given) -> dict[str, Tensor]:
+        images = to_unit(given.images)
         with autocast(device, config.precision):
-            out = model(images, texts, stream(device, seed, step, Purpose.TRAINING, world=world))
+            out = model(images, given.texts, given.noise)
             decoded = model.tokenizer.decode(out.read)
         error = perceptual_distortion(perceptual, decoded.float(), images, distortion)
         term = information(
@@ -134,7 +147,7 @@ def train_jointly(
             vectors=out.tokens.vectors,
             text=out.text,
             has_text=out.has_caption,
-            generator=stream(device, seed, step, Purpose.KERNELS),
+            generator=given.kernel_noise,
         )
         loss = (
             config.understanding * out.answer_loss
@@ -154,9 +167,31 @@ def train_jointly(
         (tokenizer, config.tokenizer_learning_rate),
         (prior, config.prior_learning_rate),
     ]
+    compile, transfer = resolved(config.compile, device, world), Transfer(device)
+
+    def streams(step: int) -> list[Stream]:
+        keys = (seed, step)
+        return [stream(device, *keys, Purpose.TRAINING, world=world), stream(device, *keys, Purpose.KERNELS)]
+
+    def given(step: int) -> Given:
+        return transfer(lambda: Given(batches.images(step), batches.texts(step), *streams(step)))
+
+    def drawn(step: int) -> Given:
+        return transfer(
+            lambda: Given(
+                batches.images(step),
+                batches.texts(step),
+                *(Tape([d.by(source) for d in asked]) for asked, source in zip(draws, streams(step), strict=True)),
+            )
+        )
+
+    in_graph = compile != "never"
+    if in_graph:
+        first = given(0)
+        draws = draws_of(trained, step_losses, first, [first.noise, first.kernel_noise])
     return run(
         trained,
-        make_optimizer(groups, config.weight_decay, device),
+        make_optimizer(groups, config.weight_decay, device, in_graph),
         step_losses,
         steps=config.steps,
         warmup=config.warmup,
@@ -166,6 +201,8 @@ def train_jointly(
         ema=config.ema,
         checkpoints=checkpoints,
         checkpoint_every=config.checkpoint_every,
+        given=drawn if in_graph else given,
+        whole=lambda step: one_graph(step, compile, device),
         observe=observe,
         world=world,
     )

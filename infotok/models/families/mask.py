@@ -10,13 +10,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from infotok.information.channel import Categorical, gumbel
 from infotok.models import family
 from infotok.models.backbone import Backbone
 from infotok.models.decoding import Prompted, truncated
 from infotok.models.family import Predicted, Sampling
+from infotok.models.losses import chosen_cross_entropy
 from infotok.random import Source, shared_random, world_of
 from infotok.tokenizer.base import Tokens
 from infotok.tokenizer.discrete import DiscreteTokenizer
@@ -44,7 +44,7 @@ class Family(family.Family[DiscreteTokenizer]):
     def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: Source) -> Predicted:
         assert tokens.codes is not None
         logits = self.head(hidden).float()
-        loss = F.cross_entropy(logits[asked], tokens.codes[asked])
+        loss = chosen_cross_entropy(logits, tokens.codes, asked)
         loss = world_of(generator).weighted(loss, asked.sum())
         return Predicted(loss, Categorical(logits), order_agnostic_weight(asked))
 
