@@ -50,12 +50,12 @@ class Pair:
         """HSIC, or CKA where normalized (0-d)."""
         return self._dependence(self.right)
 
-    @torch.no_grad()
     def permuted(self, generator: Source | None = None) -> Tensor:
         """The same of rows that are paired at random, of which all count: one draw of what independence would give
         (0-d)."""
-        order = _random(permutation, (len(self.right.matrix),), generator, self.right.matrix.device)
-        return self._dependence(self.right[order])
+        with torch.no_grad():
+            order = _random(permutation, (len(self.right.matrix),), generator, self.right.matrix.device)
+            return self._dependence(self.right[order])
 
     def _dependence(self, right: _Operand) -> Tensor:
         left, how = self.left, (self.count, self.estimator)
@@ -150,7 +150,7 @@ class _Rows:
 
     def median(self, distances: Tensor) -> Tensor:
         """Of the distances (m, m) between two of the first m rows, the lower one of an even number (0-d)."""
-        first, second = torch.triu_indices(*distances.shape, offset=1, device=distances.device)
+        first, second = torch.triu_indices(len(distances), len(distances), offset=1, device=distances.device)
         if self.present is None:
             return distances[first, second].median()
         both = self.present[first] & self.present[second]

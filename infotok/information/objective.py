@@ -12,7 +12,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from infotok.information import estimators
@@ -52,11 +51,14 @@ class Observed:
     critic: Callable[[Tensor, Tensor, Tensor | None], Tensor] = NOT_GIVEN
     kernels: Kernels = NOT_GIVEN
     generator: Source | None = None
+    _pair: Pair | None = None  # and no cached_property, whose lock no graph can hold
 
-    @cached_property
+    @property
     def inputs_and_vectors(self) -> Pair:
-        """Images and their tokens, for kernel dependence."""
-        return self.kernels.pair(self.inputs, self.vectors, self.generator)
+        """Images and their tokens, for kernel dependence; made once."""
+        if self._pair is None:
+            self._pair = self.kernels.pair(self.inputs, self.vectors, self.generator)
+        return self._pair
 
 
 Term = Callable[[Observed], "Tensor"]

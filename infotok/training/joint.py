@@ -24,11 +24,14 @@ from infotok.information.kernels import Kernels
 from infotok.information.objective import NONE
 from infotok.models.unified import UnifiedModel
 from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Precision, Section, Weight
-from infotok.random import Purpose, Source, Stream, Tape, stream
+from infotok.random import Purpose, Source, Stream, stream
 from infotok.training.checkpoints import Checkpoints
-from infotok.training.graph import Compile, Transfer, draws_of, one_graph, resolved
+from infotok.training.graph import Compile, one_graph, resolved
+from infotok.training.inputs import Inputs
 from infotok.training.loop import make_optimizer, run
 from infotok.training.runtime import autocast
+
+WIDTHS = 16  # a step that is one graph has texts whose columns are a multiple of it
 
 
 class JointConfig(Section):
@@ -38,6 +41,9 @@ class JointConfig(Section):
     prior_learning_rate; warmup: steps over which they rise, and final_fraction: what is left of them at the end of the
     cosine; clip: gradient norm; weight_decay; ema: decay of a moving average of the weights, 0: off; precision: bf16
     autocast, fp32, or auto: bf16 where the processor has it; checkpoint_every: steps between resumable checkpoints.
+    compile: `record` a step as a CUDA graph, which gives the same numbers sooner; `fuse` its operations by
+    torch.compile too, which takes a minute or more first and changes last digits; `never`; or auto: `record` for one
+    process on a GPU.
     Objective: weights of understanding, generation and reconstruction; beta_warmup: share of the steps over which beta
     and gamma rise linearly; target_bits: above 0, a multiplier that starts at the arm's beta drives the rate to these
     bits per image, the target coming down from the first step's rate over `beta_warmup`; prior: `marginal`, or
@@ -167,31 +173,24 @@ def train_jointly(
         (tokenizer, config.tokenizer_learning_rate),
         (prior, config.prior_learning_rate),
     ]
-    compile, transfer = resolved(config.compile, device, world), Transfer(device)
 
     def streams(step: int) -> list[Stream]:
-        keys = (seed, step)
-        return [stream(device, *keys, Purpose.TRAINING, world=world), stream(device, *keys, Purpose.KERNELS)]
+        noise = stream(device, seed, step, Purpose.TRAINING, world=world)
+        return [noise, stream(device, seed, step, Purpose.KERNELS)]
 
-    def given(step: int) -> Given:
-        return transfer(lambda: Given(batches.images(step), batches.texts(step), *streams(step)))
-
-    def drawn(step: int) -> Given:
-        return transfer(
-            lambda: Given(
-                batches.images(step),
-                batches.texts(step),
-                *(Tape([d.by(source) for d in asked]) for asked, source in zip(draws, streams(step), strict=True)),
-            )
-        )
-
+    compile = resolved(config.compile, "train.compile", device, world)
     in_graph = compile != "never"
+
+    def make(step: int, sources: list[Source]) -> Given:
+        texts = batches.texts(step)
+        return Given(batches.images(step), texts.widened(WIDTHS) if in_graph else texts, *sources)
+
+    inputs = Inputs(make, streams, device)
     if in_graph:
-        first = given(0)
-        draws = draws_of(trained, step_losses, first, [first.noise, first.kernel_noise])
+        inputs.rehearse(trained, step_losses)
     return run(
         trained,
-        make_optimizer(groups, config.weight_decay, device, in_graph),
+        make_optimizer(groups, config.weight_decay, device, in_graph, fused=compile != "fuse"),
         step_losses,
         steps=config.steps,
         warmup=config.warmup,
@@ -201,7 +200,7 @@ def train_jointly(
         ema=config.ema,
         checkpoints=checkpoints,
         checkpoint_every=config.checkpoint_every,
-        given=drawn if in_graph else given,
+        given=inputs,
         whole=lambda step: one_graph(step, compile, device),
         observe=observe,
         world=world,

@@ -33,9 +33,10 @@ def make_optimizer(
     weight_decay: float,
     device: torch.device,
     in_graph: bool = False,
+    fused: bool = True,
 ) -> optim.AdamW:
     """AdamW (0.9, 0.95) over (parameters, learning rate) groups; vectors and scalars do not decay. in_graph: learning
-    rates are tensors, which a graph reads anew."""
+    rates are tensors, which a graph reads anew. fused: by a kernel of the library, which no compiler looks into."""
     settings = []
     for parameters, rate in groups:
         for decays in (True, False):
@@ -44,7 +45,7 @@ def make_optimizer(
                 decay = weight_decay if decays else 0.0
                 start: float | Tensor = torch.tensor(rate, device=device) if in_graph else rate
                 settings.append({"params": chosen, "lr": start, "peak": rate, "weight_decay": decay})
-    return optim.AdamW(settings, betas=(0.9, 0.95), fused=True, capturable=in_graph)
+    return optim.AdamW(settings, betas=(0.9, 0.95), fused=fused, foreach=not fused, capturable=in_graph)
 
 
 def run(

@@ -43,6 +43,7 @@ class Step:
         self.average, self.ema = average, ema
         self.world, self.own_backward, self.sharded = world, own_backward, sharded
         self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.move: Callable[[], Any] = optimizer.step
         self.update: Callable[[], Tensor] = self._update
 
     def __call__(self, given: Any) -> dict[str, Tensor]:
@@ -55,10 +56,11 @@ class Step:
         losses = self.world.averages(losses)
         return {name: value.detach() for name, value in losses.items()} | {"gradient_norm": self.update()}
 
+    @torch.no_grad()
     def _update(self) -> Tensor:
         norm: Any = nn.utils.clip_grad_norm_(self.bound, self.clip)
         norm = norm.full_tensor() if self.sharded else norm
-        self.optimizer.step()
+        self.move()
         if self.average:
             followers, followed = zip(*self.average, strict=True)
             torch._foreach_lerp_(followers, followed, 1 - self.ema)
