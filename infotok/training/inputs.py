@@ -39,8 +39,8 @@ class Inputs:
 
     @torch.no_grad()
     def rehearse(self, module: nn.Module, losses: Callable[[Any], Any], extra: list[Tensor] | None = None) -> None:
-        """From here on draw random numbers before the step, in the order and of the shapes that its losses ask for. These
-        are computed once, which changes neither buffers nor the tensors `extra`."""
+        """From here on draw random numbers before the step, in the order and of the shapes that its losses ask for.
+        These are computed once, which changes neither buffers nor the tensors `extra`."""
         module.train()
         kept = [*module.buffers(), *(extra or [])]
         before, streams = [tensor.clone() for tensor in kept], self.streams(0)
