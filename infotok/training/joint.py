@@ -29,7 +29,7 @@ from infotok.training.checkpoints import Checkpoints
 from infotok.training.graph import Compile, one_graph, resolved
 from infotok.training.inputs import Inputs
 from infotok.training.loop import make_optimizer, run
-from infotok.training.runtime import autocast
+from infotok.training.runtime import autocast, uses_bf16
 
 WIDTHS = 16  # a step that is one graph has texts whose columns are a multiple of it
 
@@ -138,9 +138,11 @@ def train_jointly(
         average=world.average,
     ).to(device)
 
+    precision = "bf16" if uses_bf16(device, config.precision) else "fp32"  # asked once: no graph can ask
+
     def step_losses(given: Given) -> dict[str, Tensor]:
         images = to_unit(given.images)
-        with autocast(device, config.precision):
+        with autocast(device, precision):
             out = model(images, given.texts, given.noise)
             decoded = model.tokenizer.decode(out.read)
         error = perceptual_distortion(perceptual, decoded.float(), images, distortion)

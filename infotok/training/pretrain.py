@@ -22,7 +22,7 @@ from infotok.training.graph import Compile, one_graph, resolved
 from infotok.training.inputs import Inputs
 from infotok.training.loop import make_optimizer, run
 from infotok.training.order import order
-from infotok.training.runtime import autocast
+from infotok.training.runtime import autocast, uses_bf16
 
 
 class PretrainConfig(Section):
@@ -72,9 +72,11 @@ def pretrain(
     perceptual.to(device).requires_grad_(False).eval()
     codebook = _Codebook(tokenizer, config, world) if isinstance(tokenizer, DiscreteTokenizer) else None
 
+    precision = "bf16" if uses_bf16(device, config.precision) else "fp32"  # asked once: no graph can ask
+
     def step_losses(given: Given) -> dict[str, Tensor]:
         batch = to_unit(given.images)
-        with autocast(device, config.precision):
+        with autocast(device, precision):
             posterior = tokenizer.encode(batch)
             tokens = tokenizer.sample(posterior, given.noise)
             out = tokenizer.decode(tokenizer.nested_dropout(tokens.vectors, given.noise))
