@@ -133,6 +133,16 @@ def test_a_step_of_pretraining_is_one_graph_and_has_the_losses_of_its_operations
     )
 
 
+def test_a_step_in_bf16_is_one_graph(material, monkeypatch):
+    family, settings = CASES["ar-dib"]
+    monkeypatch.setattr(joint, "one_graph", losses_alone)
+    compiled, expected = (
+        trained(material, monkeypatch, family, settings | {"precision": "bf16"}, how)[1] for how in ("fuse", "never")
+    )
+    for line, wanted in zip(compiled, expected, strict=True):
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=0.02)
+
+
 def test_a_resumed_training_of_one_graph_ends_like_an_undisturbed_one(material, monkeypatch, tmp_path):
     settings = {"estimator": "vib", "beta": 0.1, "gamma": 0.5, "checkpoint_every": 2, "compile": "fuse"}
     monkeypatch.setitem(together.ARMS, "tried", settings)
