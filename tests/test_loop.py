@@ -196,6 +196,22 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
+def test_a_careful_training_leaves_the_weights_at_the_last_good_step():
+    module, expected = linear(), linear()
+
+    def losses(of, bad):
+        return lambda step: {"loss": of(torch.ones(2, 4)).square().mean() * (math.nan if step == bad else 1.0)}
+
+    def trained(one, steps, bad=None, **settings):
+        optimizer = make_optimizer([(list(one.parameters()), 0.01)], 0.0, CPU)
+        run(one, optimizer, losses(one, bad), steps=steps, warmup=0, final=1.0, **settings)
+
+    trained(expected, 4)
+    with pytest.raises(InfotokError, match=r"step 5: loss is not finite"):
+        trained(module, 9, bad=4, careful=True)
+    assert equal(module, expected)
+
+
 def test_a_checkpoint_is_written_only_of_steps_that_were_found_finite(tmp_path):
     """Numbers are read every ten steps; a checkpoint that is due earlier reads them first."""
     kept, module = Checkpoints(tmp_path), linear()

@@ -65,17 +65,17 @@ class Perceptual(nn.Module):
         # float32: convolutions this small are slower in bf16 on CPU.
         with torch.autocast(a.device.type, enabled=False):
             with torch.no_grad():
-                wanted = [F.normalize(y, dim=1) for y in self.maps(b.float())]
-            distances = [_from_unit(x, y).mean() for x, y in zip(self.maps(a.float()), wanted, strict=True)]
+                wanted = [_unit(y) for y in self.maps(b.float())]
+            distances = [
+                (_unit(x) - y).square().sum(1).mean() for x, y in zip(self.maps(a.float()), wanted, strict=True)
+            ]
             return torch.stack(distances).sum()
 
 
-def _from_unit(x: Tensor, unit: Tensor) -> Tensor:
-    """Squared distance (B, H, W) of vectors (B, C, H, W), normalized, from unit ones: 2 - 2 cos, which divides places
-    and not all their channels. A vector of 0 has distance 1, as has its normalized form."""
-    length = x.square().sum(1).clamp_min(1e-24).rsqrt()
-    cosine = (x * unit).sum(1) * length
-    return torch.where(length == 1e12, 1.0, 2 - 2 * cosine)
+def _unit(x: Tensor) -> Tensor:
+    """Vectors (B, C, H, W) of length 1 along the channels, as `F.normalize` gives them, which divides every channel and
+    not one number a place."""
+    return x * x.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 def perceptual_distortion(perceptual: Perceptual, out: Tensor, images: Tensor, distortion: Distortion) -> Tensor:

@@ -68,6 +68,7 @@ def run(
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     world: World = ALONE,
     own_backward: bool = False,
+    careful: bool = False,
     sharded: bool = False,
 ) -> list[dict]:
     """Train `module` in place, from its newest checkpoint where there is one.
@@ -85,6 +86,8 @@ def run(
         observe: called with the step and mean values every `LOG_EVERY` steps.
         world: the processes that train together. The loss is the average of theirs; the first writes checkpoints.
         own_backward: `step_losses` has left the gradients itself, as where micro-batches share a step.
+        careful: look at the numbers of every step before the weights move, where steps are so long that this costs
+            nothing.
         sharded: parameters and gradients are those that `fully_shard` has spread over the processes and averaged.
 
     Returns:
@@ -92,7 +95,7 @@ def run(
 
     Raises:
         InfotokError: a loss or gradient is not finite, which is looked at every `LOG_EVERY` steps and before each
-            checkpoint, or a checkpoint cannot be written; the last good one stays.
+            checkpoint, or a checkpoint cannot be written; the last good one stays, weights are left as they are.
         Stopped: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
     average = {n: t.detach().clone() for n, t in module_tensors(module).items()} if ema else {}
@@ -113,6 +116,7 @@ def run(
             ema=ema,
             world=world,
             own_backward=own_backward,
+            careful=careful,
             sharded=sharded,
         )
     )
@@ -123,6 +127,8 @@ def run(
         for step in range(start, steps):
             set_rates(optimizer, cosine(step, steps, warmup, final))
             numbers.add(step_of(given(step)))
+            if careful:
+                numbers.read()
             after_step(step)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
                 means = numbers.means()
