@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Result, Row, in_turns, now, spread
 from benchmarks.training import FAMILIES, Arm, Trainer, prepared
+from benchmarks.whole import LARGE, whole_steps
 from infotok.information import bottleneck
 from infotok.models import unified
 from infotok.training import joint
-from infotok.training.runtime import has_bf16, start
+from infotok.training.runtime import start, uses_bf16
 from pipeline.config.params import Params
 
 ARM = Arm("vib", 0.01, 1.0)
@@ -93,15 +94,19 @@ class PartClock:
 
 def measure(params: Params, quick: bool) -> Result:
     rounds, steps = (1, 3) if quick else (8, 17)
-    batch = params.train.batch
+    batch, device = params.train.batch, start()
+    apart = params.train.model_copy(update={"compile": "never"})  # in a graph a step has no parts
     with tempfile.TemporaryDirectory() as folder:
-        data = prepared(params, Path(folder) / "data", 4 * batch)
-        trainers = {family: Trainer.create(params, family, data, batch) for family in FAMILIES}
+        images = 4 * batch if device.type == "cpu" or quick else max(4 * batch, 2 * LARGE)
+        data = prepared(params, Path(folder) / "data", images)
+        parted = params.model_copy(update={"train": apart})
+        trainers = {family: Trainer.create(parted, family, data, batch) for family in FAMILIES}
         flops = {family: _flops(trainer, steps) for family, trainer in trainers.items()}
         parts, totals = _times(trainers, rounds, steps)
+        whole = whole_steps(params, data, ARM, quick)
     matrices = _matrix_rates(batch, params.backbone.width, quick)
     precision = params.train.precision
-    used = "bf16" if precision == "bf16" or (precision == "auto" and has_bf16(start())) else "fp32"
+    used = "bf16" if uses_bf16(device, precision) else "fp32"
     peak = max(row["GFLOP/s"] for row in matrices if row["precision"] == used)
     summary = []
     for family, seconds in totals.items():
@@ -119,6 +124,7 @@ def measure(params: Params, quick: bool) -> Result:
             f"A joint training step, {batch} images, {used}": summary,
             "Its parts, median ms": [_row(part, parts) for part in PARTS],
             "Matrix products on this machine": matrices,
+            "A whole step, nothing timed inside it": whole,
         },
     )
 

@@ -5,6 +5,7 @@ Weights are untrained and data few: neither changes how long a step takes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,16 +86,18 @@ class Trainer:
         model = new_model(params, family, max(params.grid.tokens), data.codec)
         return cls(params, model, Perceptual(data.classes), new_batches(params, data, batch))
 
-    def run(self, arm: Arm, steps: int, begin: Callable[[], None] = lambda: None) -> list[float]:
+    def run(self, arm: Arm, steps: int, begin: Callable[[], None] = lambda: None, waits: bool = True) -> list[float]:
         """Train and return the seconds of each step. The batches are the same in every call: the first ones.
 
-        begin: called at the start of every step, and once more after the last.
+        begin: called at the start of every step, once more after the last, and once more before the first where
+        random numbers are rehearsed. waits: for the device at the start of a step, without which the seconds are those
+        in which it got its work.
         """
         starts, images = [], self.batches.images
 
         def first_thing_in_a_step(step: int) -> torch.Tensor:
             begin()
-            starts.append(now())
+            starts.append(now() if waits else time.perf_counter())
             return images(step)
 
         params = self.params
@@ -114,4 +117,4 @@ class Trainer:
                 seed=SEED,
                 device=start(),
             )
-        return np.diff(starts).tolist()
+        return np.diff(starts[-steps - 1 :]).tolist()

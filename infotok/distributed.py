@@ -3,7 +3,7 @@
 Together they do what one process does with the whole batch, but for the order in which floating-point numbers are
 summed:
 
-- random numbers of a step are drawn for the whole batch, of which a process keeps its rows (`shared_random`);
+- random numbers of a step are drawn for the whole batch, of which a process keeps its rows (`infotok.random`);
 - the loss is the average of the processes' losses, its gradient of their gradients. A mean over images or tokens is as
   it is; one over numbers that differ among processes is weighted by them (`World.weighted`);
 - what compares or counts images of a batch, as contrast, kernels and usage of the codebook do, every process computes
@@ -14,7 +14,7 @@ Without torchrun there is one process, `ALONE`, and nothing here computes anythi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,6 @@ class World:
         """This process's rows of a batch of `count`, which the number of processes divides."""
         share = count // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        """A generator by which `shared_random` gives this process its rows."""
-        return _Shared(self, device) if self.size > 1 else torch.Generator(device=device)
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, (size * n, ...) from (n, ...) of each, differentiable; `rows` where alone."""
@@ -116,33 +112,6 @@ def leave() -> None:
     """Disconnect, if connected. Other processes may go on alone."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def world_of(generator: torch.Generator) -> World:
-    """The processes among which what a generator draws is shared out."""
-    return generator.world if isinstance(generator, _Shared) else ALONE
-
-
-def shared_random(how: Callable[..., Tensor], shape: Iterable[int], generator: torch.Generator, dim: int = 0) -> Tensor:
-    """Random numbers of a shape, by `torch.rand`, `torch.randn` or another that takes it, on the generator's device.
-
-    Where the generator is shared, `shape[dim]` is this process's part of the batch. The whole batch's numbers are
-    drawn, the same in every process, and the others' are dropped: for a moment that takes the memory of the whole.
-    """
-    world, shape = world_of(generator), list(shape)
-    count, shape[dim] = shape[dim], shape[dim] * world.size
-    whole = how(shape, generator=generator, device=generator.device)
-    return whole if world.size == 1 else whole.narrow(dim, world.rank * count, count).clone()
-
-
-class _Shared(torch.Generator):
-    """A generator that stands at the same place in every process."""
-
-    def __new__(cls, world: World, device: torch.device):
-        return super().__new__(cls, device=device)  # type: ignore[call-arg]
-
-    def __init__(self, world: World, device: torch.device):
-        self.world = world
 
 
 class _Gather(torch.autograd.Function):

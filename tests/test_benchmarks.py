@@ -84,7 +84,7 @@ def test_a_part_of_a_step_counts_without_what_it_calls(monkeypatch):
 
 
 def test_step(params, tmp_path):
-    summary, parts, matrices = kept(step.measure(params, quick=True), tmp_path)
+    summary, parts, matrices, whole = kept(step.measure(params, quick=True), tmp_path)
     assert [row["family"] for row in summary] == ["ar", "mask", "flow"]
     assert TIMING | {"images_per_s", "MFLOP_per_image", "GFLOP/s", "of_peak_%"} <= set(summary[0])
     assert [row["part"] for row in parts] == list(step.PARTS)
@@ -93,6 +93,8 @@ def test_step(params, tmp_path):
         assert all(row[family] > 0 for row in parts)
         assert next(row[f"{family}_%"] for row in parts if row["part"] == "rest") < 30
     assert {row["precision"] for row in matrices} == {"fp32", "bf16"}
+    assert TIMING | {"batch", "compile", "images_per_s", "busy_%", "kernels"} <= set(whole[0])
+    assert [row["family"] for row in whole if row["compile"] == "never"] == ["ar", "mask", "flow"]
 
 
 def test_regularizer(params, tmp_path):

@@ -11,9 +11,9 @@ import pytest
 import together
 import torch
 
-from infotok.distributed import ALONE, World, shared_random
+from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
-from infotok.random import stream
+from infotok.random import shared_random, stream
 from infotok.training import loop
 from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints, read_tensors

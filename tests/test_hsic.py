@@ -258,3 +258,20 @@ def test_what_is_not_finite_is_nan_and_not_independent(estimator, bandwidth, whe
 def test_hsic_refuses_bad_input_with_what_would_be_right(rows, options, message):
     with pytest.raises(ValueError, match=message):
         hsic(torch.zeros(rows[0], 2), torch.zeros(rows[1], 2), **options)
+
+
+@pytest.mark.parametrize("bandwidth", ["median", "dimension", 1.5])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased", "rff"])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_rows_that_do_not_count_leave_the_value_of_the_others(bandwidth, estimator, normalized):
+    x, z = dependent_pair(20, seed=3)
+    z.requires_grad_()
+    present = torch.arange(20) % 3 > 0
+    options = {"normalized": normalized, "estimator": estimator, "bandwidth_x": bandwidth, "bandwidth_z": bandwidth}
+    spoiled = z.where(present[:, None], 1e3)
+    found = pair(x, spoiled, generator=seeded(1), present=present, **options).dependence()
+    expected = pair(x[present], z[present], generator=seeded(1), **options).dependence()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-8)
+    (slope,) = torch.autograd.grad(found, z)
+    (wanted,) = torch.autograd.grad(expected, z)
+    torch.testing.assert_close(slope, wanted, rtol=1e-3, atol=1e-7)

@@ -191,8 +191,38 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     kept, module = Checkpoints(tmp_path), linear()
     with pytest.raises(InfotokError, match=r"step 26: loss is not finite.*step-00000020\.safetensors"):
         train(module, kept, spoil_at=25)
-    assert all(parameter.isfinite().all() for parameter in module.parameters())
     assert kept.latest().name == "step-00000020.safetensors"
+    tensors, _ = read_tensors(kept.latest(), "")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_careful_training_leaves_the_weights_at_the_last_good_step():
+    module, expected = linear(), linear()
+
+    def losses(of, bad):
+        return lambda step: {"loss": of(torch.ones(2, 4)).square().mean() * (math.nan if step == bad else 1.0)}
+
+    def trained(one, steps, bad=None, **settings):
+        optimizer = make_optimizer([(list(one.parameters()), 0.01)], 0.0, CPU)
+        run(one, optimizer, losses(one, bad), steps=steps, warmup=0, final=1.0, **settings)
+
+    trained(expected, 4)
+    with pytest.raises(InfotokError, match=r"step 5: loss is not finite"):
+        trained(module, 9, bad=4, careful=True)
+    assert equal(module, expected)
+
+
+def test_a_checkpoint_is_written_only_of_steps_that_were_found_finite(tmp_path):
+    """Numbers are read every ten steps; a checkpoint that is due earlier reads them first."""
+    kept, module = Checkpoints(tmp_path), linear()
+    optimizer = make_optimizer([(list(module.parameters()), 0.01)], 0.0, CPU)
+
+    def losses(step):
+        return {"loss": module(torch.ones(2, 4)).square().mean() * (math.nan if step == 4 else 1.0)}
+
+    with pytest.raises(InfotokError, match=r"step 5: loss is not finite.*step-00000003\.safetensors"):
+        run(module, optimizer, losses, steps=9, warmup=1, checkpoints=kept, checkpoint_every=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003.safetensors"]
 
 
 def test_equal_contents_give_equal_bytes(tmp_path):
@@ -382,10 +412,8 @@ def test_clipping_scales_what_it_bounds_and_leaves_the_unclipped_alone():
     assert history[0]["gradient_norm"] == pytest.approx(5.0)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step():
+def test_a_gradient_that_is_not_finite_stops_the_run():
     module = nn.Linear(1, 1)
-    before = module.weight.detach().clone()
     optimizer = make_optimizer([(list(module.parameters()), 0.01)], 0.0, CPU)
     with pytest.raises(InfotokError, match=r"step 1: the gradient is not finite"):
         run(module, optimizer, lambda step: {"loss": (0 * module.weight).sqrt().sum()}, steps=3, warmup=1)
-    assert torch.equal(module.weight, before)

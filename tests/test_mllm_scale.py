@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from infotok.distributed import shared_random
 from infotok.errors import InfotokError
 from infotok.mllm.examples import Shuffled
 from infotok.mllm.health import collapse, health
@@ -22,7 +21,7 @@ from infotok.mllm.parts import Part
 from infotok.mllm.tiny import CODES
 from infotok.mllm.tuning import TuneConfig, Tuner, regularizer
 from infotok.mllm.warming import CalibrateConfig, warm_up
-from infotok.random import Purpose
+from infotok.random import Purpose, shared_random
 from infotok.training import loop
 from infotok.training.checkpoints import Checkpoints
 from tiny import Stopped

@@ -64,11 +64,11 @@ def joint(split, codec, family, arm, world=ALONE, **settings):
     return model, train_jointly(model, perceptual, batches, config, **shared, **settings)
 
 
-def pretrained(split, family, world=ALONE, revive_every=3):
+def pretrained(split, family, world=ALONE, revive_every=3, **changes):
     made = tokenizer(family=family, codebook=64, logit_scale=200.0, nested_dropout=0.5)
     config = PretrainConfig(
         steps=12, batch=BATCH, learning_rate=0.003, warmup=2, usage_weight=0.05, revive_every=revive_every,
-        precision="fp32",
+        precision="fp32", **changes,
     )  # fmt: skip
     torch.manual_seed(2)
     perceptual = Perceptual({"shape": 4})

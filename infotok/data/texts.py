@@ -8,6 +8,7 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from infotok.data.text import TextCodec
 
@@ -34,6 +35,16 @@ class TextBatch:
     def to(self, device: torch.device) -> TextBatch:
         questions = [QuestionBatch(*(value.to(device) for value in vars(one).values())) for one in self.questions]
         return TextBatch(questions, self.captions.to(device), self.captions_valid.to(device))
+
+    def widened(self, multiple: int) -> TextBatch:
+        """The same with so many columns of padding more that every width is a multiple of a number: batches of few
+        shapes, each of which takes a graph of its own."""
+
+        def wide(values: Tensor) -> Tensor:
+            return F.pad(values, (0, -values.shape[1] % multiple))
+
+        questions = [QuestionBatch(*(wide(values) for values in vars(one).values())) for one in self.questions]
+        return TextBatch(questions, wide(self.captions), wide(self.captions_valid))
 
 
 def pad(sequences: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -80,12 +80,17 @@ class Perceptual(nn.Module):
         # float32: convolutions this small are slower in bf16 on CPU.
         with torch.autocast(a.device.type, enabled=False):
             with torch.no_grad():
-                wanted = self.maps(b.float())
+                wanted = [_unit(y) for y in self.maps(b.float())]
             distances = [
-                (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean()
-                for x, y in zip(self.maps(a.float()), wanted, strict=True)
+                (_unit(x) - y).square().sum(1).mean() for x, y in zip(self.maps(a.float()), wanted, strict=True)
             ]
             return torch.stack(distances).sum()
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Vectors (B, C, H, W) of length 1 along the channels, as `F.normalize` gives them, which divides every channel and
+    not one number a place."""
+    return x * x.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 def perceptual_distortion(perceptual: Perceptual, out: Tensor, images: Tensor, distortion: Distortion) -> Tensor:

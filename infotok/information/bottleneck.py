@@ -23,7 +23,7 @@ from infotok.information.nearest import NearestCodes
 from infotok.information.objective import NONE, NOT_GIVEN, Observed, code_cost, contrast, load_estimator
 from infotok.information.priors import KINDS, AutoregressivePrior, CategoricalPrior, GaussianPrior, Priors, padded
 from infotok.information.units import NATS_PER_BIT
-from infotok.random import Purpose, stream
+from infotok.random import Purpose, Source, stream
 
 FEWEST_TEXTS = 4  # that consistency needs, over all processes: fewer, after caption dropout, say nothing of it
 Given = Channel | NearestCodes | Factored | Bits
@@ -205,7 +205,7 @@ class InformationBottleneck(nn.Module):
         vectors: Tensor | None = None,
         text: Tensor | None = None,
         has_text: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Source | None = None,
     ) -> Regularization:
         """The term of one step; in training mode it counts the step for warm-up or multiplier.
 
@@ -268,12 +268,13 @@ class InformationBottleneck(nn.Module):
             if self.estimator.independent is not None:
                 parts["penalty_independent"] = self.estimator.independent(observed).detach()
         if "text" in whole:
-            states, present = whole["text"], whole.get("has_text")
-            if present is not None:
-                states, everyone = states[present], everyone[present]
             gain = everyone.new_zeros(())
-            if len(states) >= FEWEST_TEXTS:
-                gain = self.estimator.consistency(Observed(vectors=everyone, text=states, critic=self.critic, **shared))
+            if len(everyone) >= FEWEST_TEXTS:
+                present = whole.get("has_text")
+                compared = Observed(vectors=everyone, text=whole["text"], present=present, critic=self.critic, **shared)
+                gain = self.estimator.consistency(compared)
+                if present is not None:
+                    gain = torch.where(present.sum() >= FEWEST_TEXTS, gain, 0.0)
             loss, parts = loss - self.gamma * rise * gain, parts | {"consistency": gain.detach()}
         return Regularization(loss, parts)
 
@@ -313,7 +314,7 @@ class InformationBottleneck(nn.Module):
         assert self.multiplier is not None
         return self.multiplier.update(rate_bits) if self.training else self.multiplier.log_beta.exp()
 
-    def _generator(self, given: torch.Generator | None, vectors: Tensor | None) -> torch.Generator | None:
+    def _generator(self, given: Source | None, vectors: Tensor | None) -> Source | None:
         """What draws the step's random features and permutations."""
         draws = "vectors" in self.estimator.needs or self.estimator.consistency is not contrast
         if given is not None or vectors is None or not draws:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infotok.distributed import shared_random
 from infotok.information.rate import categorical_code_length, categorical_entropy, gaussian_rate
+from infotok.random import Source, shared_random
 
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -65,7 +65,7 @@ class Categorical:
         """H(q), nats, (B, K)."""
         return categorical_entropy(self.logits)
 
-    def sample(self, generator: torch.Generator) -> Tensor:
+    def sample(self, generator: Source) -> Tensor:
         """Codes (B, K) by the Gumbel-max trick."""
         return (self.logits.float() + gumbel(self.logits, generator)).argmax(-1)
 
@@ -125,7 +125,7 @@ class Gaussian:
         """H(q), nats, (B, K)."""
         return 0.5 * (self.log_variance.float() + 1 + LOG_2_PI).sum(-1)
 
-    def sample(self, generator: torch.Generator) -> Tensor:
+    def sample(self, generator: Source) -> Tensor:
         """Vectors (B, K, D), reparametrized: gradients reach mean and variance."""
         noise = shared_random(torch.randn, self.mean.shape, generator)
         return self.mean + (0.5 * self.log_variance).exp() * noise
@@ -155,11 +155,11 @@ class Gaussian:
 Channel = Categorical | Gaussian
 
 
-def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
+def gumbel(like: Tensor, generator: Source) -> Tensor:
     """Standard Gumbel noise of a tensor's shape, float32."""
     uniform = shared_random(torch.rand, like.shape, generator)
     # The clamp keeps both logarithms finite at the ends of [0, 1).
-    return uniform.clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
+    return uniform.clamp(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
 
 
 def one_hot(codes: Tensor, codebook: int) -> Categorical:

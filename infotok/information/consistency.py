@@ -25,11 +25,17 @@ class InfoNCE(nn.Module):
         self.of_tokens, self.of_text = nn.Linear(tokens * dimension, WIDTH), nn.Linear(text_width, WIDTH)
         self.log_scale = nn.Parameter(torch.tensor([math.log(10.0)]))  # with a dimension, by which it can be sharded
 
-    def forward(self, vectors: Tensor, text: Tensor) -> Tensor:
-        """Nats per image (scalar) of vectors (B, K, D) and text states (B, text_width)."""
+    def forward(self, vectors: Tensor, text: Tensor, present: Tensor | None = None) -> Tensor:
+        """Nats per image (scalar) of vectors (B, K, D) and text states (B, text_width), over the images whose text is
+        `present` (B,) bool; None: all are."""
         with torch.autocast(vectors.device.type, enabled=False):
             tokens = F.normalize(self.of_tokens(vectors.float().flatten(1)), dim=-1)
             texts = F.normalize(self.of_text(text.float()), dim=-1)
             scores = self.log_scale.exp().clamp_max(100.0) * tokens @ texts.T
             target = torch.arange(len(scores), device=scores.device)
-            return math.log(len(scores)) - F.cross_entropy(scores, target)
+            if present is None:
+                return math.log(len(scores)) - F.cross_entropy(scores, target)
+            scores = scores.masked_fill(~present, torch.finfo(scores.dtype).min)
+            losses = F.cross_entropy(scores, target, reduction="none")
+            count = present.sum().clamp_min(1)
+            return count.log() - torch.where(present, losses, 0.0).sum() / count

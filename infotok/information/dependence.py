@@ -5,11 +5,15 @@ random features (n, m), and two operands contract to a number. Centring first le
 as it is and keeps its digits in float32, where the textbook formulas subtract numbers of order n².
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from infotok.random import Source, permutation, shared_random
 
 ESTIMATORS = ("unbiased", "biased", "rff")
 BANDWIDTHS = ("median", "dimension")
@@ -20,7 +24,7 @@ Bandwidth = str | float
 
 @dataclass
 class _Operand:
-    matrix: Tensor  # (n, n) centred Gram matrix, or (n, m) centred features
+    matrix: Tensor  # (n, n) centred Gram matrix, or (n, m) centred features; 0 where a row does not count
     is_gram: bool
 
     def diagonal(self) -> Tensor:
@@ -38,6 +42,7 @@ class Pair:
 
     left: _Operand
     right: _Operand
+    count: Tensor | int  # of the rows that count
     estimator: str
     normalized: bool
 
@@ -45,20 +50,19 @@ class Pair:
         """HSIC, or CKA where normalized (0-d)."""
         return self._dependence(self.right)
 
-    @torch.no_grad()
-    def permuted(self, generator: torch.Generator | None = None) -> Tensor:
-        """The same of rows that are paired at random: one draw of what independence would give (0-d)."""
-        device = self.right.matrix.device
-        order = torch.randperm(
-            len(self.right.matrix), generator=generator, device=generator.device if generator is not None else device
-        )
-        return self._dependence(self.right[order.to(device)])
+    def permuted(self, generator: Source | None = None) -> Tensor:
+        """The same of rows that are paired at random, of which all count: one draw of what independence would give
+        (0-d)."""
+        with torch.no_grad():
+            order = _random(permutation, (len(self.right.matrix),), generator, self.right.matrix.device)
+            return self._dependence(self.right[order])
 
     def _dependence(self, right: _Operand) -> Tensor:
-        value = _contract(self.left, right, self.estimator)
+        left, how = self.left, (self.count, self.estimator)
+        value = _contract(left, right, *how)
         if not self.normalized:
             return value
-        scale = _contract(self.left, self.left, self.estimator) * _contract(right, right, self.estimator)
+        scale = _contract(left, left, *how) * _contract(right, right, *how)
         undefined = scale <= torch.finfo(scale.dtype).tiny  # not so of NaN, which stays NaN
         return torch.where(undefined, 0.0, value / torch.where(undefined, 1.0, scale).sqrt())
 
@@ -72,7 +76,8 @@ def pair(
     bandwidth_x: Bandwidth = "median",
     bandwidth_z: Bandwidth = "median",
     features: int = 256,
-    generator: torch.Generator | None = None,
+    generator: Source | None = None,
+    present: Tensor | None = None,
 ) -> Pair:
     """n paired rows under kernels exp(−|difference|² / (2 bandwidth²)), to read HSIC or (normalized) CKA from.
 
@@ -92,11 +97,16 @@ def pair(
     z, and so neither may the gradient pull on that scale. A variable without spread gives 0, one that is not
     finite NaN.
 
+    present: (n,) bool, the rows that count, in tensors whose shapes do not depend on how many these are; None: all.
+    The value is that of these rows alone, and means nothing where they are too few.
+
     Raises ValueError for an unknown estimator or bandwidth, unequal n, features < 1, or n < 4 (n < 2 for
     "biased").
     """
-    left, right = _operands((x, z), (bandwidth_x, bandwidth_z), estimator, features, generator)
-    return Pair(left, right, estimator, normalized)
+    least = _check(x, z, (bandwidth_x, bandwidth_z), estimator, features)
+    rows = _Rows(len(x), present, least)
+    left, right = _operands((x, z), (bandwidth_x, bandwidth_z), rows, estimator, features, generator)
+    return Pair(left, right, rows.count, estimator, normalized)
 
 
 def hsic(x: Tensor, z: Tensor, **kernels) -> Tensor:
@@ -115,7 +125,7 @@ def cka(x: Tensor, z: Tensor, **kernels) -> Tensor:
 
 
 @torch.no_grad()
-def permuted_hsic(x: Tensor, z: Tensor, generator: torch.Generator | None = None, **kernels) -> Tensor:
+def permuted_hsic(x: Tensor, z: Tensor, generator: Source | None = None, **kernels) -> Tensor:
     """HSIC of x and a random permutation of z's rows, 0-d: one draw of what independence would give. No gradient.
 
     Arguments and errors as in `pair`; over permutations the "unbiased" form averages to 0 exactly.
@@ -123,13 +133,32 @@ def permuted_hsic(x: Tensor, z: Tensor, generator: torch.Generator | None = None
     return pair(x, z, generator=generator, **kernels).permuted(generator)
 
 
-def _operands(
-    variables: tuple[Tensor, Tensor],
-    bandwidths: tuple[Bandwidth, Bandwidth],
-    estimator: str,
-    features: int,
-    generator: torch.Generator | None,
-) -> list[_Operand]:
+class _Rows:
+    """Which of n rows count. count: how many, at least `least`, below which no formula would be finite."""
+
+    def __init__(self, n: int, present: Tensor | None, least: int):
+        self.present = present
+        self.count = n if present is None else present.sum().clamp_min(least)
+
+    def only(self, x: Tensor) -> Tensor:
+        """Rows (n, ...) with 0 in the place of those that do not count."""
+        return x if self.present is None else x.masked_fill(~self.present.view(-1, *[1] * (x.ndim - 1)), 0.0)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Over the rows (n, ...)."""
+        return x.mean(dim=0) if self.present is None else self.only(x).sum(dim=0) / self.count
+
+    def median(self, distances: Tensor) -> Tensor:
+        """Of the distances (m, m) between two of the first m rows, the lower one of an even number (0-d)."""
+        first, second = torch.triu_indices(len(distances), len(distances), offset=1, device=distances.device)
+        if self.present is None:
+            return distances[first, second].median()
+        both = self.present[first] & self.present[second]
+        return distances[first, second].masked_fill(~both, torch.nan).nanmedian()
+
+
+def _check(x: Tensor, z: Tensor, bandwidths: tuple[Bandwidth, Bandwidth], estimator: str, features: int) -> int:
+    """The fewest rows that the estimator needs; raises ValueError as `pair` says."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown HSIC estimator {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
     for bandwidth in bandwidths:
@@ -140,40 +169,48 @@ def _operands(
             )
     if features < 1:
         raise ValueError(f"features must be at least 1, got {features}")
-    rows, others = len(variables[0]), len(variables[1])
-    if rows != others:
-        raise ValueError(f"x and z must be paired row by row, got {rows} and {others} rows")
+    if len(x) != len(z):
+        raise ValueError(f"x and z must be paired row by row, got {len(x)} and {len(z)} rows")
     least = 2 if estimator == "biased" else 4
-    if rows < least:
-        raise ValueError(f"the {estimator} HSIC estimator needs at least {least} rows, got {rows}")
+    if len(x) < least:
+        raise ValueError(f"the {estimator} HSIC estimator needs at least {least} rows, got {len(x)}")
+    return least
+
+
+def _operands(
+    variables: tuple[Tensor, Tensor],
+    bandwidths: tuple[Bandwidth, Bandwidth],
+    rows: _Rows,
+    estimator: str,
+    features: int,
+    generator: Source | None,
+) -> list[_Operand]:
     dtype = torch.promote_types(torch.promote_types(variables[0].dtype, variables[1].dtype), torch.float32)
     # Autocast would multiply in bfloat16, whose 8 bits are coarser than the dependence to be measured.
     with torch.autocast(variables[0].device.type, enabled=False):
         operands = []
         for variable, bandwidth in zip(variables, bandwidths, strict=True):
-            flat = variable.reshape(rows, -1).to(dtype)
+            flat = rows.only(variable.reshape(len(variable), -1).to(dtype))
             if estimator == "rff":
-                scaled = _in_bandwidths(flat, bandwidth, MEDIAN_ROWS)
-                operands.append(_feature_operand(scaled, features, generator))
+                scaled = _in_bandwidths(flat, rows, bandwidth, MEDIAN_ROWS)
+                operands.append(_feature_operand(scaled, rows, features, generator))
             else:
-                operands.append(_gram_operand(_in_bandwidths(flat, bandwidth, rows)))
+                operands.append(_gram_operand(_in_bandwidths(flat, rows, bandwidth, len(flat)), rows))
         return operands
 
 
-def _in_bandwidths(x: Tensor, bandwidth: Bandwidth, median_rows: int) -> Tensor:
+def _in_bandwidths(x: Tensor, rows: _Rows, bandwidth: Bandwidth, median_rows: int) -> Tensor:
     """Rows (n, d), centred and in units of the bandwidth; all zero if they have no spread. NaN if a number is not
     finite, or so large that its square is not: what diverges must not pass for independent."""
-    centred = x - x.mean(dim=0)
-    variance = centred.square().sum() / (len(x) - 1)  # summed over coordinates
+    centred = rows.only(x - rows.mean(x))
+    variance = centred.square().sum() / (rows.count - 1)  # summed over coordinates
     # Spread below this is rounding of equal rows, which division by a bandwidth would blow up to a signal.
     rounding = (4 * torch.finfo(x.dtype).eps * x.detach().abs().amax()).square() * x.shape[1]
     equal = variance <= rounding
     if bandwidth == "dimension":
         squared = variance
     elif bandwidth == "median":
-        some = centred[:median_rows]
-        first, second = torch.triu_indices(len(some), len(some), offset=1, device=x.device)
-        median = _squared_distances(some)[first, second].median()
+        median = rows.median(_squared_distances(centred[:median_rows]))
         # Discrete tokens repeat until most distances are 0 up to rounding; the variance still has a scale.
         squared = torch.where(median > 100 * torch.finfo(x.dtype).eps * variance, median, variance)
     else:
@@ -187,23 +224,27 @@ def _squared_distances(x: Tensor) -> Tensor:
     return (norms[:, None] + norms[None, :] - 2 * x @ x.T).clamp(min=0)
 
 
-def _gram_operand(x: Tensor) -> _Operand:
+def _gram_operand(x: Tensor, rows: _Rows) -> _Operand:
     gram = torch.exp(-0.5 * _squared_distances(x))
-    means = gram.mean(dim=1)
-    return _Operand(gram - means[:, None] - means[None, :] + means.mean(), is_gram=True)
+    means = rows.mean(gram)  # of columns, which are those of rows
+    centred = gram - means[:, None] - means[None, :] + rows.mean(means)
+    return _Operand(rows.only(rows.only(centred).T), is_gram=True)
 
 
-def _feature_operand(x: Tensor, features: int, generator: torch.Generator | None) -> _Operand:
-    device = generator.device if generator is not None else x.device
-    frequencies = torch.randn(x.shape[1], features, dtype=x.dtype, device=device, generator=generator)
-    phases = x @ frequencies.to(x.device)
+def _feature_operand(x: Tensor, rows: _Rows, features: int, generator: Source | None) -> _Operand:
+    normal = functools.partial(torch.randn, dtype=x.dtype)
+    phases = x @ _random(normal, (x.shape[1], features), generator, x.device)
     # cos − 1 is centred like cos, and exactly 0 for rows without spread.
     waves = torch.cat([phases.cos() - 1, phases.sin()], dim=1) / math.sqrt(features)
-    return _Operand(waves - waves.mean(dim=0), is_gram=False)
+    return _Operand(rows.only(waves - rows.mean(waves)), is_gram=False)
 
 
-def _contract(left: _Operand, right: _Operand, estimator: str) -> Tensor:
-    n = len(left.matrix)
+def _random(how: Callable[..., Tensor], shape: tuple[int, ...], source: Source | None, device: torch.device) -> Tensor:
+    """Random numbers on a device, by torch's own generator where `source` is None."""
+    return shared_random(how, shape, source or torch.default_generator).to(device)
+
+
+def _contract(left: _Operand, right: _Operand, n: Tensor | int, estimator: str) -> Tensor:
     with torch.autocast(left.matrix.device.type, enabled=False):  # for the product of features
         product = left.matrix * right.matrix if left.is_gram else (left.matrix.T @ right.matrix).square()
         if estimator == "biased":

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from infotok.options import Positive, Section
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from infotok.information.dependence import Pair
+    from infotok.random import Source
 
 
 class Kernels(Section):
@@ -27,8 +27,9 @@ class Kernels(Section):
     normalized: bool = True
     consistency: Literal["infonce", "kernels"] = "infonce"
 
-    def pair(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Pair:
-        """Paired rows x (n, ...) and z (n, ...), to read their dependence from; `generator` draws random features."""
+    def pair(self, x: Tensor, z: Tensor, generator: Source | None = None, present: Tensor | None = None) -> Pair:
+        """Paired rows x (n, ...) and z (n, ...), to read their dependence from; `generator` draws random features.
+        present: (n,) bool, the rows that count; None: all."""
         from infotok.information.dependence import pair
 
         return pair(
@@ -39,8 +40,11 @@ class Kernels(Section):
             bandwidth_x=self.bandwidth,
             bandwidth_z=self.bandwidth,
             generator=generator,
+            present=present,
         )
 
-    def dependence(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def dependence(
+        self, x: Tensor, z: Tensor, generator: Source | None = None, present: Tensor | None = None
+    ) -> Tensor:
         """Dependence of the rows of `pair`, scalar."""
-        return self.pair(x, z, generator).dependence()
+        return self.pair(x, z, generator, present).dependence()

@@ -12,18 +12,17 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from infotok.information import estimators
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from infotok.information.channel import Channel
     from infotok.information.dependence import Pair
     from infotok.information.kernels import Kernels
+    from infotok.random import Source
 
 NONE = "none"  # the estimator of arms without compression
 NEEDS = ("posterior", "prior")
@@ -37,8 +36,8 @@ class Observed:
     posterior: q(z|x). prior: the learned r(z), gradients stopped. conditional: the generator's p(z | text), gradients
     stopped. weight: (B, K), how often each of its tokens counts; None: once. These are of this process's images, and a
     penalty from them is a mean over images. What compares images gets the rows of all processes: inputs (B, ...) and
-    vectors (B, K, D), the tokens that flowed; for consistency vectors and text (B, width), gradients stopped, of the
-    images that have a text, and critic, the learned bound on I(Z;T). kernels, generator: of kernel dependence.
+    vectors (B, K, D), the tokens that flowed; for consistency text (B, width), gradients stopped, present (B,), which
+    images have a text, None: all, and critic, the learned bound on I(Z;T). kernels, generator: of kernel dependence.
     """
 
     posterior: Channel = NOT_GIVEN
@@ -48,14 +47,18 @@ class Observed:
     inputs: Tensor = NOT_GIVEN
     vectors: Tensor = NOT_GIVEN
     text: Tensor = NOT_GIVEN
-    critic: Callable[[Tensor, Tensor], Tensor] = NOT_GIVEN
+    present: Tensor | None = None
+    critic: Callable[[Tensor, Tensor, Tensor | None], Tensor] = NOT_GIVEN
     kernels: Kernels = NOT_GIVEN
-    generator: torch.Generator | None = None
+    generator: Source | None = None
+    _pair: Pair | None = None  # and no cached_property, whose lock no graph can hold
 
-    @cached_property
+    @property
     def inputs_and_vectors(self) -> Pair:
-        """Images and their tokens, for kernel dependence."""
-        return self.kernels.pair(self.inputs, self.vectors, self.generator)
+        """Images and their tokens, for kernel dependence; made once."""
+        if self._pair is None:
+            self._pair = self.kernels.pair(self.inputs, self.vectors, self.generator)
+        return self._pair
 
 
 Term = Callable[[Observed], "Tensor"]
@@ -88,7 +91,7 @@ def code_cost(posterior: Channel, prior: Channel, entropy_weight: float, weight:
 
 def contrast(observed: Observed) -> Tensor:
     """The learned bound on I(Z;T) of the step's tokens and texts, nats per image (scalar)."""
-    return observed.critic(observed.vectors, observed.text)
+    return observed.critic(observed.vectors, observed.text, observed.present)
 
 
 def estimator_names() -> list[str]:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from infotok.distributed import shared_random
 from infotok.errors import InfotokError
 from infotok.information.factored import Factored
 from infotok.mllm.adapter import PADDING, Drawing, Encoded, Inputs
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.losses import cross_entropies
 from infotok.models.families.mask import masked_after, order_agnostic_weight
+from infotok.random import shared_random
 
 if TYPE_CHECKING:
     from infotok.mllm.batches import Batch

@@ -38,7 +38,7 @@ class Part:
         return mean if self.answer_tokens is None else mean * (tokens / self.answer_tokens)
 
     def stream(self, device: torch.device, purpose: Purpose) -> torch.Generator:
-        """Numbers of the whole batch, of which `infotok.distributed.shared_random` gives this part its rows."""
+        """Numbers of the whole batch, of which `infotok.random.shared_random` gives this part its rows."""
         return stream(device, self.seed, self.step, purpose, world=World(self.index, self.count))
 
     def common_stream(self, device: torch.device, purpose: Purpose) -> torch.Generator:

@@ -166,6 +166,7 @@ class Tuner:
                 observe=observe,
                 world=self.world,
                 own_backward=True,
+                careful=True,
                 sharded=self.sharded,
             )
 

@@ -117,6 +117,7 @@ def warm_up(
             checkpoint_every=config.checkpoint_every,
             observe=observe,
             world=world,
+            careful=True,
         )
     adapter.extra_is_new = False
     return history

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
+from infotok.models.attention import use
 from infotok.options import Count, Section
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Backbone(nn.Module):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        if model.config.model_type == TINY:
+            use(model)
         for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
             if hasattr(model.config, name):
                 setattr(model.config, name, 0.0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from infotok.information.channel import Channel
 from infotok.models.backbone import Backbone
 from infotok.options import Count, Natural, Positive, Scale, Section, Weight
+from infotok.random import Source
 from infotok.tokenizer.base import Tokenizer, Tokens
 
 Kind = TypeVar("Kind", bound=Tokenizer)
@@ -79,12 +80,12 @@ class Family(nn.Module, abc.ABC, Generic[Kind]):
         return self.project(vectors) + self.place[0]
 
     @abc.abstractmethod
-    def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def generation_inputs(self, tokens: Tokens, generator: Source) -> tuple[Tensor, Tensor]:
         """What stands at the K places of the image to draw in training, (B, K, width), and which tokens are to be
         predicted, (B, K) bool. Carries no gradient to the tokens: the generator models the codes it is given."""
 
     @abc.abstractmethod
-    def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: torch.Generator) -> Predicted:
+    def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: Source) -> Predicted:
         """Loss and distribution from the hidden states (B, K, width) at those places; asked: (B, K) bool, the tokens to
         be predicted."""
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from infotok.data.texts import TextBatch
-from infotok.distributed import world_of
 from infotok.information.channel import Channel
 from infotok.information.priors import Priors
 from infotok.models.backbone import Backbone
 from infotok.models.family import Predicted, family_class
+from infotok.models.losses import chosen_cross_entropy
 from infotok.models.packing import Part, pack
+from infotok.random import Source, world_of
 from infotok.tokenizer.base import Tokenizer, Tokens
 
 
@@ -48,7 +48,7 @@ class UnifiedModel(nn.Module):
         self.family = family_class(family)(tokenizer, backbone.width)
         self.priors = Priors(tokenizer.make_prior(), tokenizer.tokens, tokenizer.config.dimension)
 
-    def forward(self, images: Tensor, texts: TextBatch, generator: torch.Generator) -> Outputs:
+    def forward(self, images: Tensor, texts: TextBatch, generator: Source) -> Outputs:
         """Images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family."""
         posterior = self.tokenizer.encode(images)
         tokens = self.tokenizer.sample(posterior, generator)
@@ -65,17 +65,18 @@ class UnifiedModel(nn.Module):
         hidden = self.backbone(*pack(parts)).split([part.embeddings.shape[1] for part in parts], 1)
         _, *questions, captions, drawing = hidden
 
-        questioned = texts.questions
-        states = torch.cat([h[:, :-1][one.answers[:, 1:]] for h, one in zip(questions, questioned, strict=True)])
-        wanted = torch.cat([one.ids[:, 1:][one.answers[:, 1:]] for one in questioned])
-        answer_loss = F.cross_entropy(self.backbone.text_logits(states).float(), wanted)
-        answer_loss = world_of(generator).weighted(answer_loss, len(wanted))
+        states = torch.cat([states[:, :-1] for states in questions], 1)
+        wanted = torch.cat([one.ids[:, 1:] for one in texts.questions], 1)
+        answers = torch.cat([one.answers[:, 1:] for one in texts.questions], 1)
+        logits = self.backbone.text_logits(states).float()
+        answer_loss = chosen_cross_entropy(logits, wanted, answers)
+        answer_loss = world_of(generator).weighted(answer_loss, answers.sum())
         predicted = self.family.predict(drawing, tokens, to_predict, generator)
         weight = texts.captions_valid[..., None].to(captions.dtype)
         text = (captions * weight).sum(1) / weight.sum(1)
         return Outputs(posterior, tokens, read, answer_loss, predicted, text, texts.captions_valid[:, 1:].any(1))
 
-    def predict(self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: torch.Generator) -> Predicted:
+    def predict(self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: Source) -> Predicted:
         """What the generator says of given tokens, teacher-forced."""
         parts, to_predict = self._drawing_parts(tokens, captions, valid, generator, first=0)
         hidden = self.backbone(*pack(parts))
@@ -124,7 +125,7 @@ class UnifiedModel(nn.Module):
         return Part(self.family.read_inputs(vectors), valid, start, bidirectional=True)
 
     def _drawing_parts(
-        self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: torch.Generator, first: int
+        self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: Source, first: int
     ) -> tuple[list[Part], Tensor]:
         """The caption and the image to draw, as parts `first` and `first + 1`, and the tokens to predict, (B, K)."""
         zero = torch.zeros(len(captions), dtype=torch.long, device=captions.device)

@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from infotok.distributed import shared_random
 from infotok.information.channel import Categorical, Gaussian
 from infotok.information.priors import CategoricalPrior, GaussianPrior
 from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Section
+from infotok.random import Source, shared_random
 from infotok.tokenizer import patch_grid
 from infotok.tokenizer.convolutions import ConvolutionDecoder, ConvolutionEncoder
 from infotok.tokenizer.patches import HEADS, PatchDecoder, PatchEncoder
@@ -109,7 +109,7 @@ class Tokenizer(nn.Module, abc.ABC, Generic[Posterior]):
         """q(z|x) of images (B, 3, S, S) in [-1, 1], float32 outside autocast."""
 
     @abc.abstractmethod
-    def sample(self, posterior: Posterior, generator: torch.Generator) -> Tokens:
+    def sample(self, posterior: Posterior, generator: Source) -> Tokens:
         """Send images through the channel."""
 
     @abc.abstractmethod
@@ -142,7 +142,7 @@ class Tokenizer(nn.Module, abc.ABC, Generic[Posterior]):
         kept = torch.arange(vectors.shape[1], device=vectors.device) < budget
         return vectors * kept[:, None]
 
-    def nested_dropout(self, vectors: Tensor, generator: torch.Generator) -> Tensor:
+    def nested_dropout(self, vectors: Tensor, generator: Source) -> Tensor:
         """Training's random budgets: a prefix of random length of the tokens of some images (Rippel et al. 2014)."""
         if not self.config.nested_dropout:
             return vectors

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from infotok.errors import InfotokError
 from infotok.information.channel import Gaussian
 from infotok.information.priors import GaussianPrior
+from infotok.random import Source
 from infotok.tokenizer import base
 from infotok.tokenizer.base import TokenizerConfig, Tokens
 
@@ -53,7 +54,7 @@ class ContinuousTokenizer(base.Tokenizer[Gaussian]):
             least = 2 * math.log(self.config.noise)
             return Gaussian(mean, least * (1 - (gate + START).sigmoid()))
 
-    def sample(self, posterior: Gaussian, generator: torch.Generator) -> Tokens:
+    def sample(self, posterior: Gaussian, generator: Source) -> Tokens:
         return Tokens(posterior.sample(generator))
 
     def channel_of(self, posterior: Gaussian) -> Gaussian:

@@ -19,6 +19,7 @@ from infotok.distributed import ALONE, World
 from infotok.information.channel import Categorical, gumbel, one_hot
 from infotok.information.priors import CategoricalPrior
 from infotok.information.rate import code_statistics
+from infotok.random import Source
 from infotok.tokenizer import base
 from infotok.tokenizer.base import TokenizerConfig, Tokens
 
@@ -56,7 +57,7 @@ class DiscreteTokenizer(base.Tokenizer[Categorical]):
     def encode(self, images: Tensor) -> Categorical:
         return self.posterior_of(self.features(images))
 
-    def sample(self, posterior: Categorical, generator: torch.Generator) -> Tokens:
+    def sample(self, posterior: Categorical, generator: Source) -> Tokens:
         """Hard codes forward, the gradient of the soft posterior backward."""
         logits = posterior.logits
         with torch.autocast(logits.device.type, enabled=False):

@@ -8,6 +8,7 @@ whose priors learn in every arm, the baseline too, so that every run reports a r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -23,10 +24,14 @@ from infotok.information.kernels import Kernels
 from infotok.information.objective import NONE
 from infotok.models.unified import UnifiedModel
 from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Precision, Section, Weight
-from infotok.random import Purpose, stream
+from infotok.random import Purpose, Source, Stream, stream
 from infotok.training.checkpoints import Checkpoints
+from infotok.training.graph import Compile, one_graph, resolved
+from infotok.training.inputs import Inputs
 from infotok.training.loop import make_optimizer, run
-from infotok.training.runtime import autocast
+from infotok.training.runtime import autocast, uses_bf16
+
+WIDTHS = 16  # a step that is one graph has texts whose columns are a multiple of it
 
 
 class JointConfig(Section):
@@ -36,6 +41,9 @@ class JointConfig(Section):
     prior_learning_rate; warmup: steps over which they rise, and final_fraction: what is left of them at the end of the
     cosine; clip: gradient norm; weight_decay; ema: decay of a moving average of the weights, 0: off; precision: bf16
     autocast, fp32, or auto: bf16 where the processor has it; checkpoint_every: steps between resumable checkpoints.
+    compile: `record` a step as a CUDA graph, which gives the same numbers sooner; `fuse` its operations by
+    torch.compile too, which takes a minute or more first and changes last digits; `never`; or auto: `record` for one
+    process on a GPU.
     Objective: weights of understanding, generation and reconstruction; beta_warmup: share of the steps over which beta
     and gamma rise linearly; target_bits: above 0, a multiplier that starts at the arm's beta drives the rate to these
     bits per image, the target coming down from the first step's rate over `beta_warmup`; prior: `marginal`, or
@@ -66,7 +74,18 @@ class JointConfig(Section):
     caption_dropout: Fraction = 0.1
     ema: BelowOne = 0.0
     precision: Precision = "auto"
+    compile: Compile = "auto"
     checkpoint_every: Count = 100
+
+
+@dataclass
+class Given:
+    """What a step is given: images (B, S, S, 3) uint8, their texts, and what its random numbers come from."""
+
+    images: Tensor
+    texts: TextBatch
+    noise: Source
+    kernel_noise: Source
 
 
 class StepData(Protocol):
@@ -119,10 +138,12 @@ def train_jointly(
         average=world.average,
     ).to(device)
 
-    def step_losses(step: int) -> dict[str, Tensor]:
-        images, texts = to_unit(batches.images(step).to(device)), batches.texts(step).to(device)
-        with autocast(device, config.precision):
-            out = model(images, texts, stream(device, seed, step, Purpose.TRAINING, world=world))
+    precision = "bf16" if uses_bf16(device, config.precision) else "fp32"  # asked once: no graph can ask
+
+    def step_losses(given: Given) -> dict[str, Tensor]:
+        images = to_unit(given.images)
+        with autocast(device, precision):
+            out = model(images, given.texts, given.noise)
             decoded = model.tokenizer.decode(out.read)
         error = perceptual_distortion(perceptual, decoded.float(), images, distortion)
         term = information(
@@ -134,7 +155,7 @@ def train_jointly(
             vectors=out.tokens.vectors,
             text=out.text,
             has_text=out.has_caption,
-            generator=stream(device, seed, step, Purpose.KERNELS),
+            generator=given.kernel_noise,
         )
         loss = (
             config.understanding * out.answer_loss
@@ -154,9 +175,24 @@ def train_jointly(
         (tokenizer, config.tokenizer_learning_rate),
         (prior, config.prior_learning_rate),
     ]
+
+    def streams(step: int) -> list[Stream]:
+        noise = stream(device, seed, step, Purpose.TRAINING, world=world)
+        return [noise, stream(device, seed, step, Purpose.KERNELS)]
+
+    compile = resolved(config.compile, "train.compile", device, world)
+    in_graph = compile != "never"
+
+    def make(step: int, sources: list[Source]) -> Given:
+        texts = batches.texts(step)
+        return Given(batches.images(step), texts.widened(WIDTHS) if in_graph else texts, *sources)
+
+    inputs = Inputs(make, streams, device)
+    if in_graph:
+        inputs.rehearse(trained, step_losses)
     return run(
         trained,
-        make_optimizer(groups, config.weight_decay, device),
+        make_optimizer(groups, config.weight_decay, device, in_graph, fused=compile != "fuse"),
         step_losses,
         steps=config.steps,
         warmup=config.warmup,
@@ -166,6 +202,8 @@ def train_jointly(
         ema=config.ema,
         checkpoints=checkpoints,
         checkpoint_every=config.checkpoint_every,
+        given=inputs,
+        whole=lambda step: one_graph(step, compile, device),
         observe=observe,
         world=world,
     )

@@ -15,6 +15,7 @@ from infotok.errors import InfotokError
 from infotok.stopping import Stopped, deferred
 from infotok.tensors import module_tensors, state_digest
 from infotok.training.checkpoints import Checkpoints
+from infotok.training.step import Losses, Step
 
 LOG_EVERY = 10  # steps; logged values are means over them
 
@@ -28,23 +29,29 @@ def cosine(step: int, steps: int, warmup: int, final: float) -> float:
 
 
 def make_optimizer(
-    groups: list[tuple[list[nn.Parameter], float]], weight_decay: float, device: torch.device
+    groups: list[tuple[list[nn.Parameter], float]],
+    weight_decay: float,
+    device: torch.device,
+    in_graph: bool = False,
+    fused: bool = True,
 ) -> optim.AdamW:
-    """AdamW (0.9, 0.95) over (parameters, learning rate) groups; vectors and scalars do not decay."""
+    """AdamW (0.9, 0.95) over (parameters, learning rate) groups; vectors and scalars do not decay. in_graph: learning
+    rates are tensors, which a graph reads anew. fused: by a kernel of the library, which no compiler looks into."""
     settings = []
     for parameters, rate in groups:
         for decays in (True, False):
             chosen = [p for p in parameters if p.requires_grad and (p.ndim >= 2) == decays]
             if chosen:
                 decay = weight_decay if decays else 0.0
-                settings.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
-    return optim.AdamW(settings, betas=(0.9, 0.95), fused=True)
+                start: float | Tensor = torch.tensor(rate, device=device) if in_graph else rate
+                settings.append({"params": chosen, "lr": start, "peak": rate, "weight_decay": decay})
+    return optim.AdamW(settings, betas=(0.9, 0.95), fused=fused, foreach=not fused, capturable=in_graph)
 
 
 def run(
     module: nn.Module,
     optimizer: optim.Optimizer,
-    step_losses: Callable[[int], dict[str, Tensor]],
+    step_losses: Losses,
     *,
     steps: int,
     warmup: int,
@@ -55,31 +62,40 @@ def run(
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 0,
     extra: dict[str, Tensor] | None = None,
+    given: Callable[[int], Any] = lambda step: step,
+    whole: Callable[[Step], Callable[[Any], dict[str, Tensor]]] = lambda step: step,
     after_step: Callable[[int], None] = lambda step: None,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     world: World = ALONE,
     own_backward: bool = False,
+    careful: bool = False,
     sharded: bool = False,
 ) -> list[dict]:
     """Train `module` in place, from its newest checkpoint where there is one.
 
     Args:
-        step_losses: step -> named scalars; `loss` is minimized, all are logged. Must depend on the step and the
-            module's weights (and `extra`) alone, so that a resumed run repeats an undisturbed one bit for bit.
+        step_losses: what a step is given -> named scalars; `loss` is minimized, all are logged. Must depend on that and
+            the module's weights (and `extra`) alone, so that a resumed run repeats an undisturbed one bit for bit.
         unclipped: parameters whose gradient neither counts for the norm that `clip` bounds nor is scaled.
         checkpoint_every: steps between checkpoints; 0 for none but that of a signal.
         extra: tensors outside the module that carry over from step to step, changed in place.
         ema: decay of a moving average of the weights, which replaces them at the end; 0 for none.
+        given: what a step is given, a matter of its number alone, which is the default. A step is asked for once, while
+            the one before may still be under way.
+        whole: makes of a step one graph: `infotok.training.graph`.
         observe: called with the step and mean values every `LOG_EVERY` steps.
         world: the processes that train together. The loss is the average of theirs; the first writes checkpoints.
         own_backward: `step_losses` has left the gradients itself, as where micro-batches share a step.
+        careful: look at the numbers of every step before the weights move, where steps are so long that this costs
+            nothing.
         sharded: parameters and gradients are those that `fully_shard` has spread over the processes and averaged.
 
     Returns:
         The history: {"step": n, "<name>": mean, ...}.
 
     Raises:
-        InfotokError: a loss or gradient is not finite, or a checkpoint cannot be written; the last good one stays.
+        InfotokError: a loss or gradient is not finite, which is looked at every `LOG_EVERY` steps and before each
+            checkpoint, or a checkpoint cannot be written; the last good one stays, weights are left as they are.
         Stopped: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
     average = {n: t.detach().clone() for n, t in module_tensors(module).items()} if ema else {}
@@ -89,42 +105,41 @@ def run(
         world.require_alike(f"{start:x}" if sharded else state_digest(module, start))
     free = {id(p) for p in unclipped or []}
     every = [p for group in optimizer.param_groups for p in group["params"]]
-    parameters = [p for p in every if id(p) not in free]
-    pending = [{n: torch.tensor(v) for n, v in values.items()} for values in unlogged]
+    followed = module_tensors(module) if ema else {}
+    step_of = whole(
+        Step(
+            step_losses,
+            optimizer,
+            [p for p in every if id(p) not in free],
+            clip=clip,
+            average=[(average[n], t) for n, t in followed.items() if t.is_floating_point()],
+            ema=ema,
+            world=world,
+            own_backward=own_backward,
+            careful=careful,
+            sharded=sharded,
+        )
+    )
+    numbers = _Numbers(start, unlogged, checkpoints)
     kept = None
     module.train()
     with deferred() as signals:
         for step in range(start, steps):
-            factor = cosine(step, steps, warmup, final)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            optimizer.zero_grad(set_to_none=True)
-            losses = step_losses(step)
-            if not own_backward:
-                losses["loss"].backward()
-            if not sharded:
-                world.average_gradients(every)
-            losses = world.averages(losses)
-            norm: Any = nn.utils.clip_grad_norm_(parameters, clip)
-            norm = norm.full_tensor() if sharded else norm
-            _require_finite(losses, norm, step, checkpoints)
-            optimizer.step()
+            set_rates(optimizer, cosine(step, steps, warmup, final))
+            numbers.add(step_of(given(step)))
+            if careful:
+                numbers.read()
             after_step(step)
-            if ema:
-                for name, tensor in module_tensors(module).items():
-                    if tensor.is_floating_point():
-                        average[name].lerp_(tensor, 1 - ema)
-            pending.append({name: value.detach() for name, value in losses.items()} | {"gradient_norm": norm})
             if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-                means = {n: torch.stack([p[n].float() for p in pending]).mean().item() for n in pending[0]}
-                pending = []
+                means = numbers.means()
                 history.append({"step": step + 1, **{n: float(f"{v:.6g}") for n, v in means.items()}})
                 observe(step + 1, means)
             stopping = world.any(bool(signals))  # all stop after the same step
             due = checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps
-            if checkpoints and (world.first or checkpoints.by_all) and (due or stopping):
-                unlogged = [{n: v.item() for n, v in p.items()} for p in pending]
-                kept = checkpoints.save(step + 1, module, optimizer, average, history, unlogged, extra)
+            if due or stopping:
+                unlogged = numbers.read()
+                if checkpoints and (world.first or checkpoints.by_all):
+                    kept = checkpoints.save(step + 1, module, optimizer, average, history, unlogged, extra)
             if stopping:
                 number = signals[0] if signals else signal.SIGTERM
                 raise Stopped(number, f"step {step + 1} of {steps} is kept in {kept}" if kept else "")
@@ -134,12 +149,56 @@ def run(
     return history
 
 
-def _require_finite(losses: dict[str, Tensor], norm: Tensor, step: int, checkpoints: Checkpoints | None) -> None:
-    if math.isfinite(norm.item()) and math.isfinite(losses["loss"].item()):
-        return
-    bad = [name for name, value in losses.items() if not math.isfinite(value.item())] or ["the gradient"]
-    kept = checkpoints.latest() if checkpoints else None
-    raise InfotokError(
-        f"training stopped at step {step + 1}: {', '.join(bad)} is not finite; lower the learning rate or use "
-        f"precision fp32" + (f" (the last good checkpoint stays: {kept})" if kept else "")
-    )
+def set_rates(optimizer: optim.Optimizer, factor: float) -> None:
+    """Set the learning rates of a step, in place where they are tensors that a graph reads."""
+    for group in optimizer.param_groups:
+        rate = group["peak"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+class _Numbers:
+    """The numbers of the steps since the last line of the history. Those of a step lie where it computed them until
+    somebody reads: a device that is asked for one waits for nothing else to do meanwhile."""
+
+    def __init__(self, step: int, unlogged: list[dict[str, float]], checkpoints: Checkpoints | None):
+        """step: how many are done. unlogged: of those of them that no line of the history averages."""
+        self.step, self.known, self.checkpoints = step, list(unlogged), checkpoints
+        self.unread: list[dict[str, Tensor]] = []
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        self.unread.append(values)
+
+    def read(self) -> list[dict[str, float]]:
+        """All of them, a dict for each step.
+
+        Raises:
+            InfotokError: one of a step is not finite; it names the first such step.
+        """
+        if self.unread:
+            table = torch.stack([value.float() for values in self.unread for value in values.values()]).tolist()
+            for values in self.unread:
+                found = dict(zip(values, table, strict=False))
+                table = table[len(found) :]
+                self.step += 1
+                self._require_finite(found)
+                self.known.append(found)
+            self.unread = []
+        return self.known
+
+    def means(self) -> dict[str, float]:
+        """By name, over the steps, which count no more from here on."""
+        rows, self.known = self.read(), []
+        return {name: torch.tensor([row[name] for row in rows]).mean().item() for name in rows[0]}
+
+    def _require_finite(self, values: dict[str, float]) -> None:
+        if math.isfinite(values["gradient_norm"]) and math.isfinite(values["loss"]):
+            return
+        bad = [name for name, value in values.items() if not math.isfinite(value) and name != "gradient_norm"]
+        kept = self.checkpoints.latest() if self.checkpoints else None
+        raise InfotokError(
+            f"training stopped at step {self.step}: {', '.join(bad or ['the gradient'])} is not finite; lower the "
+            f"learning rate or use precision fp32" + (f" (the last good checkpoint stays: {kept})" if kept else "")
+        )

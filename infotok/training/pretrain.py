@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,13 +14,15 @@ from infotok.distributed import ALONE, World
 from infotok.examiners.perceptual import Distortion, Perceptual, perceptual_distortion
 from infotok.information.channel import Categorical
 from infotok.options import Count, Natural, Positive, Precision, Section, Weight
-from infotok.random import Purpose, stream
+from infotok.random import Purpose, Source, stream
 from infotok.tokenizer.base import Tokenizer
 from infotok.tokenizer.discrete import DiscreteTokenizer
 from infotok.training.checkpoints import Checkpoints
+from infotok.training.graph import Compile, one_graph, resolved
+from infotok.training.inputs import Inputs
 from infotok.training.loop import make_optimizer, run
 from infotok.training.order import order
-from infotok.training.runtime import autocast
+from infotok.training.runtime import autocast, uses_bf16
 
 
 class PretrainConfig(Section):
@@ -29,7 +32,7 @@ class PretrainConfig(Section):
     usage_weight: bonus per nat of codebook-usage entropy, against collapse. revive_every: steps between moving dead
     codes onto live features (none in the last fifth, so that the codebook settles); 0 for never. Neither concerns
     continuous tokens. precision: bf16 autocast, fp32, or auto: bf16 where the processor has it. checkpoint_every:
-    steps between resumable checkpoints.
+    steps between resumable checkpoints. compile: as of `train`.
     """
 
     steps: Count = 1000
@@ -39,7 +42,16 @@ class PretrainConfig(Section):
     usage_weight: Weight = 0.002
     revive_every: Natural = 50
     precision: Precision = "auto"
+    compile: Compile = "auto"
     checkpoint_every: Count = 200
+
+
+@dataclass
+class Given:
+    """What a step is given: images (B, S, S, 3) uint8, and what its random numbers come from."""
+
+    images: Tensor
+    noise: Source
 
 
 def pretrain(
@@ -60,14 +72,14 @@ def pretrain(
     perceptual.to(device).requires_grad_(False).eval()
     codebook = _Codebook(tokenizer, config, world) if isinstance(tokenizer, DiscreteTokenizer) else None
 
-    def step_losses(step: int) -> dict[str, Tensor]:
-        chosen = order(len(images), config.batch, seed, step)[world.rows(config.batch)]
-        batch = to_unit(torch.from_numpy(images[chosen]).to(device))
-        with autocast(device, config.precision):
+    precision = "bf16" if uses_bf16(device, config.precision) else "fp32"  # asked once: no graph can ask
+
+    def step_losses(given: Given) -> dict[str, Tensor]:
+        batch = to_unit(given.images)
+        with autocast(device, precision):
             posterior = tokenizer.encode(batch)
-            generator = stream(device, seed, step, Purpose.PRETRAINING, world=world)
-            tokens = tokenizer.sample(posterior, generator)
-            out = tokenizer.decode(tokenizer.nested_dropout(tokens.vectors, generator))
+            tokens = tokenizer.sample(posterior, given.noise)
+            out = tokenizer.decode(tokenizer.nested_dropout(tokens.vectors, given.noise))
         error = perceptual_distortion(perceptual, out.float(), batch, distortion)
         losses = {"loss": error, "reconstruction": error}
         if not isinstance(tokenizer, DiscreteTokenizer):
@@ -75,16 +87,33 @@ def pretrain(
         assert codebook is not None
         assert tokens.codes is not None
         assert isinstance(posterior, Categorical)
-        codebook.saw(tokens.codes, batch)
+        codebook.used[tokens.codes.flatten()] = True
         usage = tokenizer.usage_entropy(posterior, world)
         losses["loss"] = error - config.usage_weight * usage
         return losses | {"usage_entropy": usage, "logit_scale": tokenizer.log_scale.exp()}
 
+    def shown(step: int) -> Tensor:
+        chosen = order(len(images), config.batch, seed, step)[world.rows(config.batch)]
+        return torch.from_numpy(images[chosen])
+
     def after_step(step: int) -> None:
         if codebook is not None and config.revive_every and (step + 1) % config.revive_every == 0:
-            codebook.tend(step, stream(device, seed, step, Purpose.REVIVAL))
+            codebook.tend(step, shown(step).to(device), stream(device, seed, step, Purpose.REVIVAL))
 
-    optimizer = make_optimizer([(list(tokenizer.parameters()), config.learning_rate)], 0.01, device)
+    compile, extra = resolved(config.compile, "pretrain.compile", device, world), {}
+    if codebook is not None:
+        extra["used"] = codebook.used
+    inputs = Inputs(
+        lambda step, sources: Given(shown(step), *sources),
+        lambda step: [stream(device, seed, step, Purpose.PRETRAINING, world=world)],
+        device,
+    )
+    in_graph = compile != "never"
+    if in_graph:
+        inputs.rehearse(tokenizer, step_losses, list(extra.values()))
+    optimizer = make_optimizer(
+        [(list(tokenizer.parameters()), config.learning_rate)], 0.01, device, in_graph, fused=compile != "fuse"
+    )
     return run(
         tokenizer,
         optimizer,
@@ -94,7 +123,9 @@ def pretrain(
         final=0.03,
         checkpoints=checkpoints,
         checkpoint_every=config.checkpoint_every,
-        extra={"used": codebook.used} if codebook is not None else None,
+        extra=extra,
+        given=inputs,
+        whole=lambda step: one_graph(step, compile, device),
         after_step=after_step,
         observe=observe,
         world=world,
@@ -102,19 +133,17 @@ def pretrain(
 
 
 class _Codebook:
-    """Which codes were used since the last revival, and the images that dead codes move onto."""
+    """Which codes were used since the last revival."""
 
     def __init__(self, tokenizer: DiscreteTokenizer, config: PretrainConfig, world: World):
         self.tokenizer, self.last, self.world = tokenizer, 0.8 * config.steps, world
         self.used = torch.zeros(tokenizer.config.codebook, dtype=torch.bool, device=tokenizer.codebook.device)
 
-    def saw(self, codes: Tensor, images: Tensor) -> None:
-        self.used[codes.flatten()] = True
-        self.images = images
-
     @torch.no_grad()
-    def tend(self, step: int, generator: torch.Generator) -> None:
+    def tend(self, step: int, images: Tensor, generator: torch.Generator) -> None:
+        """Move the codes that no step used since the last time onto features of a step's images (B, S, S, 3) uint8."""
         if step + 1 <= self.last:
             used = self.world.gather(self.used[None]).any(0)
-            self.tokenizer.revive(~used, self.world.gather(self.tokenizer.features(self.images)), generator)
+            features = self.world.gather(self.tokenizer.features(to_unit(images)))
+            self.tokenizer.revive(~used, features, generator)
         self.used.zero_()

@@ -72,7 +72,11 @@ def has_bf16(device: torch.device) -> bool:
     return torch.cuda.is_bf16_supported()
 
 
+def uses_bf16(device: torch.device, precision: str) -> bool:
+    """Whether a precision is bf16 here: `auto` is where `has_bf16`."""
+    return precision == "bf16" or (precision == "auto" and has_bf16(device))
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast for `bf16`, none for `fp32`; `auto` is bf16 where `has_bf16`."""
-    enabled = precision == "bf16" or (precision == "auto" and has_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    """Autocast where `uses_bf16`, else none."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(device, precision))

@@ -26,4 +26,4 @@ def consistency(observed: Observed) -> Tensor:
     other as texts are, where InfoNCE asks that texts can be told from tokens."""
     if observed.kernels.consistency == "infonce":
         return contrast(observed)
-    return observed.kernels.dependence(observed.text, observed.vectors, observed.generator)
+    return observed.kernels.dependence(observed.text, observed.vectors, observed.generator, observed.present)

@@ -33,7 +33,7 @@ class ContinuousModel(Protocol):
     expression for the names of the language model's linear layers. image_side: pixels of an image along each side.
     Shapes: B images, S = image_side, h x w tokens, K = h * w, D dimensions of a token, V entries of the vocabulary, L
     columns, padded on the left; `mask` (B, L) is 0 there and 1 elsewhere. What a method draws at random it draws from
-    its generator alone, and `draw_loss` by `infotok.distributed.shared_random`: so a step repeats itself, and processes
+    its generator alone, and `draw_loss` by `infotok.random.shared_random`: so a step repeats itself, and processes
     and micro-batches have their rows of the whole batch's numbers.
     """
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
-from infotok.distributed import shared_random
+from infotok.random import shared_random
 
 PATCH = 8
 STEPS = 8  # of the flow, by Euler's rule

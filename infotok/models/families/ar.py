@@ -11,6 +11,7 @@ from infotok.models import family
 from infotok.models.backbone import Backbone
 from infotok.models.decoding import Prompted, truncated
 from infotok.models.family import Predicted, Sampling
+from infotok.random import Source
 from infotok.tokenizer.base import Tokens
 from infotok.tokenizer.discrete import DiscreteTokenizer
 
@@ -25,13 +26,13 @@ class Family(family.Family[DiscreteTokenizer]):
         self.begin = nn.Parameter(torch.randn(width) * 0.5)
         self.head = nn.Linear(width, tokenizer.config.codebook, bias=False)
 
-    def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def generation_inputs(self, tokens: Tokens, generator: Source) -> tuple[Tensor, Tensor]:
         vectors = self.project(tokens.vectors.detach()[:, :-1])
         begin = self.begin.to(vectors.dtype).expand(len(vectors), 1, -1)
         inputs = torch.cat([begin, vectors], 1) + self.place[1]
         return inputs, torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
 
-    def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: torch.Generator) -> Predicted:
+    def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: Source) -> Predicted:
         assert tokens.codes is not None
         logits = self.head(hidden).float()
         return Predicted(F.cross_entropy(logits.flatten(0, 1), tokens.codes.flatten()), Categorical(logits))

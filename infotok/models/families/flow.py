@@ -13,12 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from infotok.distributed import World, shared_random, world_of
+from infotok.distributed import World
 from infotok.information.channel import Gaussian
 from infotok.models import family
 from infotok.models.backbone import Backbone
 from infotok.models.decoding import Prompted
 from infotok.models.family import Predicted, Sampling
+from infotok.random import Source, shared_random, world_of
 from infotok.tokenizer.base import Tokens
 from infotok.tokenizer.continuous import ContinuousTokenizer
 
@@ -48,7 +49,7 @@ class Family(family.Family[ContinuousTokenizer]):
         self.register_buffer("mean", torch.zeros(tokenizer.tokens, dimension))
         self.register_buffer("variance", torch.ones(tokenizer.tokens, dimension))
 
-    def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def generation_inputs(self, tokens: Tokens, generator: Source) -> tuple[Tensor, Tensor]:
         if self.training:
             self._follow(tokens.vectors.detach(), world_of(generator))
         vectors = self.project(self._standardized(tokens.vectors.detach())[:, :-1])
@@ -56,7 +57,7 @@ class Family(family.Family[ContinuousTokenizer]):
         inputs = torch.cat([begin, vectors], 1) + self.place[1]
         return inputs, torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
 
-    def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: torch.Generator) -> Predicted:
+    def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: Source) -> Predicted:
         target = self._standardized(tokens.vectors.detach().float())
         density = self._density(hidden)
         repeated = target.repeat(REPEATS, 1, 1)

@@ -10,14 +10,14 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from infotok.distributed import shared_random, world_of
 from infotok.information.channel import Categorical, gumbel
 from infotok.models import family
 from infotok.models.backbone import Backbone
 from infotok.models.decoding import Prompted, truncated
 from infotok.models.family import Predicted, Sampling
+from infotok.models.losses import chosen_cross_entropy
+from infotok.random import Source, shared_random, world_of
 from infotok.tokenizer.base import Tokens
 from infotok.tokenizer.discrete import DiscreteTokenizer
 
@@ -33,7 +33,7 @@ class Family(family.Family[DiscreteTokenizer]):
         self.mask = nn.Parameter(torch.randn(width) * 0.5)
         self.head = nn.Linear(width, tokenizer.config.codebook, bias=False)
 
-    def generation_inputs(self, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def generation_inputs(self, tokens: Tokens, generator: Source) -> tuple[Tensor, Tensor]:
         batch, count = tokens.vectors.shape[:2]
         ratio = torch.cos(0.5 * math.pi * shared_random(torch.rand, (batch, 1), generator))
         masked = (ratio * count).ceil().clamp(1, count)
@@ -41,10 +41,10 @@ class Family(family.Family[DiscreteTokenizer]):
         asked = order < masked
         return self._inputs(self.project(tokens.vectors.detach()), asked), asked
 
-    def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: torch.Generator) -> Predicted:
+    def predict(self, hidden: Tensor, tokens: Tokens, asked: Tensor, generator: Source) -> Predicted:
         assert tokens.codes is not None
         logits = self.head(hidden).float()
-        loss = F.cross_entropy(logits[asked], tokens.codes[asked])
+        loss = chosen_cross_entropy(logits, tokens.codes, asked)
         loss = world_of(generator).weighted(loss, asked.sum())
         return Predicted(loss, Categorical(logits), order_agnostic_weight(asked))
 

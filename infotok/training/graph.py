@@ -1,0 +1,111 @@
+"""A training step as one graph: compiled by torch.compile, or on a GPU recorded as a CUDA graph and replayed.
+
+Called operation by operation, a step of a small model leaves a GPU idle most of the time: the processor takes longer to
+launch a kernel than the kernel takes. A replay launches all of them at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from infotok.distributed import World
+from infotok.errors import InfotokError
+from infotok.training.inputs import mapped, tensors_of
+from infotok.training.step import Step
+
+Compile = Literal["auto", "never", "record", "fuse"]
+SHAPES = 64  # combinations of widths of texts for which a step is compiled; PyTorch's own limit is 8
+
+
+def resolved(compile: Compile, key: str, device: torch.device, world: World) -> Compile:
+    """What `auto` means: `record` for one process on a GPU, else `never`. key: the name of the setting.
+
+    Raises:
+        InfotokError: the setting does not suit the device or several processes.
+    """
+    alone, cuda = world.size == 1, device.type == "cuda"
+    if compile == "auto":
+        return "record" if alone and cuda else "never"
+    if compile != "never" and not alone:
+        raise InfotokError(
+            f"{key}: '{compile}' is for one process, and {world.size} train together here; set it to auto"
+        )
+    if compile == "record" and not cuda:
+        raise InfotokError(f"{key}: 'record' is for GPUs, and this computes on the CPU; set it to auto or to fuse")
+    return compile
+
+
+def one_graph(
+    step: Step, compile: Compile, device: torch.device, backend: str = "inductor"
+) -> Callable[[Any], dict[str, Tensor]]:
+    """The step as `resolved` says: as it is, recorded, or compiled and on a GPU recorded too.
+
+    backend: of torch.compile. Nothing may be left out of its graphs, of which there are three: losses, their backward,
+    and clip, optimizer and moving average.
+    """
+    if compile == "fuse":
+        torch._dynamo.config.recompile_limit = SHAPES
+        # Around it PyTorch ends a graph on purpose, lest a compiler forget that nothing here has a gradient.
+        step.move = inspect.unwrap(type(step.optimizer).step).__get__(step.optimizer)
+        settings: Any = {"fullgraph": True, "dynamic": False, "backend": backend}
+        step.losses, step.update = torch.compile(step.losses, **settings), torch.compile(step.update, **settings)
+    return Recorded(step) if device.type == "cuda" and compile != "never" else step
+
+
+class Recorded:
+    """A step as CUDA graphs, one for each combination of shapes that it is given.
+
+    The first step of a shape runs operation by operation, in which libraries get ready; the second is recorded.
+    """
+
+    def __init__(self, step: Step):
+        self.step = step
+        self.recordings: dict[tuple[torch.Size, ...], Recording | None] = {}
+
+    def __call__(self, given: Any) -> dict[str, Tensor]:
+        shapes = tuple(tensor.shape for tensor in tensors_of(given))
+        if shapes not in self.recordings:
+            self.recordings[shapes] = None
+            return _on_another_stream(self.step, given)
+        recording = self.recordings[shapes] or Recording(self.step, given)
+        self.recordings[shapes] = recording
+        return recording.replay(given)
+
+
+class Recording:
+    """A CUDA graph of a step, with the tensors that it reads and writes, always the same."""
+
+    def __init__(self, step: Step, given: Any):
+        """Raises InfotokError: an operation of the step cannot be recorded."""
+        self.given, self.graph = mapped(torch.clone, given), torch.cuda.CUDAGraph()
+        self.read = tensors_of(self.given)
+        try:
+            with torch.cuda.graph(self.graph):
+                numbers = step(self.given)
+                self.written = torch.stack([number.float() for number in numbers.values()])
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InfotokError(f"compile: a step cannot be recorded as a CUDA graph ({reason}); use never") from error
+        self.names = list(numbers)
+
+    def replay(self, given: Any) -> dict[str, Tensor]:
+        """Do the step with other tensors of the same shapes."""
+        for own, new in zip(self.read, tensors_of(given), strict=True):
+            own.copy_(new)
+        self.graph.replay()
+        return dict(zip(self.names, self.written.clone().unbind(), strict=True))
+
+
+def _on_another_stream(step: Step, given: Any) -> dict[str, Tensor]:
+    """A step on a stream of its own, as whatever is done before a recording must be."""
+    current, other = torch.cuda.current_stream(), torch.cuda.Stream()
+    other.wait_stream(current)
+    with torch.cuda.stream(other):
+        found = step(given)
+    current.wait_stream(other)
+    return found
