@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +18,28 @@ EVERY = 300.0  # seconds between two writings, each of which takes 4 s where the
 
 
 class DvcLock:
-    """The entries of a dvc.lock, by stage, and the files of jobs that have entries of their own.
+    """The entries of a dvc.lock, by stage, and files in which jobs have entries of their own.
 
-    A kill loses nothing: what jobs have made since dvc.lock was written is added by the next sweep, and DVC has it in
-    its run cache too, from which a `dvc repro` takes it.
+    A kill loses nothing: the next sweep adds what jobs had made by then, unless dvc.lock has changed since, and DVC has
+    it in its run cache too, from which a `dvc repro` takes it.
     """
 
     def __init__(self, study: Study):
         self._root, self._path = study.root, study.dvc_file.with_suffix(".lock")
         self._folder = study.scratch / "entries"
-        self._entries = self._read().get("stages", {})
         written = self._path.stat().st_mtime if self._path.exists() else 0.0
-        self._lent = [path for path in self._folder.glob("*.json") if path.stat().st_mtime > written]
+        self._lent = {path for path in self._folder.glob("*.json") if path.stat().st_mtime > written}
         self.add()
+
+    @cached_property
+    def _entries(self) -> dict[str, Any]:
+        return self._read().get("stages", {})
 
     def lend(self, job: str, stages: Iterable[str]) -> Path:
         """The file of a job, with the entries of its stages. The job puts what it has made in their place."""
         path = self._folder / f"{job}.json"
         write_text(path, json.dumps({stage: self._entries[stage] for stage in stages if stage in self._entries}))
-        if path not in self._lent:
-            self._lent.append(path)
+        self._lent.add(path)
         return path
 
     def add(self) -> None:
@@ -58,6 +62,11 @@ class DvcLock:
         if time.monotonic() - self._added > EVERY:
             self.add()
 
+    def close(self) -> None:
+        """Add all, and let the files go."""
+        self.add()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():
             return {}
@@ -73,4 +82,4 @@ def dvc_lock(study: Study) -> Iterator[DvcLock]:
     try:
         yield lock
     finally:
-        lock.add()
+        lock.close()
