@@ -28,7 +28,7 @@ class DvcLock:
         self._root, self._path = study.root, study.dvc_file.with_suffix(".lock")
         self._folder = study.scratch / "entries"
         written = self._path.stat().st_mtime if self._path.exists() else 0.0
-        self._lent = {path for path in self._folder.glob("*.json") if path.stat().st_mtime > written}
+        self._lent = [path for path in sorted(self._folder.glob("*.json")) if path.stat().st_mtime > written]
         self.add()
 
     @cached_property
@@ -39,7 +39,7 @@ class DvcLock:
         """The file of a job, with the entries of its stages. The job puts what it has made in their place."""
         path = self._folder / f"{job}.json"
         write_text(path, json.dumps({stage: self._entries[stage] for stage in stages if stage in self._entries}))
-        self._lent.add(path)
+        self._lent = [*(one for one in self._lent if one != path), path]
         return path
 
     def add(self) -> None:
