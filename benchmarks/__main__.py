@@ -24,6 +24,7 @@ class Name(StrEnum):
     data = "data"
     generation = "generation"
     overhead = "overhead"
+    books = "books"
     sweep = "sweep"
     rounding = "rounding"
     chunked = "chunked"

@@ -191,7 +191,6 @@ def sweep(
 ) -> None:
     """Run the grid's cells side by side over DVC, then the report; goes on past a failed cell."""
     import os
-    import subprocess
     import sys
     from contextlib import nullcontext
 
@@ -206,8 +205,10 @@ def sweep(
     from pipeline.report.summary import headline_table
     from pipeline.running.processes import ANNOUNCING, announced
     from pipeline.sweep.dvc_files import mend
+    from pipeline.sweep.dvc_lock import dvc_lock
     from pipeline.sweep.jobs import cell_states, environment, select, to_do
     from pipeline.sweep.jobs import sweep as run
+    from pipeline.sweep.processes import beside, only_sweep
     from pipeline.tracking.mirror import fill_in, initialise
 
     chosen, console = Study(study), Console(highlight=False)
@@ -219,18 +220,19 @@ def sweep(
     check_workspace(chosen)
     check_dvc_file(chosen)
     cells, options = select(chosen, only or []), ["--pull"] if pull else []
-    initialise(chosen)
     # Lines alone where there is no terminal.
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
     with live as shown:
         show = shown.update if shown else lambda table: None
-        if only or to_do(chosen):
+        if swept := bool(only or to_do(chosen)):
+            initialise(chosen)
             failed = run(chosen, cells, jobs, lambda line: console.print(line, markup=False), show, options)
         else:  # one `dvc repro`, below, sees as well that all is up to date
             failed = []
             for line in mend(chosen.root, chosen.dvc_file):
                 console.print(line, markup=False)
-            fill_in(chosen, cells)
+            with only_sweep(chosen.root), dvc_lock(chosen):  # adds what a killed sweep has left
+                pass
     if failed:
         console.print(f"failed: {', '.join(failed)}", markup=False)
         raise typer.Exit(1)
@@ -241,9 +243,11 @@ def sweep(
             console.print(f"No report: it needs every cell of the grid, and {sum(states)} of {len(states)} are done.")
             return
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", *options, str(chosen.dvc_file)]
-    finished = subprocess.run(command, env=environment(), check=False)
-    if finished.returncode:
-        raise typer.Exit(finished.returncode)
+    with beside(command, environment()) as closing:
+        if not swept:
+            fill_in(chosen, cells)
+    if closing.returncode:
+        raise typer.Exit(closing.returncode)
     console.print(headline_table(read_analysis(chosen)))
     console.print(f"Tables and figures: {chosen.reports}/page/index.html, {chosen.reports}/ablation.md")
     console.print("Compare the runs in MLflow: infotok ui")

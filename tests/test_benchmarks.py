@@ -11,7 +11,20 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks are no installed package
 
-from benchmarks import chunked, common, data, frozen, generation, memory, overhead, quantizer, regularizer, step, sweep  # noqa: E402
+from benchmarks import (  # noqa: E402
+    books,
+    chunked,
+    common,
+    data,
+    frozen,
+    generation,
+    memory,
+    overhead,
+    quantizer,
+    regularizer,
+    step,
+    sweep,
+)
 from pipeline.config.params import Params, load_params  # noqa: E402
 from pipeline.config.study import Study  # noqa: E402
 
@@ -154,7 +167,7 @@ def test_generation(params, tmp_path):
     assert [(row["cache"], row["same_tokens_%"]) for row in cached] == [("yes", 100.0), ("no", 100.0)]
 
 
-@pytest.mark.parametrize("cells", overhead.GRIDS)
+@pytest.mark.parametrize("cells", [1, *overhead.CELLS, *books.CELLS])
 def test_overhead_plans_grids_that_the_pipeline_takes(params, tmp_path, cells):
     """DVC itself is not run."""
     overhead.copied(tmp_path, overhead.smallest_params(params, cells))
@@ -162,6 +175,12 @@ def test_overhead_plans_grids_that_the_pipeline_takes(params, tmp_path, cells):
     assert len(made.cells()) == cells
     assert made.train.steps == made.pretrain.steps == 1
     assert not (tmp_path / "dvc.lock").exists()
+
+
+def test_books(params, tmp_path):
+    ((row,),) = kept(books.measure(params, quick=True), tmp_path)
+    assert row.pop("cells") == 5
+    assert all(seconds > 0 for seconds in row.values())
 
 
 def test_outputs_are_compared_byte_for_byte(tmp_path):

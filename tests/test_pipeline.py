@@ -74,6 +74,12 @@ def test_a_sweep_makes_the_bytes_of_a_serial_run(workspace, tmp_path):
     serial, parallel = contents(workspace), contents(folder)
     assert serial.keys() == parallel.keys()
     assert [name for name in serial if serial[name] != parallel[name]] == []
+    locks = [(made / FILE).with_suffix(".lock").read_text() for made in (workspace, folder)]
+    assert yaml.safe_load(locks[0]) == yaml.safe_load(locks[1])
+    assert sorted(locks[0].splitlines()) == sorted(locks[1].splitlines())  # as DVC writes it, in another order
+    logs = [path.read_text() for path in folder.glob(".ckpt/smoke/logs/*.log")]
+    assert len(logs) == 7
+    assert [said for said in logs if "lock file" in said] == []  # which no job reads or writes
 
 
 def test_every_metrics_file_carries_its_protocol(workspace):

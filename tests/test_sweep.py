@@ -148,11 +148,15 @@ def test_a_glob_without_a_cell_names_the_nearest_keys():
 
 @pytest.fixture
 def dvc(monkeypatch, tmp_path):
-    """Instead of processes, the targets of each command; the one with the target `failing` ends with 1."""
-    record = SimpleNamespace(commands=[], failing=None)
+    """Instead of processes, the targets of each command; the one with the target `failing` ends with 1, and the closing
+    `dvc repro` with 3, before a report is printed."""
+    record = SimpleNamespace(commands=[], closing=[], failing=None)
 
     def start(command, **_):
-        targets = [word for word in command[command.index("--single-item") + 1 :] if word != "--pull"]
+        if "dvc" in command:
+            record.closing.append(command[-1])
+            return SimpleNamespace(wait=lambda: 3, returncode=3)
+        targets = [word for word in command[command.index("dvc.yaml") + 1 :] if word != "--pull"]
         record.pulled = "--pull" in command
         record.commands.append(targets)
         return SimpleNamespace(poll=lambda: 0, returncode=int(record.failing in targets))
@@ -179,19 +183,13 @@ def test_a_failed_tokenizer_takes_only_its_own_cells_with_it(dvc):
 
 @pytest.mark.parametrize("left", [[], ["generate@ar-none-0-0-4-0"]])
 def test_a_grid_that_is_done_takes_one_dvc_repro(dvc, monkeypatch, left):
-    closing, filled = [], []
-
-    def close(command, **_):
-        closing.append(command[-1])
-        return SimpleNamespace(returncode=3)  # ends the command before it prints the report
-
+    filled = []
     monkeypatch.setattr("pipeline.config.params.load_params", lambda _: grid(seed=[0]).params)
     monkeypatch.setattr("pipeline.tracking.mirror.initialise", lambda _: None)
     monkeypatch.setattr("pipeline.tracking.mirror.fill_in", lambda study, cells: filled.extend(cells))
     monkeypatch.setattr(module, "to_do", lambda study: left)
-    monkeypatch.setattr(subprocess, "run", close)
     assert CliRunner().invoke(app, ["sweep"]).exit_code == 3
-    assert closing == ["dvc.yaml"]
+    assert dvc.closing == ["dvc.yaml"]
     assert bool(dvc.commands) == bool(left)
     assert len(filled) == (0 if left else 4)
 
@@ -199,7 +197,6 @@ def test_a_grid_that_is_done_takes_one_dvc_repro(dvc, monkeypatch, left):
 @pytest.mark.parametrize(("missing", "closes"), [(1, False), (0, True)])
 def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, monkeypatch, missing, closes):
     params = grid(seed=[0]).params
-    closing = []
 
     def states(study):
         done = dict.fromkeys(("pretrain", *FROM_SCRATCH.of_cells), "done")
@@ -207,18 +204,13 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
             cell: done | ({"generate": "stale"} if i < missing else {}) for i, cell in enumerate(study.params.cells())
         }
 
-    def close(command, **_):
-        closing.append(command[-1])
-        return SimpleNamespace(returncode=3)  # ends the command before it prints the report
-
     monkeypatch.setattr("pipeline.config.params.load_params", lambda _: params)
     monkeypatch.setattr("pipeline.tracking.mirror.initialise", lambda _: None)
     monkeypatch.setattr(module, "cell_states", states)
-    monkeypatch.setattr(subprocess, "run", close)
     finished = CliRunner().invoke(app, ["sweep", "--only", "ar-ceb-*", "--only", "*-8-0"])
     trained = [target for targets in dvc.commands for target in targets if target.startswith("train@")]
     assert trained == ["train@ar-none-0-0-8-0", "train@ar-ceb-0.01-1-8-0", "train@ar-ceb-0.01-1-4-0"]
-    assert closing == (["dvc.yaml"] if closes else [])
+    assert dvc.closing == (["dvc.yaml"] if closes else [])
     assert finished.exit_code == (3 if closes else 0)
     line = "No report: it needs every cell of the grid, and 3 of 4 are done."
     assert (line in finished.output.splitlines()) == (not closes)
@@ -272,7 +264,15 @@ def refusal(command: str, study: str) -> str:
 FAKE = """
 import signal, subprocess, sys, time
 from pathlib import Path
-if sys.argv[1:] == ["stage"]:
+
+def main(words):
+    with open("dvc.log", "a") as log:
+        print(*words, file=log)
+    stage = subprocess.Popen([sys.executable, __file__])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return stage.wait()
+
+if __name__ == "__main__":
     from infotok.stopping import Stopped, stoppable
     try:
         with stoppable():
@@ -283,21 +283,21 @@ if sys.argv[1:] == ["stage"]:
         time.sleep(0.3)
         Path("checkpoint").touch()
         sys.exit(130)
-else:
-    with open("dvc.log", "a") as log:
-        print(*sys.argv[1:], file=log)
-    stage = subprocess.Popen([sys.executable, __file__, "stage"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(stage.wait())
 """
+FAKE_PACKAGE = {
+    "__init__.py": "",
+    "cli.py": FAKE,
+    "dvcfile.py": "class Lockfile: ...",
+    "stage/serialize.py": "def to_lockfile(stage): ...",
+}
 
 
 @pytest.fixture
 def sweeping(tmp_path):
     """Start `infotok sweep` in a workspace where `dvc` is the program above. It ignores SIGINT, as a script's
     `infotok sweep &` does."""
-    (tmp_path / "fake").mkdir()
-    (tmp_path / "fake/dvc.py").write_text(FAKE)
+    for name, text in FAKE_PACKAGE.items():
+        write_text(tmp_path / "fake/dvc" / name, text)
     looks_like_a_checkout(tmp_path)
     shutil.copy(ROOT / "studies/smoke/params.yaml", tmp_path / "params.yaml")
     started = []

@@ -100,6 +100,29 @@ def test_a_stage_gets_what_it_was_started_with_and_ends_as_it_ends(folder, serve
     assert int(parent) != os.getpid()
 
 
+END = """
+import atexit, sys, threading, time
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: (time.sleep(0.1), print("a thread"))).start()
+print("begun", end=" ")
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("", 0), ("sys.exit()", 0), ("sys.exit(0)", 0), ("sys.exit('said')", 1), ("raise KeyError(1)", 1)]
+)
+def test_a_stage_ends_as_a_process_of_its_own_does(folder, served, end, code):
+    (folder / "stages/show.py").write_text(END + end)
+    alone = {name: value for name, value in served.items() if name != VARIABLE}
+    said = []
+    for variables in (served, alone):
+        process = start(folder, "show", variables)
+        output, errors = process.communicate()
+        said.append((process.returncode, output, errors.splitlines()[-1:]))
+    assert said[0] == said[1]
+    assert said[0][:2] == (code, "begun a thread\nat exit\n")
+
+
 def test_an_edit_between_two_stages_is_seen(folder, served):
     for text in ("first", "second"):
         (folder / "stages/show.py").write_text(f"import pipeline.added as added\nprint(added.TEXT, '{text}')")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +61,13 @@ def imported(modules: list[str], root: Path) -> list[str]:
     """The project's files that these modules need when they are imported, themselves and the packages around them among
     them, but for the frame: paths relative to the root, sorted."""
     found: set[str] = set()
+    seen: set[str] = set()
     ahead = list(modules)
     while ahead:
         name = ahead.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         if (path := _file(name, root)) is None or path in found:
             continue
         found.add(path)
@@ -79,7 +84,7 @@ def _in_frame(name: str) -> bool:
 def _file(module: str, root: Path) -> str | None:
     """The file of a module of this project, None for any other name, such as a function's."""
     name = module.replace(".", "/")
-    return next((path for path in (f"{name}.py", f"{name}/__init__.py") if (root / path).is_file()), None)
+    return next((path for path in (f"{name}.py", f"{name}/__init__.py") if os.path.isfile(f"{root}/{path}")), None)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,13 +19,14 @@ from infotok.errors import InfotokError
 from infotok.stopping import Stopped, deferred
 from pipeline.config.cells import Cell
 from pipeline.config.recipes import runs_of
-from pipeline.config.study import FOLDER, Study, stage_name
+from pipeline.config.study import Study, stage_name
 from pipeline.graph import CONFIGURE, STAGES, Graph
 from pipeline.results import state
 from pipeline.running import progress
 from pipeline.running.worker import worker
 from pipeline.sweep import watch
 from pipeline.sweep.dvc_files import mend
+from pipeline.sweep.dvc_lock import DvcLock, dvc_lock
 from pipeline.sweep.processes import only_sweep, start, stop
 from pipeline.tracking.mirror import fill_in
 
@@ -138,11 +139,6 @@ def jobs(graph: Graph, cells: Iterable[Cell], times: Callable[[Job], float | Non
     return out
 
 
-def dvc_prefix(study: Study) -> str:
-    """What stands before a stage's name where DVC is to run it: the dvc.yaml of a study other than the root's."""
-    return "" if study.folder == study.root else f"{FOLDER}/{study.name}/dvc.yaml:"
-
-
 def environment() -> dict[str, str]:
     """Of a `dvc` whose stages' `python` is the one that runs this, activated environment or not."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -150,18 +146,19 @@ def environment() -> dict[str, str]:
 
 
 class Running(watch.Watched):
-    """A job's process."""
+    """A job's process. alive: the sweep's lock, which it holds too."""
 
-    def __init__(self, job: Job, study: Study, lock: int, options: Sequence[str], variables: dict[str, str]):
+    def __init__(
+        self, job: Job, study: Study, lock: DvcLock, alive: int, options: Sequence[str], variables: dict[str, str]
+    ):
         logs = study.scratch / "logs"
         super().__init__(job.name, logs / f"{job.name}.json")
         self.job, self.log = job, logs / f"{job.name}.log"
         self.path.unlink(missing_ok=True)
-        prefix = dvc_prefix(study)
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options]
-        command += [f"{prefix}{target}" for target in job.targets]
+        entries = lock.lend(job.name, job.targets)
+        command = [sys.executable, "-m", "pipeline.sweep.repro", str(entries), str(study.dvc_file)]
         variables = environment() | variables | {progress.VARIABLE: str(self.path.absolute())}
-        self.process = start(command, self.log, lock, variables)
+        self.process = start([*command, *options, *job.targets], self.log, alive, variables)
 
     def reason(self) -> str:
         """The error that its log ends with, as a line of its own; nothing without one."""
@@ -185,8 +182,9 @@ def sweep(
 ) -> list[str]:
     """Run the jobs of these cells, `workers` at a time, going on past failures.
 
-    Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping; results equal
-    those of one `dvc repro`. What a kill cut off of DVC's own files is set aside first. Training logs to MLflow as it
+    Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping and leaves
+    dvc.lock to this process (`pipeline.sweep.repro`); results equal those of one `dvc repro`. What a kill cut off of
+    DVC's own files is set aside first. Training logs to MLflow as it
     goes, evaluations of a cell are filled in when it is done. Logs of the jobs lie in `.ckpt/<study>/logs`. On SIGTERM
     and Ctrl-C the jobs end, their training with checkpoints.
 
@@ -207,9 +205,12 @@ def sweep(
     (study.scratch / "logs").mkdir(parents=True, exist_ok=True)
     total = len(waiting)
     forking = worker() if kept < {job.name for job in waiting} - {CONFIGURE.name} else nullcontext({})
-    with only_sweep(study.root) as lock, deferred() as signals, forking as variables:
+    with ExitStack() as entered:
+        alive = entered.enter_context(only_sweep(study.root))
+        signals, variables = entered.enter_context(deferred()), entered.enter_context(forking)
         for line in mend(study.root, study.dvc_file):
             say(line)
+        lock = entered.enter_context(dvc_lock(study))
         while waiting or running:
             if signals:
                 say(f"waiting for the checkpoints of {', '.join(one.name for one in running)}")
@@ -222,7 +223,7 @@ def sweep(
             ready = [job for job in waiting if all(name in done for name in job.after)]
             for job in ready[: max(0, workers - len(running))]:
                 waiting.remove(job)
-                running.append(Running(job, study, lock, options, variables))
+                running.append(Running(job, study, lock, alive, options, variables))
             for one in [one for one in running if one.ended()]:
                 running.remove(one)
                 if one.process.returncode == 0:
@@ -235,6 +236,7 @@ def sweep(
                 else:
                     failed.append(one.name)
                     say(f"{one.name}: failed, see {one.log}{one.reason()}")
+            lock.add_from_time_to_time()
             for one in running:
                 one.look()
             ahead = [0.0 if job.name in kept else times.of(job) for job in waiting]

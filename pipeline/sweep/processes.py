@@ -65,3 +65,16 @@ def stop(jobs: Iterable[tuple[subprocess.Popen, Path]]) -> None:
         process.wait()
         with open(log, "a") as output:
             wait_for_lock(output)
+
+
+@contextmanager
+def beside(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """Run a command while something else is done; at the end it has ended, by force where that raises."""
+    process = subprocess.Popen(command, env=environment)
+    try:
+        yield process
+        process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
