@@ -182,12 +182,40 @@ def plan(study: StudyOption = "default") -> None:
 @clear_errors
 def sweep(
     study: StudyOption = "default",
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes side by side, one thread each.")] = 2,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Jobs side by side, one thread each.",
+            show_default="2; on other machines as many as there is room for",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Cells to run with what they need, such as 'ar-ceb-*-8-0'; repeatable."),
     ] = None,
     pull: Annotated[bool, typer.Option("--pull", help="Take from DVC's remote what other machines have made.")] = False,
+    engine: Annotated[str, typer.Option(help="Where jobs run: local (here), ray (a Ray cluster), slurm.")] = "local",
+    gpus_per_cell: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="GPUs of a job, such as 0.25 for four on one.",
+            show_default="here all are shared evenly; in a Ray cluster with GPUs 1",
+        ),
+    ] = None,
+    clones: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Where machines of ray and slurm clone to.", show_default="~/.cache/infotok/clones"
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPTION=VALUE", help="For sbatch, such as partition=gpu or time=10:00:00; repeatable."),
+    ] = None,
 ) -> None:
     """Run the grid's cells side by side over DVC, then the report; goes on past a failed cell."""
     import os
@@ -204,14 +232,16 @@ def sweep(
     from pipeline.report.analysis import read_analysis
     from pipeline.report.summary import headline_table
     from pipeline.running.processes import ANNOUNCING, announced
+    from pipeline.sweep.collect import collect
     from pipeline.sweep.dvc_files import mend
     from pipeline.sweep.dvc_lock import dvc_lock
+    from pipeline.sweep.engines.choice import choose
     from pipeline.sweep.jobs import cell_states, environment, select, to_do
     from pipeline.sweep.jobs import sweep as run
     from pipeline.sweep.processes import beside, only_sweep
     from pipeline.tracking.mirror import fill_in, initialise
 
-    chosen, console = Study(study), Console(highlight=False)
+    chosen, console = Study(study), Console(highlight=False, file=sys.stdout)
     if announced():
         raise InfotokError(
             f"WORLD_SIZE: {os.environ['WORLD_SIZE']} processes are announced, but a sweep starts its own; unset "
@@ -219,18 +249,35 @@ def sweep(
         )
     check_workspace(chosen)
     check_dvc_file(chosen)
-    cells, options = select(chosen, only or []), ["--pull"] if pull else []
+    elsewhere = engine != "local"
+    cells, options = select(chosen, only or []), ["--pull"] if pull or elsewhere else []
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    opened = choose(
+        engine,
+        chosen,
+        say,
+        workers=jobs,
+        gpus=gpus_per_cell,
+        options=options,
+        clones=clones,
+        settings=slurm or [],
+    )
     # Lines alone where there is no terminal.
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
     with live as shown:
         show = shown.update if shown else lambda table: None
         if swept := bool(only or to_do(chosen)):
             initialise(chosen)
-            failed = run(chosen, cells, jobs, lambda line: console.print(line, markup=False), show, options)
+            failed = run(chosen, cells, opened, say, show)
+            if elsewhere:
+                collect(chosen, cells, failed)
         else:  # one `dvc repro`, below, sees as well that all is up to date
             failed = []
             for line in mend(chosen.root, chosen.dvc_file):
-                console.print(line, markup=False)
+                say(line)
             with only_sweep(chosen.root), dvc_lock(chosen):  # adds what a killed sweep has left
                 pass
     if failed:

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,28 @@ def test_an_experiment_beside_the_workspace_leaves_it_as_it_is(finished):
         for revision in experiment["revs"]
     ]
     assert 2 in prompts
+
+
+@pytest.mark.xdist_group("smoke")
+def test_a_queued_experiment_is_in_mlflow_too(finished):
+    client = MlflowClient(f"sqlite:///{finished}/mlflow.db")
+
+    def drawn():
+        """How often MLflow was told of drawings of the cell."""
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(experiments, f"tags.cell = '{CELL}'")
+        return sum(len(client.get_metric_history(one.info.run_id, "generation/geneval")) for one in runs)
+
+    before = drawn()
+    for command in (["exp", "run", "--queue", "--set-param", "generation.prompts=3"], ["queue", "start"]):
+        done = run(finished, "dvc", *command, **NAMED)  # MLflow on
+        assert done.returncode == 0, done.stdout + done.stderr
+    deadline = time.monotonic() + 300
+    while "Success" not in (said := dvc(finished, "queue", "status")):
+        assert "Failed" not in said, dvc(finished, "queue", "logs", said.splitlines()[1].split()[0])
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert drawn() == before + 1
 
 
 @pytest.mark.xdist_group("smoke")

@@ -153,6 +153,7 @@ def test_what_is_imported_is_required_by_the_package_or_an_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *extras["pipeline"], *extras["mllm"], *extras["lmms"]]
+    lines += [*extras["ray"], *extras["slurm"]]
     required = {canonical(re.match(r"[\w.-]+", line)[0]) for line in lines}
     names = set().union(*(imported(ROOT / folder) for folder in ("infotok", "pipeline", "stages")))
     names -= {*sys.stdlib_module_names, "infotok", "pipeline", "stages"}

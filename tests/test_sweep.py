@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from pipeline.graph import FROM_SCRATCH
 from pipeline.running import progress
 from pipeline.sweep import jobs as module
 from pipeline.sweep import watch
+from pipeline.sweep.engines.local import local
 from pipeline.sweep.jobs import Times, jobs, select, sweep
 from stages.cli import app
 
@@ -173,7 +175,7 @@ def dvc(monkeypatch, tmp_path):
 def test_a_failed_tokenizer_takes_only_its_own_cells_with_it(dvc):
     study, said = grid(seed=[0], tokens=[4, 8]), []
     dvc.failing = "pretrain@ar-8-0"
-    failed = sweep(study, study.params.cells(), 2, said.append)
+    failed = sweep(study, study.params.cells(), partial(local, study=study, workers=2), said.append)
     assert sorted(failed) == ["ar-ceb-0.01-1-8-0", "ar-none-0-0-8-0", "pretrain@ar-8-0"]
     ran = [target for targets in dvc.commands for target in targets]
     assert "train@ar-ceb-0.01-1-4-0" in ran
@@ -219,7 +221,8 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
 def test_other_machines_results_are_pulled_when_asked_for(dvc):
     study = grid(seed=[0], tokens=[4], arm=["none-0-0"])
     for options in ([], ["--pull"]):
-        assert sweep(study, study.params.cells(), 2, lambda line: None, options=options) == []
+        engine = partial(local, study=study, workers=2, options=options)
+        assert sweep(study, study.params.cells(), engine, lambda line: None) == []
         assert dvc.pulled == bool(options)
 
 

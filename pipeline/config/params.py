@@ -55,6 +55,12 @@ class ReportConfig(Section):
     title: str = "InfoTok"
 
 
+class Paths(Section):
+    """Places that no result depends on. checkpoints: a folder on storage that all machines of a sweep share."""
+
+    checkpoints: str | None = None
+
+
 # What `data.source` names decides which keys the section has.
 Data = Annotated[Union[*source_options()], Field(discriminator="source")]
 
@@ -80,6 +86,7 @@ class _Shared(Section):
     data: Data = scenes.Options(source="scenes")
     judge: ExaminerConfig = ExaminerConfig()
     report: ReportConfig = ReportConfig()
+    paths: Paths = Paths()
 
     def cells(self) -> list[Cell]:
         """All cells of the grid, in the order of DVC's matrix."""
@@ -286,6 +293,10 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
     for index, tokens in enumerate(grid.tokens):
         if wrong := params.check_tokens(tokens):
             fail(("grid", "tokens", index), f"is {tokens}: {wrong}")
+    if (shared := params.paths.checkpoints) is not None and not Path(shared).is_absolute():
+        fail(
+            ("paths", "checkpoints"), f"is '{shared}', which every checkout would look for in itself; begin it with `/`"
+        )
     if isinstance(data, FileOptions) and sum(data.shares(set()).values()) >= 1:
         fail(("data", "validation"), "and data.test leave no share of the images for training")
     section, batches = ("tune", [params.tune.batch]) if isinstance(params, PretrainedParams) else ("train", [])

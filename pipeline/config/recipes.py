@@ -135,7 +135,8 @@ def source_digest(study: Study, stage: str, cell: Cell | None) -> str:
 
 def parameters_of(study: Study, stage: str, cell: Cell | None = None) -> dict[str, Any]:
     """The sections that a stage reads, defaults filled in, as JSON; of the section `models` the cell's alone."""
-    names = type(study.params).model_fields if stage == REPORT.name else STAGES[stage].sections
+    every = [name for name in type(study.params).model_fields if name != "paths"]  # on which no result depends
+    names = every if stage == REPORT.name else STAGES[stage].sections
     values = study.params.model_dump(mode="json", include=set(names))
     if cell is not None and "models" in values:
         values["models"] = values["models"][cell.family]

@@ -146,16 +146,23 @@ class Study:
         """Where lies what no result depends on: checkpoints, locks, logs, durations."""
         return self.root / ".ckpt" / self.name
 
+    @property
+    def kept(self) -> Path:
+        """Where checkpoints lie, and the locks of those who write them: in this checkout, or on storage that machines
+        share, so that each can go on with what another began."""
+        shared = self.params.paths.checkpoints
+        return Path(shared) / self.name if shared else self.scratch
+
     def checkpoints(self, stage: str, cell: Cell | None, mark: str) -> Path:
         """The folder of a stage's resumable state; mark: of the configuration and the code."""
-        return self.scratch / "checkpoints" / stage / stage_key(stage, cell) / mark
+        return self.kept / "checkpoints" / stage / stage_key(stage, cell) / mark
 
     def duration_file(self, stage: str, cell: Cell | None) -> Path:
         """The file that says how many seconds a stage took when it last ran here."""
         return self.scratch / "seconds" / stage / (stage_key(stage, cell) or "once")
 
     def lock_file(self, stage: str, cell: Cell | None) -> Path:
-        return self.scratch / "locks" / stage / (stage_key(stage, cell) or "once")
+        return self.kept / "locks" / stage / (stage_key(stage, cell) or "once")
 
 
 def names(root: Path) -> list[str]:

@@ -6,9 +6,9 @@ import difflib
 import os
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,15 +22,14 @@ from pipeline.config.recipes import runs_of
 from pipeline.config.study import Study, stage_name
 from pipeline.graph import CONFIGURE, STAGES, Graph
 from pipeline.results import state
-from pipeline.running import progress
-from pipeline.running.worker import worker
 from pipeline.sweep import watch
 from pipeline.sweep.dvc_files import mend
-from pipeline.sweep.dvc_lock import DvcLock, dvc_lock
-from pipeline.sweep.processes import only_sweep, start, stop
+from pipeline.sweep.engines.engine import Engine, Opener, Submitted
+from pipeline.sweep.processes import only_sweep
 from pipeline.tracking.mirror import fill_in
 
 POLL = 0.2  # seconds between looks at the running jobs
+TRIES = 4  # of a job whose machine is lost
 DEFAULTS = {"INFOTOK_THREADS": "1", "OMP_NUM_THREADS": "1", "INFOTOK_TRACKING": "training"}
 
 
@@ -139,119 +138,112 @@ def jobs(graph: Graph, cells: Iterable[Cell], times: Callable[[Job], float | Non
     return out
 
 
+def addresses(study: Study, job: Job) -> list[str]:
+    """A job's stages as DVC takes them on its command line."""
+    return [f"{study.dvc_file}:{target}" for target in job.targets]
+
+
 def environment() -> dict[str, str]:
     """Of a `dvc` whose stages' `python` is the one that runs this, activated environment or not."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return DEFAULTS | dict(os.environ) | {"PATH": path}
 
 
-class Running(watch.Watched):
-    """A job's process. alive: the sweep's lock, which it holds too."""
-
-    def __init__(
-        self, job: Job, study: Study, lock: DvcLock, alive: int, options: Sequence[str], variables: dict[str, str]
-    ):
-        logs = study.scratch / "logs"
-        super().__init__(job.name, logs / f"{job.name}.json")
-        self.job, self.log = job, logs / f"{job.name}.log"
-        self.path.unlink(missing_ok=True)
-        entries = lock.lend(job.name, job.targets)
-        command = [sys.executable, "-m", "pipeline.sweep.repro", str(entries), str(study.dvc_file)]
-        variables = environment() | variables | {progress.VARIABLE: str(self.path.absolute())}
-        self.process = start([*command, *options, *job.targets], self.log, alive, variables)
-
-    def reason(self) -> str:
-        """The error that its log ends with, as a line of its own; nothing without one."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return next((f"\n  {line}" for line in reversed(lines) if line.startswith("error: ")), "")
-
-    def ended(self) -> bool:
-        if self.process.poll() is None:
-            return False
-        self.path.unlink(missing_ok=True)
-        return True
-
-
 def sweep(
     study: Study,
     chosen: Iterable[Cell],
-    workers: int,
+    engine: Opener,
     say: Callable[[str], None],
     show: Callable[[Table], None] = lambda table: None,
-    options: Sequence[str] = (),
 ) -> list[str]:
-    """Run the jobs of these cells, `workers` at a time, going on past failures.
+    """Run the jobs of these cells on an engine, going on past failures.
 
-    Each is `dvc --wait-for-lock repro --single-item`, which takes DVC's lock only around its bookkeeping and leaves
-    dvc.lock to this process (`pipeline.sweep.repro`); results equal those of one `dvc repro`. What a kill cut off of
-    DVC's own files is set aside first. Training logs to MLflow as it
-    goes, evaluations of a cell are filled in when it is done. Logs of the jobs lie in `.ckpt/<study>/logs`. On SIGTERM
-    and Ctrl-C the jobs end, their training with checkpoints.
+    What a kill cut off of DVC's own files is set aside first. A job whose machine was lost is submitted again, at most
+    TRIES times in all; training goes on from the checkpoint that is to be found. Evaluations of a cell whose results
+    are here are filled in in MLflow when it is done. Logs of the jobs lie in `.ckpt/<study>/logs`. On SIGTERM and
+    Ctrl-C the jobs end, their training with checkpoints.
 
     Args:
         say: takes a line for every job that ends. show: takes a table of the running jobs, several times a second.
-        options: more of `dvc repro`, such as `--pull`.
 
     Returns:
         names of jobs that failed or that waited for one that failed.
 
     Raises:
-        InfotokError: another sweep is running in this workspace.
+        InfotokError: another sweep is running in this workspace, or the engine refuses.
         Stopped: a signal came, and all jobs have ended.
     """
     times, cells = Times(study), {cell.key: cell for cell in chosen}
-    waiting, running, done, failed = jobs(study.graph, cells.values(), times.of), [], set(), []
+    waiting, done, failed = jobs(study.graph, cells.values(), times.of), set(), []
+    running: list[Submitted] = []
+    tries: Counter[str] = Counter()
     kept = {job.name for job in waiting if all(n in STAGES and state(study, n, c) == "done" for n, c in job.stages)}
     (study.scratch / "logs").mkdir(parents=True, exist_ok=True)
     total = len(waiting)
-    forking = worker() if kept < {job.name for job in waiting} - {CONFIGURE.name} else nullcontext({})
+    ahead = [job for job in waiting if job.name not in kept]
     with ExitStack() as entered:
-        alive = entered.enter_context(only_sweep(study.root))
-        signals, variables = entered.enter_context(deferred()), entered.enter_context(forking)
+        lock, signals = entered.enter_context(only_sweep(study.root)), entered.enter_context(deferred())
         for line in mend(study.root, study.dvc_file):
             say(line)
-        lock = entered.enter_context(dvc_lock(study))
+        at = entered.enter_context(engine(lock, ahead))
         while waiting or running:
             if signals:
                 say(f"waiting for the checkpoints of {', '.join(one.name for one in running)}")
-                stop((one.process, one.log) for one in running)
+                at.cancel(running)
                 raise Stopped(signals[0], f"{len(done)} of {total} jobs are done")
             for job in [job for job in waiting if any(name in failed for name in job.after)]:
                 waiting.remove(job)
                 failed.append(job.name)
                 say(f"{job.name}: not run, since {next(n for n in job.after if n in failed)} failed")
             ready = [job for job in waiting if all(name in done for name in job.after)]
-            for job in ready[: max(0, workers - len(running))]:
+            for job in ready:
+                if (taken := _submitted(at, job, running)) is None:
+                    break
                 waiting.remove(job)
-                running.append(Running(job, study, lock, alive, options, variables))
-            for one in [one for one in running if one.ended()]:
+                running.append(taken)
+            for one in list(running):
+                if (ended := at.poll(one)) is None:
+                    continue
                 running.remove(one)
-                if one.process.returncode == 0:
+                tries[one.name] += 1
+                if ended.code == 0:
                     done.add(one.name)
-                    say(f"[{len(done)}/{total}] {one.name} ({watch.duration(one.elapsed)})")
+                    on = f" on {one.place}" if one.place else ""
+                    say(f"[{len(done)}/{total}] {one.name} ({watch.duration(one.elapsed)}{on})")
                     for stage in one.job.stages:
                         times.take(*stage)
                     if one.name in cells:
                         fill_in(study, [cells[one.name]])
+                elif ended.lost and tries[one.name] < TRIES:
+                    waiting.insert(0, one.job)
+                    place = "its last checkpoint" if study.params.paths.checkpoints else "the start"
+                    say(f"{one.name}: lost ({ended.lost}); it is run again, training from {place}")
                 else:
                     failed.append(one.name)
-                    say(f"{one.name}: failed, see {one.log}{one.reason()}")
-            lock.add_from_time_to_time()
+                    lost = f" {tries[one.name]} times ({ended.lost})" if ended.lost else ""
+                    say(f"{one.name}: failed{lost}, see {one.log}{one.reason()}")
             for one in running:
                 one.look()
-            ahead = [0.0 if job.name in kept else times.of(job) for job in waiting]
-            show(_table(running, ahead, times, workers, f"{len(done)} of {total} jobs done", failed))
+            seconds = [0.0 if job.name in kept else times.of(job) for job in waiting]
+            show(_table(running, seconds, times, f"{len(done)} of {total} jobs done", failed))
             time.sleep(POLL)
     return failed
 
 
-def _table(
-    running: list[Running], ahead: list[float | None], times: Times, workers: int, count: str, failed: list[str]
-) -> Table:
+def _submitted(engine: Engine, job: Job, running: Sequence[Submitted]) -> Submitted | None:
+    """A job, submitted; where the engine refuses it, the others end first."""
+    try:
+        return engine.submit(job)
+    except InfotokError:
+        engine.cancel(running)
+        raise
+
+
+def _table(running: list[Submitted], ahead: list[float | None], times: Times, count: str, failed: list[str]) -> Table:
     """Of the running jobs, and of the time that all may take where the grid has shown that yet. ahead: seconds of each
     waiting job."""
 
-    def left(one: Running) -> float | None:
+    def left(one: Submitted) -> float | None:
         stage, whole = one.left_in_stage(), times.of(one.job)
         if stage is not None:
             return stage + times.after(one.job, one.stage)
@@ -259,7 +251,7 @@ def _table(
 
     todo = ahead + [left(one) for one in running]
     if todo and None not in todo:
-        count += f", about {watch.duration(sum(todo) / workers)} left"
+        count += f", about {watch.duration(sum(todo) / max(1, len(running)))} left"
     if failed:
         count += f"; failed: {', '.join(failed)}"
     return watch.table(running, left, count)

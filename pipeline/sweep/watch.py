@@ -13,7 +13,8 @@ from rich.table import Table
 
 @dataclass
 class Watched:
-    """A running job as its progress file tells it. started: by the monotonic clock, as is all time here."""
+    """A running job as its progress file tells it. started: by the monotonic clock, as is all time here. place: where
+    it runs, if not here."""
 
     name: str
     path: Path
@@ -21,6 +22,7 @@ class Watched:
     stage: str = ""
     step: int = 0
     steps: int = 0
+    place: str = ""
     _first: tuple[int, float] = (0, 0.0)  # where the stage was when first seen, so that resumed steps cost nothing
 
     def look(self) -> None:
@@ -28,6 +30,8 @@ class Watched:
         try:
             seen = json.loads(self.path.read_text())
         except (OSError, ValueError):  # not yet written
+            return
+        if not seen:  # it has not begun
             return
         if seen["stage"] != self.stage:
             self._first = (seen["step"], time.monotonic())
@@ -48,11 +52,13 @@ class Watched:
 def table(watched: list[Watched], left: Callable[[Watched], float | None], footer: str) -> Table:
     """One row per running job: what it does, how far it is, and how long it may still take."""
     out = Table(box=None, caption=footer, caption_justify="left", caption_style="")
-    for name in ("running", "stage", "step", "for", "left"):
-        out.add_column(name, justify="left" if name in ("running", "stage") else "right", no_wrap=True)
+    places = ("on",) if any(one.place for one in watched) else ()
+    for name in ("running", *places, "stage", "step", "for", "left"):
+        out.add_column(name, justify="left" if name in ("running", "on", "stage") else "right", no_wrap=True)
     for one in watched:
         step = f"{one.step}/{one.steps}" if one.steps else ""
-        out.add_row(one.name, one.stage, step, duration(one.elapsed), duration(left(one)))
+        place = (one.place,) if places else ()
+        out.add_row(one.name, *place, one.stage, step, duration(one.elapsed), duration(left(one)))
     return out
 
 
