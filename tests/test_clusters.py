@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -32,9 +33,9 @@ app()
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory):
-    """The repository that all machines clone: two cells of 100 steps, with checkpoints on shared storage."""
+    """The repository that all machines clone: two cells of 150 steps, with checkpoints on shared storage."""
     start_worker()  # which the machines' stages use too
-    return project(tmp_path_factory.mktemp("machines"), steps=100)
+    return project(tmp_path_factory.mktemp("machines"), steps=150)
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +140,23 @@ def raylet_of(node):
     return psutil.Process(process.process.pid)
 
 
+def runs(process, words):
+    """Whether a process runs, and its command holds these words; others come and go meanwhile."""
+    try:
+        return words in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def lose_the_machine_that_trains(cluster):
     """Kill one raylet and all that runs under it, as when its machine loses power."""
     for node in cluster.worker_nodes:
         processes = raylet_of(node).children(recursive=True)
-        if any("stages.train" in " ".join(process.cmdline()) for process in processes):
+        if any(runs(process, "stages.train") for process in processes):
             cluster.remove_node(node, allow_graceful=False)
             for process in processes:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             return
     raise AssertionError("no machine trains")
 
@@ -170,12 +180,13 @@ def test_a_cell_on_ray_survives_ctrl_c_and_the_loss_of_its_machine(origin, made_
 def end_of_time(origin):
     """Tell all processes of the job that trains what Slurm tells them before their time is up."""
     for process in psutil.process_iter():
-        if "submitit.core._submit" not in " ".join(process.cmdline()) or str(origin.parent) not in process.cwd():
+        if not runs(process, f"submitit.core._submit {origin.parent}"):
             continue
         all_of_it = [process, *process.children(recursive=True)]
-        if any("stages.train" in " ".join(one.cmdline()) for one in all_of_it):
+        if any(runs(one, "stages.train") for one in all_of_it):
             for one in all_of_it:
-                one.send_signal(signal.SIGUSR2)
+                with suppress(psutil.NoSuchProcess):
+                    one.send_signal(signal.SIGUSR2)
             return
     raise AssertionError("no job trains")
 
