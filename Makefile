@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: repro test clean
+.PHONY: repro test test-clusters clean
 
 repro: $(VENV)/installed  ## the default grid, from data to tables
 	PATH="$(CURDIR)/$(BIN):$$PATH" infotok sweep --jobs $(JOBS)
@@ -13,6 +13,9 @@ test: $(VENV)/installed  ## ruff, types and the test suite
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses $(JOBS) --dist loadgroup
+
+test-clusters: $(VENV)/installed  ## a cluster of Ray and an executor of Slurm on this machine: some minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -m clusters
 
 $(VENV)/installed: requirements.lock requirements-nodeps.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

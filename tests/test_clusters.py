@@ -19,6 +19,8 @@ from pipeline.sweep.engines import ray as ray_engine
 from pipeline.sweep.engines.checkout import Checkout
 from pipeline.sweep.jobs import Job
 
+pytestmark = pytest.mark.clusters
+
 NONE, VIB = "ar-none-0-0-4-0", "ar-vib-0.01-1-4-0"
 TOKEN = "a-token-of-these-tests-and-of-nothing-else"
 PATIENCE = 240.0  # seconds
