@@ -90,7 +90,9 @@ def test_no_pickle_no_archive_and_no_code_from_files_anywhere():
     found = {str(path.relative_to(ROOT)): unsafe(ast.parse(path.read_text())) for path in SOURCES}
     # A model's own code runs where its user says `trust`: what comes before that is tested with each of these.
     trusting = {f"infotok/mllm/{name}.py": ["trust_remote_code"] for name in TRUSTING}
-    assert {path: what for path, what in found.items() if what} == trusting
+    # submitit hands jobs over as pickles, and jobs start before they have a clone to import this module from.
+    own = {"pipeline/sweep/engines/slurm.py": ["cloudpickle"]}
+    assert {path: what for path, what in found.items() if what} == trusting | own
 
 
 def test_mlflow_listens_on_this_machine_alone(tmp_path, monkeypatch):
