@@ -5,10 +5,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from torch import nn
+from vector_quantize_pytorch import VectorQuantize
 
 from infotok.errors import InfotokError
-from infotok.information.channel import Categorical, gumbel
-from infotok.tokenizer import patch_grid
+from infotok.information.channel import Categorical, gumbel, modes
+from infotok.tokenizer import discrete, patch_grid
 from tiny import images, seeded, tokenizer
 
 
@@ -56,6 +57,30 @@ def test_straight_through_gradients_are_those_of_one_hot_codes_and_soft_codes(ch
     for ours, reference in zip(got, grads(defined), strict=True):
         assert float(reference.detach().abs().sum()) > 0
         assert torch.allclose(ours, reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("cached", [1, 8, 40, 10**6])
+def test_the_gradient_does_not_depend_on_how_many_tokens_are_taken_at_a_time(cached, monkeypatch):
+    """1: every token alone; 40: five of the twelve, so that the last ones are fewer. Against autograd of soft codes."""
+    monkeypatch.setattr(discrete, "CACHED", cached)
+    tested = tokenizer(channel="deterministic", relaxation=5.0)
+    logits = (torch.randn(8, 4, 3, generator=seeded(1)) * 10).permute(2, 1, 0).requires_grad_()  # not contiguous
+    upstream = torch.randn(3, 4, 4, generator=seeded(2))
+    (got,) = torch.autograd.grad((tested.sample(Categorical(logits), seeded()).vectors * upstream).sum(), logits)
+    soft = (logits / 5.0).softmax(-1) @ (tested.codes_unit() * 4**0.5)
+    torch.testing.assert_close(got, torch.autograd.grad((soft * upstream).sum(), logits)[0])
+
+
+def test_the_mode_is_the_first_of_equals_and_the_code_of_another_quantizer():
+    logits = torch.randint(3, (50, 4, 97), generator=seeded()).float()
+    wanted = torch.tensor([[row.index(max(row)) for row in image] for image in logits.tolist()])
+    assert torch.equal(modes(logits), wanted)
+    theirs, tested = VectorQuantize(4, 8, use_cosine_sim=True).eval(), tokenizer(channel="deterministic")
+    with torch.no_grad():
+        theirs._codebook.embed.copy_(tested.codes_unit()[None])
+        features = nn.functional.normalize(torch.randn(40, 4, 4, generator=seeded(1)), dim=-1)
+        codes = tested.sample(tested.posterior_of(features), seeded()).codes
+        assert torch.equal(codes, theirs(features)[1])
 
 
 def test_dead_codes_move_onto_features():

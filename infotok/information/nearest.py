@@ -134,9 +134,9 @@ def nearest_codes(features: Tensor, codebook: Tensor, scores: int = SCORES) -> T
         codes, flat = wide(codebook) - centre, (wide(features) - centre).flatten(0, -2)
         half = codes.square().sum(-1) / 2
         parts = flat.split(max(1, scores // len(codes)))
-        return torch.cat([torch.addmm(half, part, codes.T, alpha=-1).argmin(-1) for part in parts]).view(
-            features.shape[:-1]
-        )
+        # On a CPU `min` takes a third of the time of `argmin`, which gives the same.
+        nearest = [torch.addmm(half, part, codes.T, alpha=-1).min(-1).indices for part in parts]
+        return torch.cat(nearest).view(features.shape[:-1])
 
 
 @torch.no_grad()

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok.distributed import ALONE, World
-from infotok.information.channel import Categorical, gumbel, one_hot
+from infotok.information.channel import Categorical, gumbel, modes, one_hot
 from infotok.information.priors import CategoricalPrior
 from infotok.information.rate import code_statistics
 from infotok.random import Source
 from infotok.tokenizer import base
 from infotok.tokenizer.base import TokenizerConfig, Tokens
+
+CACHED = 2**18  # logits whose gradient a CPU computes at once: 1 MiB of float32, of which three tensors live at once
 
 
 class DiscreteTokenizer(base.Tokenizer[Categorical]):
@@ -63,7 +65,7 @@ class DiscreteTokenizer(base.Tokenizer[Categorical]):
         with torch.autocast(logits.device.type, enabled=False):
             if self.config.channel == "sampled":
                 logits = logits + gumbel(logits, generator)
-            codes, table = logits.argmax(-1), self._scaled_codes()
+            codes, table = modes(logits), self._scaled_codes()
             hard = F.embedding(codes, table)
             return Tokens(_StraightThrough.apply(hard, logits, table, self.config.relaxation), codes)
 
@@ -71,7 +73,7 @@ class DiscreteTokenizer(base.Tokenizer[Categorical]):
         """q itself, or all mass on its mode when deterministic."""
         if self.config.channel == "sampled":
             return posterior
-        return one_hot(posterior.logits.argmax(-1), posterior.logits.shape[-1])
+        return one_hot(modes(posterior.logits), posterior.logits.shape[-1])
 
     def embed(self, codes: Tensor) -> Tensor:
         """Vectors (..., D) of codes (...)."""
@@ -129,7 +131,18 @@ class _StraightThrough(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return upstream, None, None, None
         logits, table = ctx.saved_tensors
-        soft = (logits / ctx.relaxation).softmax(-1)
-        towards = upstream @ (table / ctx.relaxation).T
-        mean = torch.linalg.vecdot(soft, towards)[..., None]
-        return upstream, towards.sub_(mean).mul_(soft), None, None
+        found, codes = torch.empty_like(logits, memory_format=torch.contiguous_format), (table / ctx.relaxation).T
+        tokens = _tokens_at_a_time(logits)
+        given = (tensor.flatten(0, -2).split(tokens) for tensor in (logits, upstream, found))
+        for some_logits, some_upstream, gradient in zip(*given, strict=True):
+            soft = (some_logits / ctx.relaxation).softmax(-1)
+            towards = some_upstream @ codes
+            mean = torch.linalg.vecdot(soft, towards)[:, None]
+            gradient.copy_(towards.sub_(mean).mul_(soft))
+        return upstream, found, None, None
+
+
+def _tokens_at_a_time(logits: Tensor) -> int:
+    """All of them, but on a CPU as many as stay in its cache from one operation to the next."""
+    tokens = logits.shape[:-1].numel()
+    return tokens if logits.is_cuda else min(tokens, max(1, CACHED // logits.shape[-1]))
