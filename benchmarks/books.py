@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import Result, Row
+from benchmarks.common import Result
+from benchmarks.device import Row
 from benchmarks.overhead import copied, run, smallest_params, timed
 from pipeline.config.dvc_yaml import SUMMARY, TABLES
 from pipeline.config.params import Params

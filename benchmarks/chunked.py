@@ -1,6 +1,6 @@
 """Peak memory and time of the information terms of large codebooks, forward and backward: the plain forms, which hold
-(B, K, C) logits, and the chunked ones; of lookup-free codes the sums over bits, too. Each is done in a process of its
-own.
+(B, K, C) logits, and the chunked ones; of lookup-free codes the sums over bits, too. On a CPU each is done in a
+process of its own, whose peak is its own.
 
 The cost is what a training step asks of the public plug-in with `dib`: cost, the prior's own loss and the rate, under
 a prior that positions share. The look-up gives embeddings of the nearest codes, hard forward and soft backward.
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.common import Result, Row, forget_peak, give_back, in_turns, peak_mib, spread, where_alone
+from benchmarks.common import Result, forget_peak, give_back, in_turns, peak_mib, timed, where_alone
+from benchmarks.device import Row, device
 from infotok.information.bits import BitPrior, lookup_free
 from infotok.information.bottleneck import posterior_logits
 from infotok.information.channel import Categorical
@@ -23,7 +25,6 @@ from infotok.information.factored import SharedPrior
 from infotok.information.nearest import NearestCodes, look_up, nearest_codes
 from infotok.information.objective import code_cost
 from infotok.random import stream
-from infotok.training.runtime import start
 from pipeline.config.params import Params
 
 SIZES = {  # images, tokens, codes, dimensions
@@ -54,31 +55,36 @@ def measure(params: Params, quick: bool) -> Result:
 
 def _row(form: str, name: str, size: tuple[int, int, int, int], rounds: int) -> Row:
     images, tokens, codes, dimension = size
-    peak, busy, seconds = where_alone(_measured, form, size, rounds)
+    # A GPU's peak can be forgotten, and a process more would cost seconds.
+    peak, busy, timing = (where_alone if device().type == "cpu" else _here)(_measured, form, size, rounds)
     logits = images * tokens * codes * 4 / 2**20
     about = {"form": form, "sizes of": name, "B": images, "K": tokens, "C": codes, "D": dimension}
-    return about | {"peak_MiB": peak, "of B*K*C floats": peak / logits, "cpu_s": busy} | spread(seconds)
+    return about | {"peak_MiB": peak, "of B*K*C floats": peak / logits, "cpu_s": busy} | timing
 
 
-def _measured(form: str, size: tuple[int, int, int, int], rounds: int) -> tuple[float, float, list[float]]:
+def _here(work: Callable, *arguments: object) -> Any:
+    return work(*arguments)
+
+
+def _measured(form: str, size: tuple[int, int, int, int], rounds: int) -> tuple[float, float, Row]:
     """MiB at the peak beyond what was there before; seconds of the processor a round, which other processes do not
-    lengthen; seconds on the clock."""
+    lengthen; seconds on the clock and what the device did."""
     give_back()
     images, tokens, codes, dimension = size
-    device = start()
-    generator = stream(device, 0)
+    generator = stream(device(), 0)
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
+        return torch.randn(shape, generator=generator, device=device())
 
     codebook = randn(codes, dimension).requires_grad_()
-    chosen = torch.randint(codes, (images, tokens), generator=generator, device=device)
+    chosen = torch.randint(codes, (images, tokens), generator=generator, device=device())
     features = (codebook.detach()[chosen] + NOISE * randn(images, tokens, dimension)).requires_grad_()
     work = (COSTS | LOOK_UPS | BITS)[form](features, codebook)
     forget_peak()
     before, busy = peak_mib(), time.process_time()
-    seconds = in_turns({form: work}, rounds, warmup=0)[form]
-    return peak_mib() - before, (time.process_time() - busy) / rounds, seconds
+    seconds = in_turns({form: work}, rounds, warmup=0)
+    peak, busy = peak_mib() - before, (time.process_time() - busy) / rounds
+    return peak, busy, timed({form: work}, seconds)[form]
 
 
 def _plain_cost(features: Tensor, codebook: Tensor) -> Callable[[], None]:

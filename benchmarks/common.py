@@ -1,7 +1,8 @@
-"""What all benchmarks share: timing in turns, the machine, a table, a JSON file.
+"""What all benchmarks share: timing in turns, the machine, a table, a JSON file. What the device does meanwhile is in
+`benchmarks.device`.
 
-A benchmark is a module with `measure(params, quick)`, which returns a `Result`; `python -m benchmarks <name>` shows and
-keeps it.
+A benchmark is a module with `measure(params, quick)`, which returns a `Result`, or yields it again and again as it
+grows; `python -m benchmarks <name>` shows and keeps it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import platform
 import re
 import resource
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,26 +28,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.device import Row, device, now, work_of
 from infotok.files import write_text
 
 STATUS = Path("/proc/self/status")
 RESULTS = Path(__file__).parent / "results"
-Row = dict[str, str | int | float]
 
 
 @dataclass
 class Result:
-    """settings: sizes and repeats of the measurement. tables: title -> rows with the same columns."""
+    """settings: sizes and repeats of the measurement. tables: title -> rows with the same columns. markdown: the tables
+    are kept as Markdown too."""
 
     settings: dict
     tables: dict[str, list[Row]]
-
-
-def now() -> float:
-    """Seconds, once the device has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    markdown: bool = False
 
 
 def in_turns(actions: dict[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[float]]:
@@ -68,6 +63,11 @@ def spread(seconds: list[float]) -> Row:
     return {"median_ms": float(median), "q1_ms": float(low), "q3_ms": float(high), "n": len(seconds)}
 
 
+def timed(actions: dict[str, Callable[[], object]], seconds: dict[str, list[float]]) -> dict[str, Row]:
+    """By action the `spread` of the seconds that `in_turns` found, and what the device does in one call."""
+    return {name: spread(taken) | work_of(actions[name], float(np.median(taken))) for name, taken in seconds.items()}
+
+
 def extra_percent(seconds: list[float], baseline: list[float]) -> Row:
     """By how many percent measurements are above those of the same turn: median over turns, with the 95 % interval that
     order statistics give a median."""
@@ -85,7 +85,7 @@ def where_alone(work: Callable, *arguments: object) -> Any:
 
 def peak_mib() -> float:
     """Peak memory of this process: on a GPU what torch has allocated there, else what is resident."""
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     # getrusage alone would count the parent's, up to the start of this process.
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
@@ -101,7 +101,7 @@ def give_back() -> None:
 
 def forget_peak() -> None:
     """From here on `peak_mib` counts anew from what is held now; where the system cannot, from the peak so far."""
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif STATUS.exists():
         STATUS.with_name("clear_refs").write_text("5")
@@ -117,12 +117,18 @@ def machine() -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": _gpu() if device().type == "cuda" else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def _gpu() -> str:
+    about = torch.cuda.get_device_properties()
+    size = f"{about.multi_processor_count} SMs, {about.total_memory / 2**30:.0f} GiB"
+    return f"{about.name}, {size}, CUDA {torch.version.cuda}"
 
 
 def commit() -> str:
@@ -154,6 +160,10 @@ def keep(name: str, result: Result, command: str, quick: bool, about: dict, fold
     }
     path = folder / f"{name}{'-quick' if quick else ''}.json"
     write_text(path, json.dumps(content, indent=1) + "\n")
+    if result.markdown:
+        where = ", ".join(str(value) for value in (about["gpu"], about["cpu"], f"torch {about['torch']}") if value)
+        head = f"`{command}`, commit {content['commit']}, {content['date']}, {where}.\n"
+        write_text(path.with_suffix(".md"), head + "".join(map(_markdown, result.tables.items())))
     return path
 
 
@@ -166,6 +176,13 @@ def show(result: Result, console: Console) -> None:
         for row in rows:
             table.add_row(*map(_text, row.values()))
         console.print(table)
+
+
+def _markdown(table: tuple[str, list[Row]]) -> str:
+    title, rows = table
+    lines = [list(rows[0]), ["--:" if not isinstance(value, str) else ":--" for value in rows[0].values()]]
+    lines += [[_text(value).replace("|", "\\|") for value in row.values()] for row in rows]
+    return f"\n## {title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _text(value: str | int | float) -> str:

@@ -1,8 +1,9 @@
-"""Images per second prepared and loaded, and the memory that it takes. Each is done in a process of its own, whose peak
-is read before and after."""
+"""Images per second prepared, loaded and brought to the device, and the memory that it takes. Preparing and loading are
+done in processes of their own, whose peak is read before and after."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections.abc import Callable
@@ -11,14 +12,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import Result, Row, now, peak_mib, spread, where_alone
+from benchmarks.common import Result, in_turns, peak_mib, spread, timed, where_alone
+from benchmarks.device import Row, device, now
 from infotok.data.arrow import read_split
 from infotok.data.options import DataOptions, MadeOptions
 from infotok.data.prepare import prepare
 from infotok.data.sources.jsonl import Options
 from infotok.data.text import TextCodec
 from infotok.errors import InfotokError
+from infotok.random import Purpose, Stream, stream
 from infotok.training.batches import Batches
+from infotok.training.inputs import Inputs
+from infotok.training.joint import Given
 from pipeline.config.params import Params
 
 OPEN = "open the split"
@@ -34,6 +39,7 @@ def measure(params: Params, quick: bool) -> Result:
         loaded, of_loading = where_alone(_with_memory, _load, params, folder, steps)
         files = Path(name) / "files"
         _write_files(files, 300 if quick else FILES)
+        brought = bringing(params, folder, 2 if quick else 50)
         own = Options(path=str(files), image_size=options.image_size, vocabulary=options.vocabulary)
         read, of_reading = where_alone(_with_memory, _prepare, own, Path(name) / "own")
     tables = {
@@ -42,6 +48,7 @@ def measure(params: Params, quick: bool) -> Result:
             {"source": f"jsonl, PNG of {SIDE} pixels"} | read,
         ],
         f"Loading a step of {batch} images": loaded,
+        "Bringing a step to the device": brought,
         "Memory of a process": [
             {"work": "preparing"} | of_preparing,
             {"work": f"preparing {read['images']} files"} | of_reading,
@@ -116,6 +123,21 @@ def _load(params: Params, folder: Path, steps: int) -> list[Row]:
         images = len(split) if row["part"] == OPEN else train.batch
         row["images_per_s"] = 1000 * images / row["median_ms"]
     return rows
+
+
+def bringing(params: Params, folder: Path, steps: int) -> list[Row]:
+    """What a step is given, from the prepared split in a folder to the device: with nothing to do meanwhile, where
+    training brings it while the step before is under way."""
+    batches = Batches(read_split(folder, "train"), TextCodec.from_file(folder / "text.json"), params.train, seed=0)
+
+    def streams(step: int) -> list[Stream]:
+        return [stream(device(), 0, step, purpose) for purpose in (Purpose.TRAINING, Purpose.KERNELS)]
+
+    inputs = Inputs(lambda step, sources: Given(batches.images(step), batches.texts(step), *sources), streams, device())
+    numbers = itertools.count()
+    actions = {"a step": lambda: inputs(next(numbers))}
+    row = timed(actions, in_turns(actions, steps, warmup=1))["a step"]
+    return [{"batch": params.train.batch} | row | {"images_per_s": 1000 * params.train.batch / row["median_ms"]}]
 
 
 def _with_memory(work: Callable, *arguments: object) -> tuple:

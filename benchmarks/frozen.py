@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import Result, Row, in_turns, spread
+from benchmarks.common import Result, in_turns, timed
+from benchmarks.device import Row, device
 from infotok.data.arrow import Split
 from infotok.mllm.cache import Cached
 from infotok.mllm.data import Shown
@@ -22,7 +23,6 @@ from infotok.mllm.loading import load
 from infotok.mllm.scoring import grid_of
 from infotok.mllm.tiny import WORDS, chameleon
 from infotok.mllm.tuning import TuneConfig, Tuner, regularizer
-from infotok.training.runtime import start
 from pipeline.config.params import Params
 
 OWN = {"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "num_res_blocks": 2}  # of Chameleon
@@ -34,7 +34,6 @@ VARIANCE = 1.0
 
 def measure(params: Params, quick: bool) -> Result:
     rounds, side = (1, 32) if quick else (3, 256)
-    device = start()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.manual_seed(0)
@@ -42,9 +41,9 @@ def measure(params: Params, quick: bool) -> Result:
         adapter = load(str(folder / "model"))
         adapter.limit((side // 2 ** (3 if quick else 4)) ** 2)
         adapter.extra_is_new = False
-        adapter.to(device)
+        adapter.to(device())
         config = TuneConfig(batch=BATCH, tokenizer="frozen", train="lora", rank=4)
-        tokens = adapter.grid(torch.zeros(1, 3, side, side, device=device))
+        tokens = adapter.grid(torch.zeros(1, 3, side, side, device=device()))
         bottleneck = regularizer(adapter, config, tokens=tokens[0] * tokens[1])
         tuner = Tuner(adapter, bottleneck, VARIANCE, config)
         settings = {"batch": BATCH, "caption_dropout": 0.1, "seed": 0}
@@ -62,8 +61,9 @@ def measure(params: Params, quick: bool) -> Result:
                 tuner.gradients(*data.examples(0))
                 busy.append(time.process_time() - begin)
 
-            seconds = in_turns({form: step}, rounds, warmup=1)[form]
-            rows.append({"tokens": form, "cpu_s": float(np.median(busy[1:]))} | spread(seconds))
+            seconds = in_turns({form: step}, rounds, warmup=1)
+            cpu = float(np.median(busy[1:]))
+            rows.append({"tokens": form, "cpu_s": cpu} | timed({form: step}, seconds)[form])
     about: list[Row] = [{"cpu_s an image": making, "KiB an image": size / 2**10}]
     sizes = {"batch": BATCH, "image": f"{side} x {side} of {PHOTO[0]} x {PHOTO[1]}", "rounds": rounds}
     return Result(sizes, {"A joint step with a frozen tokenizer": rows, "Making tokens once": about})

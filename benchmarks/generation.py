@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import Result, Row, in_turns, spread
+from benchmarks.common import Result, in_turns, timed
+from benchmarks.device import Row, device
 from benchmarks.training import FAMILIES, SEED, Prepared, new_model, prepared
 from infotok.data.texts import encode_captions
 from infotok.errors import InfotokError
@@ -21,7 +22,7 @@ from infotok.models.family import Sampling
 from infotok.models.packing import Part, pack
 from infotok.models.unified import UnifiedModel
 from infotok.random import stream
-from infotok.training.runtime import autocast, start
+from infotok.training.runtime import autocast
 from pipeline.config.params import Params
 
 BATCH = 512  # as evaluation draws
@@ -32,7 +33,7 @@ LEAST_SAME = 99  # percent: a rounding may change a draw, and what follows it
 
 def measure(params: Params, quick: bool) -> Result:
     tokens, batch = max(params.grid.tokens), 8 if quick else BATCH
-    rounds, warmup = (1, 1) if quick else (10, 2)
+    rounds, warmup = (1, 1) if quick else (10, 2) if device().type == "cpu" else (4, 1)
     sampling = params.generation.sampling()
     with tempfile.TemporaryDirectory() as folder:
         data = prepared(params, Path(folder) / "data", max(batch, params.train.batch, params.pretrain.batch))
@@ -58,8 +59,7 @@ def _families(params: Params, data: Prepared, batch: int, sampling: Sampling, ro
         for guidance in GUIDANCE
     }
     rows = []
-    for (family, guidance), taken in in_turns(actions, rounds, warmup).items():
-        timing = spread(taken)
+    for (family, guidance), timing in timed(actions, in_turns(actions, rounds, warmup)).items():
         per_second = 1000 * batch / timing["median_ms"]
         rates = {"images_per_s": per_second, "tokens_per_s": tokens * per_second}
         rows.append({"family": family, "guidance": guidance} | timing | rates)
@@ -70,25 +70,25 @@ def _cache(
     params: Params, data: Prepared, tokens: int, batch: int, sampling: Sampling, rounds: int, warmup: int
 ) -> list[Row]:
     """Tokens alone, from the same captions and noise."""
-    model, device = new_model(params, "ar", tokens, data.codec).eval(), start()
+    model = new_model(params, "ar", tokens, data.codec).eval()
     ids, valid = encode_captions([said[0] for said in data.split.captions[:batch]], data.codec)
-    ids, valid = ids.to(device), valid.to(device)
+    ids, valid = ids.to(device()), valid.to(device())
 
     def cached() -> Tensor:
-        noise = stream(device, SEED)
+        noise = stream(device(), SEED)
         return model.family.draw(model.backbone, model.tokenizer, ids, valid, sampling, noise).codes
 
     def uncached() -> Tensor:
-        return draw_without_cache(model, ids, valid, sampling, stream(device, SEED))
+        return draw_without_cache(model, ids, valid, sampling, stream(device(), SEED))
 
     same = 100 * float((cached() == uncached()).float().mean())
     if same < LEAST_SAME:
         raise InfotokError(f"with and without a cache only {same:.1f} % of the tokens drawn are the same")
-    with autocast(device, params.train.precision):
-        seconds = in_turns({"yes": cached, "no": uncached}, rounds, warmup)
+    actions = {"yes": cached, "no": uncached}
+    with autocast(device(), params.train.precision):
+        timings = timed(actions, in_turns(actions, rounds, warmup))
     rows = []
-    for name, taken in seconds.items():
-        timing = spread(taken)
+    for name, timing in timings.items():
         rate = {"tokens_per_s": 1000 * batch * tokens / timing["median_ms"]}
         rows.append({"tokens": tokens, "batch": batch, "cache": name} | timing | rate | {"same_tokens_%": same})
     return rows

@@ -30,7 +30,8 @@ from transformers import ChameleonConfig, Emu3Config, JanusConfig, LlamaConfig
 from transformers.modeling_utils import AttentionInterface
 
 from benchmarks.chunked import SIZES
-from benchmarks.common import RESULTS, Result, Row
+from benchmarks.common import RESULTS, Result
+from benchmarks.device import Row
 from infotok.mllm.adapters import chameleon, emu3, janus
 from infotok.mllm.loading import without_dropout
 from infotok.mllm.losses import ROWS, cross_entropy

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.common import Result, Row, in_turns, spread
+from benchmarks.common import Result, in_turns, spread
+from benchmarks.device import Row
 from infotok.errors import InfotokError
 from pipeline.config.params import Params
 from pipeline.sweep.jobs import environment

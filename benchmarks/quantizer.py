@@ -1,7 +1,8 @@
 """Quantization forward and backward: our discrete tokenizer's against `VectorQuantize` of vector-quantize-pytorch, the
 encoder and decoder left out, at the same sizes and under the same upstream gradient.
 
-What differs is in the column `does`. Ours always learns its codebook by gradient, and gives the posterior that rates
+All take turns, and those that do the same are compared in the same turn: other work on the machine slows both. What
+differs is in the column `does`. Ours always learns its codebook by gradient, and gives the posterior that rates
 need; theirs learns it by moving averages or gradient. Theirs passes the gradient straight through to the features
 (not by its rotation, which takes longer); the one that samples passes it through the posterior, as ours does.
 """
@@ -15,14 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import VectorQuantize
 
-from benchmarks.common import Result, Row, extra_percent, in_turns, spread
+from benchmarks.common import Result, extra_percent, in_turns, timed
+from benchmarks.device import Row, device
 from benchmarks.training import SEED
 from infotok.random import stream
 from infotok.tokenizer.discrete import DiscreteTokenizer
-from infotok.training.runtime import start
 from pipeline.config.params import Params
 
-OURS = "ours, sampled"
+OURS, ARGMAX = "ours, sampled", "ours, deterministic"
+ALIKE = {OURS: "theirs, cosine, sampled, EMA", ARGMAX: "theirs, cosine, EMA"}  # which draw codes in the same way
 SIZES = [(64, 64, 32, 1024), (32, 64, 64, 4096)]  # batch, tokens, dimension, codebook, beside those of the params
 NONE: dict = {}
 THEIRS = {
@@ -48,20 +50,23 @@ THEIRS = {
 def measure(params: Params, quick: bool) -> Result:
     own = (params.train.batch, max(params.grid.tokens), params.tokenizer.dimension, params.tokenizer.codebook)
     sizes = [own] if quick else [own, *SIZES]
-    rounds, warmup = (2, 1) if quick else (50, 5)
-    tables = {
-        "Quantization, forward and backward: batch {} x {} tokens x {} dimensions, {} codes".format(*size): _times(
-            params, size, rounds, warmup
-        )
-        for size in sizes
-    }
+    rounds, warmup = (2, 1) if quick else (100, 5)
+    tables, compared = {}, []
+    for size in sizes:
+        what = "batch {} x {} tokens x {} dimensions, {} codes".format(*size)
+        rows, alike = _times(params, size, rounds, warmup)
+        tables[f"Quantization, forward and backward: {what}"] = rows
+        compared += [{"sizes": what} | row for row in alike]
+    tables["Ours beyond theirs of the same turn"] = compared
     return Result({"sizes": sizes, "rounds": rounds, "rotation_trick": False}, tables)
 
 
-def _times(params: Params, size: tuple[int, int, int, int], rounds: int, warmup: int) -> list[Row]:
+def _times(params: Params, size: tuple[int, int, int, int], rounds: int, warmup: int) -> tuple[list[Row], list[Row]]:
+    """A row for each quantizer, and one for each of ours against theirs."""
     batch, tokens, dimension, codebook = size
-    generator = stream(start(), SEED)
-    features, upstream = (torch.randn(batch, tokens, dimension, generator=generator, device=start()) for _ in range(2))
+    generator = stream(device(), SEED)
+    shape = (batch, tokens, dimension)
+    features, upstream = (torch.randn(shape, generator=generator, device=device()) for _ in range(2))
     quantizers = _ours(params, size, generator) | _theirs(dimension, codebook)
 
     def forward_and_backward(module: nn.Module, quantize: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -72,10 +77,15 @@ def _times(params: Params, size: tuple[int, int, int, int], rounds: int, warmup:
 
     actions = {name: lambda one=one: forward_and_backward(*one[1:]) for name, one in quantizers.items()}
     seconds = in_turns(actions, rounds, warmup)
-    return [
-        {"quantizer": name, "does": quantizers[name][0]} | spread(taken) | extra_percent(taken, seconds[OURS])
-        for name, taken in seconds.items()
+    rows: list[Row] = [
+        {"quantizer": name, "does": quantizers[name][0]} | row | extra_percent(seconds[name], seconds[OURS])
+        for name, row in timed(actions, seconds).items()
     ]
+    alike: list[Row] = [
+        {"quantizer": ours, "against": theirs} | extra_percent(seconds[ours], seconds[theirs])
+        for ours, theirs in ALIKE.items()
+    ]
+    return rows, alike
 
 
 def _ours(params: Params, size: tuple[int, int, int, int], generator: torch.Generator) -> dict[str, tuple]:
@@ -86,8 +96,8 @@ def _ours(params: Params, size: tuple[int, int, int, int], generator: torch.Gene
 
     def quantizer(channel: str, usage: bool) -> tuple[nn.Module, Callable]:
         changes = {"dimension": dimension, "codebook": codebook, "channel": channel}
-        tokenizer = DiscreteTokenizer(params.tokenizer.model_copy(update=changes), **small).to(start())
-        used = torch.zeros(codebook, dtype=torch.bool, device=start())
+        tokenizer = DiscreteTokenizer(params.tokenizer.model_copy(update=changes), **small).to(device())
+        used = torch.zeros(codebook, dtype=torch.bool, device=device())
 
         def quantize(features: Tensor) -> tuple[Tensor, Tensor]:
             posterior = tokenizer.posterior_of(F.normalize(features, dim=-1))
@@ -102,7 +112,7 @@ def _ours(params: Params, size: tuple[int, int, int, int], generator: torch.Gene
     return {
         OURS: ("posterior, Gumbel sample, softmax gradient, as in joint training", *quantizer("sampled", False)),
         "ours, sampled, usage": ("the same and the usage of codes, as in pretraining", *quantizer("sampled", True)),
-        "ours, deterministic": ("posterior, argmax, softmax gradient", *quantizer("deterministic", False)),
+        ARGMAX: ("posterior, argmax, softmax gradient", *quantizer("deterministic", False)),
     }
 
 
@@ -110,7 +120,7 @@ def _theirs(dimension: int, codebook: int) -> dict[str, tuple]:
     """As `_ours`."""
 
     def quantizer(settings: dict) -> tuple[nn.Module, Callable]:
-        module = VectorQuantize(dimension, codebook, rotation_trick=False, **settings).to(start())
+        module = VectorQuantize(dimension, codebook, rotation_trick=False, **settings).to(device())
 
         def quantize(features: Tensor) -> tuple[Tensor, Tensor]:
             vectors, _, loss = module(features)

@@ -1,5 +1,9 @@
 """What the regularizer costs: whole training steps of every estimator against those of the beta = 0 baseline, and how
-the cost of HSIC by itself grows with the batch."""
+the cost of HSIC by itself grows with the batch.
+
+On a CPU arms take turns of a few steps. On a GPU a step is one graph, which every turn would have to make anew: there
+each arm trains once, and windows of ten steps are compared.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from benchmarks.common import Result, Row, extra_percent, in_turns, spread
-from benchmarks.training import Arm, Prepared, Trainer, prepared
+from benchmarks.common import Result, extra_percent, in_turns, spread, timed
+from benchmarks.device import Row, device, watched
+from benchmarks.training import Arm, Trainer, prepared
+from benchmarks.whole import LARGE, measured
 from infotok.random import stream
-from infotok.training.runtime import start
 from pipeline.config.params import Params
 
 BASELINE = "none"
@@ -23,13 +29,18 @@ TARGETS = {"vib": 5, "hsic": 10}  # percent of a step
 
 
 def measure(params: Params, quick: bool) -> Result:
-    sizes = {params.train.batch: (1, 2)} if quick else {64: (40, 6), 1024: (8, 3)}  # batch: (rounds, steps a turn)
+    gpu = device().type == "cuda"
+    # Batch: rounds and steps a turn.
+    sizes = {params.train.batch: (1, 2)} if quick or gpu else {64: (40, 6), 1024: (8, 3)}
+    sizes |= {LARGE: (1, 2)} if gpu and not quick else {}
     family = params.grid.family[0]
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
         data = prepared(params, Path(folder) / "data", 2 * max(sizes))
         for batch, repeats in sizes.items():
-            tables[f"A training step of {family}, batch {batch}"] = _steps(params, family, data, batch, *repeats)
+            trainer = Trainer.create(params, family, data, batch)
+            found = in_windows(trainer, _arms()) if gpu else in_arms_turns(trainer, _arms(), *repeats)
+            tables[f"A training step of {family}, batch {batch}"] = _compared(found)
     batches = (16, 32) if quick else (64, 256, 1024, 4096)
     tables["HSIC and its permuted baseline"] = _hsic(params, batches, quick)
     settings = {"family": family, "tokens": max(params.grid.tokens), "gamma": GAMMA}
@@ -37,7 +48,10 @@ def measure(params: Params, quick: bool) -> Result:
     return Result(settings, tables)
 
 
-def _arms() -> dict[str, tuple[str, str, Arm]]:
+Arms = dict[str, tuple[str, str, Arm]]
+
+
+def _arms() -> Arms:
     """Estimator, consistency and arm of what is compared; the baseline twice, which shows the noise."""
     arms = {name: (name, "", Arm()) for name in (BASELINE, "none, again")}
     for name, kernels in ESTIMATORS.items():
@@ -47,31 +61,53 @@ def _arms() -> dict[str, tuple[str, str, Arm]]:
     return arms
 
 
-def _steps(params: Params, family: str, data: Prepared, batch: int, rounds: int, steps: int) -> list[Row]:
-    """Arms take turns of a few steps, all on the same batches, and are compared step by step."""
-    trainer = Trainer.create(params, family, data, batch)
-    arms, seconds = _arms(), defaultdict(list)
-    trainer.run(arms[BASELINE][2], 2)
+Found = dict[str, tuple[list[float], Row]]  # by arm the seconds of steps, and what the device does in one
+
+
+def in_arms_turns(trainer: Trainer, arms: Arms, rounds: int, steps: int) -> Found:
+    """Arms take turns of a few steps, all on the same batches."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    trainer.run(Arm(), 2)
     for _ in range(rounds):
-        for arm, (_, _, chosen) in arms.items():
-            seconds[arm] += trainer.run(chosen, SKIPPED + steps)[SKIPPED:]
+        for name, (_, _, arm) in arms.items():
+            seconds[name] += trainer.run(arm, SKIPPED + steps)[SKIPPED:]
+    found = {}
+    for name, (_, _, arm) in arms.items():
+        with watched() as work:
+            trainer.run(arm, steps)
+        found[name] = seconds[name], work.row(steps + 1, float(np.median(seconds[name])))
+    return found
+
+
+def in_windows(trainer: Trainer, arms: Arms, windows: int = 5) -> Found:
+    """Each arm trains once."""
+    found = {}
+    for name, (_, _, arm) in arms.items():
+        steps = measured(trainer, arm, windows)
+        found[name] = steps.seconds, steps.work.row(steps.watched, float(np.median(steps.seconds)))
+    return found
+
+
+def _compared(found: Found) -> list[Row]:
+    baseline = found[BASELINE][0]
     return [
         {"estimator": name, "consistency": consistency}
-        | spread(seconds[arm])
-        | extra_percent(seconds[arm], seconds[BASELINE])
-        for arm, (name, consistency, _) in arms.items()
+        | spread(found[key][0])
+        | found[key][1]
+        | extra_percent(found[key][0], baseline)
+        for key, (name, consistency, _) in _arms().items()
     ]
 
 
 def _hsic(params: Params, batches: tuple[int, ...], quick: bool) -> list[Row]:
     """Dependence of images and tokens and its permuted baseline, as a step computes them, exact and in linear time."""
-    device, size = start(), params.data.image_size
-    generator = stream(device, 0)
+    size = params.data.image_size
+    generator = stream(device(), 0)
     rows = []
     for batch in batches:
-        images = torch.rand(batch, 3, size, size, device=device, generator=generator)
+        images = torch.rand(batch, 3, size, size, device=device(), generator=generator)
         shape = (batch, max(params.grid.tokens), params.tokenizer.dimension)
-        vectors = torch.randn(shape, device=device, generator=generator, requires_grad=True)
+        vectors = torch.randn(shape, device=device(), generator=generator, requires_grad=True)
 
         def forward_and_backward(estimator: str, images=images, vectors=vectors) -> None:
             vectors.grad = None
@@ -82,5 +118,5 @@ def _hsic(params: Params, batches: tuple[int, ...], quick: bool) -> list[Row]:
 
         actions = {name: lambda name=name: forward_and_backward(name) for name in ("unbiased", "rff")}
         seconds = in_turns(actions, rounds=2 if quick else 20, warmup=1 if quick else 3)
-        rows += [{"batch": batch, "estimator": name} | spread(taken) for name, taken in seconds.items()]
+        rows += [{"batch": batch, "estimator": name} | row for name, row in timed(actions, seconds).items()]
     return rows

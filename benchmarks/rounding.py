@@ -17,7 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.common import Result, Row
+from benchmarks.common import Result
+from benchmarks.device import Row
 from benchmarks.overhead import copied
 from infotok.errors import InfotokError
 from pipeline.config.params import Params

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import Result, Row, in_turns, now, spread
+from benchmarks.common import Result, spread
+from benchmarks.device import UNSEEN, Row, device, matrix_rates, now, peak_rate
 from benchmarks.training import FAMILIES, Arm, Trainer, prepared
 from benchmarks.whole import LARGE, whole_steps
 from infotok.information import bottleneck
 from infotok.models import unified
 from infotok.training import joint
-from infotok.training.runtime import start, uses_bf16
+from infotok.training.runtime import uses_bf16
 from pipeline.config.params import Params
 
 ARM = Arm("vib", 0.01, 1.0)
@@ -40,7 +41,7 @@ class PartClock:
         self.steps: list[dict[str, float]] = []
         self._within: list[float] = []  # seconds spent in timed calls inside each call that is under way
 
-    def next_step(self) -> None:
+    def next_step(self, step: int) -> None:
         self.steps.append(defaultdict(float))
 
     def around(self, owner: object, name: str, part: str) -> mock._patch:
@@ -94,26 +95,24 @@ class PartClock:
 
 def measure(params: Params, quick: bool) -> Result:
     rounds, steps = (1, 3) if quick else (8, 17)
-    batch, device = params.train.batch, start()
+    batch = params.train.batch
     apart = params.train.model_copy(update={"compile": "never"})  # in a graph a step has no parts
     with tempfile.TemporaryDirectory() as folder:
-        images = 4 * batch if device.type == "cpu" or quick else max(4 * batch, 2 * LARGE)
+        images = 4 * batch if device().type == "cpu" or quick else max(4 * batch, 2 * LARGE)
         data = prepared(params, Path(folder) / "data", images)
         parted = params.model_copy(update={"train": apart})
         trainers = {family: Trainer.create(parted, family, data, batch) for family in FAMILIES}
-        flops = {family: _flops(trainer, steps) for family, trainer in trainers.items()}
+        flops = {family: step_flops(trainer, steps) for family, trainer in trainers.items()}
         parts, totals = _times(trainers, rounds, steps)
         whole = whole_steps(params, data, ARM, quick)
-    matrices = _matrix_rates(batch, params.backbone.width, quick)
-    precision = params.train.precision
-    used = "bf16" if uses_bf16(device, precision) else "fp32"
-    peak = max(row["GFLOP/s"] for row in matrices if row["precision"] == used)
+    matrices = matrix_rates(batch, params.backbone.width, quick)
+    used = "bf16" if uses_bf16(device(), params.train.precision) else "fp32"
     summary = []
     for family, seconds in totals.items():
         median = float(np.median(seconds))
         gflops = flops[family] / median / 1e9
         rates = {"images_per_s": batch / median, "MFLOP_per_image": flops[family] / batch / 1e6}
-        shares = {"GFLOP/s": gflops, "of_peak_%": 100 * gflops / peak}
+        shares = {"GFLOP/s": gflops, "of_peak_%": share_of_peak(gflops, matrices, used)}
         summary.append({"family": family} | spread(seconds) | rates | shares)
     settings = {"batch": batch, "tokens": max(params.grid.tokens), "arm": vars(ARM)}
     settings |= {"precision": used, "rounds": rounds, "steps": steps}
@@ -127,6 +126,12 @@ def measure(params: Params, quick: bool) -> Result:
             "A whole step, nothing timed inside it": whole,
         },
     )
+
+
+def share_of_peak(gflops: float, matrices: list[Row], precision: str) -> float | str:
+    """Percent of the device's matrix rate."""
+    peak = peak_rate(matrices, precision)
+    return 100 * gflops / peak if peak else UNSEEN
 
 
 def _times(
@@ -156,29 +161,8 @@ def _row(part: str, parts: dict[str, list[dict[str, float]]]) -> Row:
     return row
 
 
-def _flops(trainer: Trainer, steps: int) -> float:
+def step_flops(trainer: Trainer, steps: int) -> float:
     """Mean FLOPs of a step; it runs the steps once, so that everything is warm."""
     with FlopCounterMode(display=False) as counter:
         trainer.run(ARM, steps)
     return counter.get_total_flops() / (steps + 1)
-
-
-def _matrix_rates(batch: int, width: int, quick: bool) -> list[Row]:
-    """GFLOP/s of products of large matrices, and of the backbone's thin ones, which no step of it can exceed."""
-    large = (256,) * 3 if quick else (1536,) * 3
-    shapes = {"large": large, "as the backbone's MLP": (64 * batch, width, 8 * width // 3)}
-    actions, flops = {}, {}
-    for name, (n, k, m) in shapes.items():
-        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            a, b = (torch.randn(shape, device=start()).to(dtype) for shape in ((n, k), (k, m)))
-            actions[name, precision] = lambda a=a, b=b: a @ b
-            flops[name, precision] = 2 * n * k * m
-    seconds = in_turns(actions, *((2, 1) if quick else (30, 3)))
-    return [
-        {
-            "matrices": f"{key[0]}: {' x '.join(map(str, shapes[key[0]]))}",
-            "precision": key[1],
-            "GFLOP/s": flops[key] / float(np.median(taken)) / 1e9,
-        }
-        for key, taken in seconds.items()
-    ]

@@ -14,8 +14,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks.common import now
 from benchmarks.data import few_scenes
+from benchmarks.device import device, now
 from infotok.data.arrow import Split, read_split
 from infotok.data.prepare import prepare
 from infotok.data.text import TextCodec
@@ -26,7 +26,6 @@ from infotok.models.files import new_tokenizer
 from infotok.models.unified import UnifiedModel
 from infotok.training.batches import Batches
 from infotok.training.joint import train_jointly
-from infotok.training.runtime import start
 from pipeline.config.params import Params
 
 FAMILIES = ("ar", "mask", "flow")
@@ -53,7 +52,7 @@ def new_model(params: Params, family: str, tokens: int, codec: TextCodec) -> Uni
     """An untrained model of a family."""
     tokenizer = new_tokenizer(family, params.tokenizer, image_size=params.data.image_size, tokens=tokens, seed=SEED)
     backbone = Backbone.create(params.backbone, codec.vocabulary)
-    return UnifiedModel(family, tokenizer, backbone).to(start())
+    return UnifiedModel(family, tokenizer, backbone).to(device())
 
 
 def new_batches(params: Params, data: Prepared, batch: int) -> Batches:
@@ -86,17 +85,19 @@ class Trainer:
         model = new_model(params, family, max(params.grid.tokens), data.codec)
         return cls(params, model, Perceptual(data.classes), new_batches(params, data, batch))
 
-    def run(self, arm: Arm, steps: int, begin: Callable[[], None] = lambda: None, waits: bool = True) -> list[float]:
+    def run(
+        self, arm: Arm, steps: int, begin: Callable[[int], None] = lambda step: None, waits: bool = True
+    ) -> list[float]:
         """Train and return the seconds of each step. The batches are the same in every call: the first ones.
 
-        begin: called at the start of every step, once more after the last, and once more before the first where
-        random numbers are rehearsed. waits: for the device at the start of a step, without which the seconds are those
-        in which it got its work.
+        begin: called with the number of a step at its start; with `steps` after the last, for one more is done; with 0
+        once more where random numbers are rehearsed. waits: for the device at the start of a step, without which the
+        seconds are those in which it got its work.
         """
         starts, images = [], self.batches.images
 
         def first_thing_in_a_step(step: int) -> torch.Tensor:
-            begin()
+            begin(step)
             starts.append(now() if waits else time.perf_counter())
             return images(step)
 
@@ -115,6 +116,6 @@ class Trainer:
                 kernels=params.kernels.model_copy(update={"estimator": arm.kernels}),
                 distortion=params.reconstruction,
                 seed=SEED,
-                device=start(),
+                device=device(),
             )
         return np.diff(starts[-steps - 1 :]).tolist()

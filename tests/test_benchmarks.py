@@ -2,7 +2,9 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from benchmarks import (  # noqa: E402
     chunked,
     common,
     data,
+    device,
     frozen,
     generation,
     memory,
@@ -29,6 +32,7 @@ from pipeline.config.params import Params, load_params  # noqa: E402
 from pipeline.config.study import Study  # noqa: E402
 
 TIMING = {"median_ms", "q1_ms", "q3_ms", "n"}
+DEVICE = {"device_ms", "busy_%", "kernels"}
 COST = {"extra_%", "low_%", "high_%"}
 
 
@@ -69,6 +73,37 @@ def test_extra_cost_is_of_the_same_turn():
     assert list(cost.values()) == pytest.approx([5.0, 5.0, 5.0])
 
 
+def test_what_a_device_does_counts_once():
+    """On two streams: 2 to 5 and 4 to 7, then 9 to 10, in which another lies. 6 microseconds of 8."""
+    assert device.covered([(4.0, 7.0), (2.0, 5.0), (9.0, 10.0), (9.2, 9.8)]) == 6.0
+    kinds, span = device.DeviceType, SimpleNamespace(start=1.0, end=3.0)
+    kernel = {"device_type": kinds.CUDA, "cpu_parent": None, "is_user_annotation": False, "time_range": span}
+    others = ({"device_type": kinds.CPU}, {"is_user_annotation": True}, {"cpu_parent": object()})
+    events = [SimpleNamespace(**kernel), *(SimpleNamespace(**kernel | other) for other in others)]
+    assert device.spans_of(events, kinds.CUDA) == [(1.0, 3.0)]
+
+
+def test_a_device_is_watched():
+    a = torch.randn(64, 64)
+    with device.watched() as work:
+        for _ in range(3):
+            torch.linalg.norm(a)  # an operator that calls others
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at a.cpp:1.)", stacklevel=1)
+        warnings.warn("does not yet detect all synchronizing operations", stacklevel=1)
+    assert (work.kernels, work.waits) == (3, 1)
+    assert work.seconds > 0
+    row = device.Work(seconds=0.5, kernels=30).row(calls=10, wall=0.2)
+    assert row == {"device_ms": 50.0, "busy_%": 25.0, "kernels": 3.0}
+    assert set(device.Work(seconds=0.5).row(10, 0.2).values()) == {device.UNSEEN}
+
+
+def test_matrix_rates_are_those_of_products():
+    rates = device.matrix_rates(batch=2, width=16, quick=True)
+    assert [row["matrices"] for row in rates[::2]] == ["large: 256 x 256 x 256", "as the backbone's MLP: 128 x 16 x 42"]
+    assert 0 < device.peak_rate(rates, "fp32") < 1e5
+    assert device.peak_rate([{"precision": "fp32", "GFLOP/s": device.UNSEEN}], "fp32") is None
+
+
 def test_the_interval_of_the_median_covers_it():
     generator = torch.Generator().manual_seed(0)
     covered = 0
@@ -90,7 +125,7 @@ def test_a_part_of_a_step_counts_without_what_it_calls(monkeypatch):
         def inner(self):
             pass
 
-    clock.next_step()
+    clock.next_step(0)
     with clock.around(Work, "outer", "outside"), clock.around(Work, "inner", "inside"):
         Work().outer()
     assert clock.steps == [{"inside": 2.0, "outside": 8.0}]
@@ -106,21 +141,23 @@ def test_step(params, tmp_path):
         assert all(row[family] > 0 for row in parts)
         assert next(row[f"{family}_%"] for row in parts if row["part"] == "rest") < 30
     assert {row["precision"] for row in matrices} == {"fp32", "bf16"}
-    assert TIMING | {"batch", "compile", "images_per_s", "busy_%", "kernels"} <= set(whole[0])
+    assert TIMING | DEVICE | {"family", "batch", "compile", "images_per_s", "waits"} == set(whole[0])
+    assert all(row["busy_%"] > 20 and row["kernels"] > 500 and row["waits"] == 0 for row in whole)
     assert [row["family"] for row in whole if row["compile"] == "never"] == ["ar", "mask", "flow"]
 
 
 def test_regularizer(params, tmp_path):
     steps, alone = kept(regularizer.measure(params, quick=True), tmp_path)
-    assert TIMING | COST | {"estimator", "consistency"} == set(steps[0])
+    assert TIMING | DEVICE | COST | {"estimator", "consistency"} == set(steps[0])
     arms = {(row["estimator"], row["consistency"]) for row in steps}
     assert {(name, said) for name in ("vib", "dib", "ceb", "hsic", "hsic, rff") for said in ("yes", "no")} < arms
     assert {row["estimator"] for row in alone} == {"unbiased", "rff"}
 
 
 def test_quantizer(params, tmp_path):
-    (rows,) = kept(quantizer.measure(params, quick=True), tmp_path)
-    assert TIMING | COST | {"quantizer", "does"} == set(rows[0])
+    rows, alike = kept(quantizer.measure(params, quick=True), tmp_path)
+    assert TIMING | DEVICE | COST | {"quantizer", "does"} == set(rows[0])
+    assert [(row["quantizer"], row["against"]) for row in alike] == list(quantizer.ALIKE.items())
     assert {row["quantizer"] for row in rows} == {
         "ours, sampled", "ours, sampled, usage", "ours, deterministic", *quantizer.THEIRS,
     }  # fmt: skip
@@ -128,7 +165,8 @@ def test_quantizer(params, tmp_path):
 
 def test_chunked(params, tmp_path):
     costs, looked_up, bits = kept(chunked.measure(params, quick=True), tmp_path)
-    assert TIMING | {"form", "sizes of", "B", "K", "C", "D", "peak_MiB", "of B*K*C floats", "cpu_s"} == set(costs[0])
+    sizes = {"form", "sizes of", "B", "K", "C", "D", "peak_MiB", "of B*K*C floats", "cpu_s"}
+    assert TIMING | DEVICE | sizes == set(costs[0])
     assert [row["form"] for row in costs] == 2 * list(chunked.COSTS)
     assert [row["form"] for row in looked_up] == 2 * list(chunked.LOOK_UPS)
     assert [row["form"] for row in bits] == 2 * ["chunked", "bits"]
@@ -136,7 +174,7 @@ def test_chunked(params, tmp_path):
 
 def test_frozen(params, tmp_path):
     steps, (making,) = kept(frozen.measure(params, quick=True), tmp_path)
-    assert TIMING | {"tokens", "cpu_s"} == set(steps[0])
+    assert TIMING | DEVICE | {"tokens", "cpu_s"} == set(steps[0])
     assert [row["tokens"] for row in steps] == ["encoded in the step", "made once"]
     assert making["KiB an image"] > 16 * (16 + 1) * 2 / 1024  # features and codes of 16 tokens, in 16 bits at least
 
@@ -154,16 +192,17 @@ def test_memory(params, tmp_path):
 
 
 def test_data(params, tmp_path):
-    preparing, loading, memory = kept(data.measure(params, quick=True), tmp_path)
+    preparing, loading, (brought,), memory = kept(data.measure(params, quick=True), tmp_path)
     assert preparing[0]["images"] == 2 * 4 * params.train.batch + 3 * 10
     assert {"images", "texts, first epoch"} <= {row["part"] for row in loading}
+    assert TIMING | DEVICE | {"batch", "images_per_s"} == set(brought)
     assert all(0 < row["imports_MiB"] <= row["peak_MiB"] for row in memory)
 
 
 def test_generation(params, tmp_path):
     drawn, cached = kept(generation.measure(params, quick=True), tmp_path)
     assert {row["family"] for row in drawn} == {"ar", "mask", "flow"}
-    assert TIMING | {"images_per_s", "tokens_per_s"} <= set(drawn[0])
+    assert TIMING | DEVICE | {"images_per_s", "tokens_per_s"} <= set(drawn[0])
     assert [(row["cache"], row["same_tokens_%"]) for row in cached] == [("yes", 100.0), ("no", 100.0)]
 
 

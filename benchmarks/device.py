@@ -1,0 +1,145 @@
+"""What the device does while something is measured: how long it works, in how many kernels, and the rate at which it
+multiplies matrices.
+
+On a GPU these are the device's own events, which the profiler collects: kernels, copies and fills, on all streams. On a
+CPU they are the calls of PyTorch's operators, and the time in which it works is the processor's.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from infotok.training.runtime import start
+
+Row = dict[str, str | int | float]
+UNSEEN = "unseen"  # what stands for numbers of a device whose events the profiler did not get
+LONGEST = 0.5  # seconds that an action is repeated for while the device is watched, unless once takes longer
+WAITED = "called a synchronizing CUDA operation"
+
+
+@functools.cache
+def device() -> torch.device:
+    """The device that is measured: that of all stages, which INFOTOK_DEVICE chooses."""
+    return start()
+
+
+def now() -> float:
+    """Seconds, once the device has done what it was given."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@dataclass
+class Work:
+    """seconds: in which the device worked. kernels: that it ran, on a CPU operators. waits: how often an operation made
+    the processor wait for a GPU. All are 0 until the watch has ended."""
+
+    seconds: float = 0.0
+    kernels: int = 0
+    waits: int = 0
+
+    def row(self, calls: int, wall: float) -> Row:
+        """Columns of a table: of one call of `calls`, which takes `wall` seconds where nobody watches."""
+        if not self.kernels:
+            return {"device_ms": UNSEEN, "busy_%": UNSEEN, "kernels": UNSEEN}
+        seconds = self.seconds / calls
+        return {"device_ms": 1000 * seconds, "busy_%": 100 * seconds / wall, "kernels": self.kernels / calls}
+
+
+@contextmanager
+def watched() -> Iterator[Work]:
+    """What the device does from here to the end of the context, where it is waited for."""
+    work, cuda = Work(), device().type == "cuda"
+    profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        now()
+        processor = time.process_time()
+        profiler.start()
+        try:
+            with _waits_told():
+                yield work
+            now()
+        finally:
+            processor = time.process_time() - processor
+            profiler.stop()
+    spans = spans_of(profiler.events(), DeviceType.CUDA if cuda else DeviceType.CPU)
+    work.seconds, work.kernels = covered(spans) / 1e6 if cuda else processor, len(spans)
+    work.waits = sum(str(warning.message).startswith(WAITED) for warning in caught)
+
+
+@contextmanager
+def _waits_told() -> Iterator[None]:
+    """A GPU's synchronizing operations warn. PyTorch knows most of them, not all."""
+    if device().type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def spans_of(events: Iterable, kind: DeviceType) -> list[tuple[float, float]]:
+    """Beginning and end in microseconds of what ran on a kind of device, without what is part of another event, and
+    without the names that programs give to spans of their own."""
+    return [
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if event.device_type == kind and event.cpu_parent is None and not getattr(event, "is_user_annotation", False)
+    ]
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The length of what spans cover together: where two overlap, as on two streams, it counts once."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def work_of(action: Callable[[], object], wall: float) -> Row:
+    """What the device does in one call of an action, which takes `wall` seconds: columns of a table."""
+    calls = max(1, min(20, int(LONGEST / wall)))
+    with watched() as work:
+        for _ in range(calls):
+            action()
+    return work.row(calls, wall)
+
+
+def matrix_rates(batch: int, width: int, quick: bool) -> list[Row]:
+    """GFLOP/s of products of large matrices, and of thin ones as in a backbone of this width with 64 columns an image,
+    which no step of it can exceed: over the time in which the device works."""
+    large = (256,) * 3 if quick else (1536,) * 3 if device().type == "cpu" else (8192,) * 3
+    shapes = {"large": large, "as the backbone's MLP": (64 * batch, width, 8 * width // 3)}
+    rows: list[Row] = []
+    for name, (n, k, m) in shapes.items():
+        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            a, b = (torch.randn(shape, device=device()).to(dtype) for shape in ((n, k), (k, m)))
+            for _ in range(3):
+                a @ b
+            calls = 2 if quick else 20
+            with watched() as work:
+                for _ in range(calls):
+                    a @ b
+            rate = 2 * n * k * m * calls / work.seconds / 1e9 if work.kernels else UNSEEN
+            rows.append({"matrices": f"{name}: {n} x {k} x {m}", "precision": precision, "GFLOP/s": rate})
+    return rows
+
+
+def peak_rate(rates: list[Row], precision: str) -> float | None:
+    """The highest of `matrix_rates` at a precision, GFLOP/s; None where none was seen."""
+    found = [row["GFLOP/s"] for row in rates if row["precision"] == precision]
+    return max((rate for rate in found if isinstance(rate, float)), default=None)

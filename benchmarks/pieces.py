@@ -1,0 +1,116 @@
+"""Work in pieces, each in a process of its own and with a time limit of its own: what fails, hangs or dies loses nothing
+of the others.
+
+The process of the next piece imports what it needs while this one measures, on another core, and touches no device
+before it is its turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from benchmarks.device import Row
+from infotok.errors import InfotokError
+
+READY = 120  # seconds in which a process must have imported what it needs
+DONE, STOPPED = "done", "interrupted"
+Tables = dict[str, list[Row]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """work: a function of a module, called with `given`, which can be pickled; returns tables. limit: seconds."""
+
+    name: str
+    work: Callable[..., Tables]
+    given: tuple = ()
+    limit: float = 60.0
+
+
+def done_one_by_one(pieces: list[Piece], seconds: float) -> Iterator[tuple[Piece, Tables, Row]]:
+    """Do pieces in their order; what has no time left of all the seconds is not done. Ends after Ctrl-C or SIGTERM, with
+    a row for every piece.
+
+    Yields:
+        each piece, its tables (none where it was not done) and a row that says what became of it.
+    """
+    end, stopped, waiting = time.monotonic() + seconds, False, _Process()
+    try:
+        for piece in pieces:
+            begin, tables, outcome = time.monotonic(), {}, STOPPED
+            left = min(piece.limit, end - begin)
+            if left <= 0:
+                outcome = f"not begun: the {seconds / 60:.3g} minutes of all pieces were over; give more by --minutes"
+            elif not stopped:
+                current, waiting = waiting, _Process()
+                try:
+                    tables, outcome = current.do(piece, left)
+                except (KeyboardInterrupt, SystemExit):
+                    stopped = True
+                finally:
+                    current.end()
+            yield piece, tables, {"piece": piece.name, "seconds": time.monotonic() - begin, "outcome": outcome}
+    finally:
+        waiting.end()
+
+
+class _Process:
+    """A process that does one piece."""
+
+    def __init__(self):
+        self.here, there = multiprocessing.Pipe()
+        self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there,))
+        self.process.start()
+        there.close()
+
+    def do(self, piece: Piece, seconds: float) -> tuple[Tables, str]:
+        """The tables and the outcome of a piece; the seconds begin when the process is ready."""
+        try:
+            if not self.here.poll(READY):
+                return {}, f"its process was not ready in {READY} s"
+            self.here.recv()
+            self.here.send((piece.work, piece.given))
+            if not self.here.poll(seconds):
+                return {}, f"not done in {seconds:.0f} s"
+            return self.here.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join(READY)
+            code = self.process.exitcode or 0
+            return {}, f"its process died: {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+
+    def end(self) -> None:
+        """End the process, and all that it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # its group, where it has one by now
+        self.process.kill()
+        self.process.join()
+        self.here.close()
+
+
+def _serve(there: Connection) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    import benchmarks.step  # noqa: F401, PLC0415  # most of what pieces need, which takes seconds
+
+    there.send("ready")
+    try:
+        work, given = there.recv()
+    except EOFError:  # the parent has ended
+        sys.exit()
+    try:
+        there.send((work(*given), DONE))
+    except Exception as error:
+        there.send(({}, _said(error)))
+
+
+def _said(error: Exception) -> str:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return (first if isinstance(error, InfotokError) else f"{type(error).__name__}: {first}")[:300]
