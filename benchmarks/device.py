@@ -1,8 +1,8 @@
 """What the device does while something is measured: how long it works, in how many kernels, and the rate at which it
 multiplies matrices.
 
-On a GPU these are the device's own events, which the profiler collects: kernels, copies and fills, on all streams. On a
-CPU they are the calls of PyTorch's operators, and the time in which it works is the processor's.
+On a GPU these are the device's own events, which the profiler collects: kernels, copies and fills, on all streams. A
+CPU works for as long as the process has the processor.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def now() -> float:
 
 @dataclass
 class Work:
-    """seconds: in which the device worked. kernels: that it ran, on a CPU operators. waits: how often an operation made
-    the processor wait for a GPU. All are 0 until the watch has ended."""
+    """seconds: in which the device worked; None where they were not seen. kernels: that a GPU ran; 0 on a CPU. waits:
+    how often an operation made the processor wait for a GPU. They are there when the watch has ended."""
 
-    seconds: float = 0.0
+    seconds: float | None = None
     kernels: int = 0
     waits: int = 0
 
     def row(self, calls: int, wall: float) -> Row:
         """Columns of a table: of one call of `calls`, which takes `wall` seconds where nobody watches."""
-        if not self.kernels:
+        if self.seconds is None:
             return {"device_ms": UNSEEN, "busy_%": UNSEEN, "kernels": UNSEEN}
         seconds = self.seconds / calls
         return {"device_ms": 1000 * seconds, "busy_%": 100 * seconds / wall, "kernels": self.kernels / calls}
@@ -59,41 +59,55 @@ class Work:
 @contextmanager
 def watched() -> Iterator[Work]:
     """What the device does from here to the end of the context, where it is waited for."""
-    work, cuda = Work(), device().type == "cuda"
-    profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        now()
-        processor = time.process_time()
-        profiler.start()
-        try:
-            with _waits_told():
-                yield work
-            now()
-        finally:
-            processor = time.process_time() - processor
-            profiler.stop()
-    spans = spans_of(profiler.events(), DeviceType.CUDA if cuda else DeviceType.CPU)
-    work.seconds, work.kernels = covered(spans) / 1e6 if cuda else processor, len(spans)
-    work.waits = sum(str(warning.message).startswith(WAITED) for warning in caught)
+    work = Work()
+    if device().type == "cpu":
+        begin = time.process_time()
+        yield work
+        work.seconds = time.process_time() - begin
+        return
+    with _waits() as caught, _events(ProfilerActivity.CUDA) as events:
+        yield work
+    spans = spans_of(events, DeviceType.CUDA)
+    work.seconds, work.kernels, work.waits = (covered(spans) / 1e6 if spans else None), len(spans), _counted(caught)
 
 
 @contextmanager
-def _waits_told() -> Iterator[None]:
-    """A GPU's synchronizing operations warn. PyTorch knows most of them, not all."""
-    if device().type != "cuda":
-        yield
-        return
-    torch.cuda.set_sync_debug_mode("warn")
+def _events(activity: ProfilerActivity) -> Iterator[list]:
+    """The profiler's events of what is done in the context, in the list when it has ended."""
+    found: list = []
+    profiler = profile(activities=[activity])
+    now()
+    profiler.start()
     try:
-        yield
+        yield found
+        now()
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        profiler.stop()
+    found += profiler.events() or []
+
+
+@contextmanager
+def _waits() -> Iterator[list[warnings.WarningMessage]]:
+    """The warnings that a GPU's synchronizing operations give in the context. PyTorch knows most of them, not all."""
+    cuda = device().type == "cuda"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if cuda:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield caught
+        finally:
+            if cuda:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def _counted(caught: list[warnings.WarningMessage]) -> int:
+    return sum(str(warning.message).startswith(WAITED) for warning in caught)
 
 
 def spans_of(events: Iterable, kind: DeviceType) -> list[tuple[float, float]]:
-    """Beginning and end in microseconds of what ran on a kind of device, without what is part of another event, and
-    without the names that programs give to spans of their own."""
+    """Beginning and end in microseconds of what ran on a kind of device: no parts of other events, and no spans that
+    programs have named."""
     return [
         (event.time_range.start, event.time_range.end)
         for event in events
@@ -134,7 +148,7 @@ def matrix_rates(batch: int, width: int, quick: bool) -> list[Row]:
             with watched() as work:
                 for _ in range(calls):
                     a @ b
-            rate = 2 * n * k * m * calls / work.seconds / 1e9 if work.kernels else UNSEEN
+            rate = 2 * n * k * m * calls / work.seconds / 1e9 if work.seconds else UNSEEN
             rows.append({"matrices": f"{name}: {n} x {k} x {m}", "precision": precision, "GFLOP/s": rate})
     return rows
 

@@ -12,11 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from benchmarks import data, whole
 from benchmarks.common import Result, peak_mib
-from benchmarks.device import device, matrix_rates, peak_rate
+from benchmarks.device import device, matrix_rates
 from benchmarks.pieces import Piece, Tables, done_one_by_one
 from benchmarks.step import ARM, share_of_peak, step_flops
 from benchmarks.training import FAMILIES, prepared

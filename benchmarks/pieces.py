@@ -1,5 +1,5 @@
-"""Work in pieces, each in a process of its own and with a time limit of its own: what fails, hangs or dies loses nothing
-of the others.
+"""Work in pieces, each in a process of its own and with a time limit of its own: what fails, hangs or dies loses
+nothing of the others.
 
 The process of the next piece imports what it needs while this one measures, on another core, and touches no device
 before it is its turn.
@@ -36,8 +36,8 @@ class Piece:
 
 
 def done_one_by_one(pieces: list[Piece], seconds: float) -> Iterator[tuple[Piece, Tables, Row]]:
-    """Do pieces in their order; what has no time left of all the seconds is not done. Ends after Ctrl-C or SIGTERM, with
-    a row for every piece.
+    """Do pieces in their order; what has no time left of all the seconds is not done, and after Ctrl-C or SIGTERM no
+    piece that is left.
 
     Yields:
         each piece, its tables (none where it was not done) and a row that says what became of it.
@@ -98,7 +98,7 @@ class _Process:
 def _serve(there: Connection) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
-    import benchmarks.step  # noqa: F401, PLC0415  # most of what pieces need, which takes seconds
+    import benchmarks.step  # noqa: F401  # most of what pieces need, which takes seconds
 
     there.send("ready")
     try:
