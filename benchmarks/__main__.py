@@ -30,6 +30,7 @@ class Name(StrEnum):
     chunked = "chunked"
     memory = "memory"
     frozen = "frozen"
+    gpu = "gpu"
 
 
 @clear_errors
@@ -37,22 +38,27 @@ def main(
     names: Annotated[list[Name], typer.Argument(help="Which to run, one after the other.")],
     study: StudyOption = "default",
     quick: Annotated[bool, typer.Option("--quick", help="Few repeats at small sizes, to see that it runs.")] = False,
+    minutes: Annotated[float, typer.Option(min=0.1, help="At most this long for all pieces of gpu.")] = 9.5,
     out: Annotated[str, typer.Option(help="Folder of the JSON files; benchmarks/results by default.")] = "",
 ) -> None:
-    """Speed and cost of training, regularizer, quantizer, data, drawing and pipeline (on a quiet machine); rounding."""
-    from benchmarks.common import RESULTS, keep, machine, show
+    """Speed and cost of training, regularizer, quantizer, data, drawing and pipeline, on a quiet machine; rounding; all
+    figures of a GPU, by `gpu`."""
+    from benchmarks.common import RESULTS, Result, keep, machine, show
     from infotok.training.runtime import start
     from pipeline.config.study import Study
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go away
-    start()
+    on_cpu = start().type == "cpu"
     settings, console = Study(study).params, Console()
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     for name in names:
         module, about = importlib.import_module(f"benchmarks.{name}"), machine()
-        result = module.measure(settings, quick)
+        found = module.measure(settings, quick, *([minutes] if name == Name.gpu else []))
+        for result in [found] if isinstance(found, Result) else found:
+            small = quick or (on_cpu and name == Name.gpu)
+            path = keep(name, result, command, small, about, Path(out) if out else RESULTS)
         show(result, console)
-        console.print(keep(name, result, command, quick, about, Path(out) if out else RESULTS), highlight=False)
+        console.print(path, highlight=False)
 
 
 if __name__ == "__main__":

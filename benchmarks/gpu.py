@@ -14,20 +14,20 @@ from pathlib import Path
 
 from benchmarks import data, whole
 from benchmarks.common import Result, peak_mib
-from benchmarks.device import device, matrix_rates
-from benchmarks.pieces import Piece, Tables, done_one_by_one
+from benchmarks.device import Row, device, matrix_rates
+from benchmarks.pieces import Piece, done_one_by_one
 from benchmarks.step import ARM, share_of_peak, step_flops
 from benchmarks.training import FAMILIES, prepared
 from infotok.training.runtime import uses_bf16
 from pipeline.config.params import Params
 
-MINUTES = 9.5
 OTHERS = {"quantizer": 60, "regularizer": 120, "generation": 120, "chunked": 60, "frozen": 60}  # limits in seconds
 STEPS, RATES, PIECES = "A whole step", "Matrix products on this device", "Pieces"
 LIMIT, COMPILING = 60, 150  # seconds of a piece, and of one that compiles
+Tables = dict[str, list[Row]]
 
 
-def measure(params: Params, quick: bool, minutes: float = MINUTES) -> Iterator[Result]:
+def measure(params: Params, quick: bool, minutes: float) -> Iterator[Result]:
     """The result as it grows."""
     cuda = device().type == "cuda"
     quick = quick or not cuda
@@ -37,11 +37,11 @@ def measure(params: Params, quick: bool, minutes: float = MINUTES) -> Iterator[R
     yield from grown(pieces, settings, 60 * minutes)
 
 
-def grown(pieces: list[Piece], settings: dict, seconds: float) -> Iterator[Result]:
+def grown(pieces: list[Piece], settings: dict, seconds: float, imports: str = "benchmarks.step") -> Iterator[Result]:
     """The tables of pieces, those of one title together, and last what became of the pieces."""
     tables: Tables = {}
     outcomes = []
-    for _, found, outcome in done_one_by_one(pieces, seconds):
+    for found, outcome in done_one_by_one(pieces, seconds, imports):
         outcomes.append(outcome)
         for title, rows in found.items():
             tables[title] = tables.get(title, []) + rows

@@ -8,6 +8,7 @@ before it is its turn.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -16,13 +17,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
-from benchmarks.device import Row
 from infotok.errors import InfotokError
 
+if TYPE_CHECKING:  # a process that waits for its turn has no PyTorch to import for this
+    from benchmarks.device import Row
+
 READY = 120  # seconds in which a process must have imported what it needs
-DONE, STOPPED = "done", "interrupted"
-Tables = dict[str, list[Row]]
+DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -30,48 +33,55 @@ class Piece:
     """work: a function of a module, called with `given`, which can be pickled; returns tables. limit: seconds."""
 
     name: str
-    work: Callable[..., Tables]
+    work: Callable[..., dict[str, list[Row]]]
     given: tuple = ()
     limit: float = 60.0
 
 
-def done_one_by_one(pieces: list[Piece], seconds: float) -> Iterator[tuple[Piece, Tables, Row]]:
-    """Do pieces in their order; what has no time left of all the seconds is not done, and after Ctrl-C or SIGTERM no
-    piece that is left.
+def done_one_by_one(pieces: list[Piece], seconds: float, imports: str) -> Iterator[tuple[dict[str, list[Row]], Row]]:
+    """Do pieces in their order; what has no time left of all the seconds is not done, and nothing after Ctrl-C or
+    SIGTERM, which are raised again at the end.
+
+    Args:
+        imports: what the processes import before it is their turn.
 
     Yields:
-        each piece, its tables (none where it was not done) and a row that says what became of it.
+        of each piece its tables, none where it was not done, and a row that says what became of it.
     """
-    end, stopped, waiting = time.monotonic() + seconds, False, _Process()
+    end, waiting = time.monotonic() + seconds, _Process(imports)
+    stopped: BaseException | None = None
     try:
-        for piece in pieces:
-            begin, tables, outcome = time.monotonic(), {}, STOPPED
-            left = min(piece.limit, end - begin)
-            if left <= 0:
+        for place, piece in enumerate(pieces):
+            begin, tables, outcome = time.monotonic(), {}, "interrupted"
+            if stopped is None and begin >= end:
                 outcome = f"not begun: the {seconds / 60:.3g} minutes of all pieces were over; give more by --minutes"
-            elif not stopped:
-                current, waiting = waiting, _Process()
+            elif stopped is None:
+                current = waiting
                 try:
-                    tables, outcome = current.do(piece, left)
-                except (KeyboardInterrupt, SystemExit):
-                    stopped = True
+                    if place + 1 < len(pieces):
+                        waiting = _Process(imports)
+                    tables, outcome = current.do(piece, min(piece.limit, end - begin))
+                except (KeyboardInterrupt, SystemExit) as error:
+                    stopped = error
                 finally:
                     current.end()
-            yield piece, tables, {"piece": piece.name, "seconds": time.monotonic() - begin, "outcome": outcome}
+            yield tables, {"piece": piece.name, "seconds": time.monotonic() - begin, "outcome": outcome}
     finally:
         waiting.end()
+    if stopped is not None:
+        raise stopped
 
 
 class _Process:
     """A process that does one piece."""
 
-    def __init__(self):
+    def __init__(self, imports: str):
         self.here, there = multiprocessing.Pipe()
-        self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there,))
+        self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, imports))
         self.process.start()
         there.close()
 
-    def do(self, piece: Piece, seconds: float) -> tuple[Tables, str]:
+    def do(self, piece: Piece, seconds: float) -> tuple[dict[str, list[Row]], str]:
         """The tables and the outcome of a piece; the seconds begin when the process is ready."""
         try:
             if not self.here.poll(READY):
@@ -79,7 +89,7 @@ class _Process:
             self.here.recv()
             self.here.send((piece.work, piece.given))
             if not self.here.poll(seconds):
-                return {}, f"not done in {seconds:.0f} s"
+                return {}, f"not done in {seconds:.3g} s"
             return self.here.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join(READY)
@@ -88,18 +98,18 @@ class _Process:
 
     def end(self) -> None:
         """End the process, and all that it has started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # its group, where it has one by now
+        if self.here.closed:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # its session, where it has one by now
         self.process.kill()
         self.process.join()
         self.here.close()
 
 
-def _serve(there: Connection) -> None:
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
-    import benchmarks.step  # noqa: F401  # most of what pieces need, which takes seconds
-
+def _serve(there: Connection, imports: str) -> None:
+    os.setsid()  # Ctrl-C is for the parent, which ends this
+    importlib.import_module(imports)
     there.send("ready")
     try:
         work, given = there.recv()

@@ -1,7 +1,11 @@
 """Every benchmark runs at tiny sizes and says what it promises; how fast is not tested."""
 
 import json
+import operator
+import os
+import pickle
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +25,10 @@ from benchmarks import (  # noqa: E402
     device,
     frozen,
     generation,
+    gpu,
     memory,
     overhead,
+    pieces,
     quantizer,
     regularizer,
     step,
@@ -229,6 +235,65 @@ def test_books(params, tmp_path):
     ((row,),) = kept(books.measure(params, quick=True), tmp_path)
     assert row.pop("cells") == 5
     assert all(seconds > 0 for seconds in row.values())
+
+
+def test_all_figures_of_a_gpu(params, tmp_path):
+    """The pieces of steps, products and data at tiny sizes, by the code that a GPU runs; those of the other benchmarks
+    are tested above."""
+    (row,) = gpu.step(params, "ar", 8, "never", quick=True)[gpu.STEPS]
+    assert TIMING | DEVICE | {
+        "family", "batch", "compile", "images_per_s", "waits", "peak_MiB", "GFLOP/s", "of_peak_%"
+    } == set(row)  # fmt: skip
+    assert row["GFLOP/s"] > 0
+    assert len(gpu.rates(params, quick=True)[gpu.RATES]) == 4
+    (brought,) = gpu.bringing(params, quick=True)["Bringing a step to the device"]
+    assert brought["batch"] == 8
+    planned = gpu.planned(params, "cuda", quick=False)
+    steps = {(family, batch, how) for family in ("ar", "mask", "flow") for batch in (8, 512)
+             for how in ("never", "record", "fuse")}  # fmt: skip
+    assert {piece.given[1:4] for piece in planned if piece.work == gpu.step} == steps
+    assert [piece.name for piece in planned if piece.limit == gpu.COMPILING] == [piece.name for piece in planned[-6:]]
+    assert {
+        name for name in gpu.OTHERS if hasattr(gpu.importlib.import_module(f"benchmarks.{name}"), "measure")
+    } == set(gpu.OTHERS)
+    assert pickle.loads(pickle.dumps(planned)) == planned
+
+
+def test_a_piece_that_fails_is_a_row_and_loses_nothing(params, tmp_path):
+    """One raises, one dies, one hangs: each in its own process."""
+    work = [
+        pieces.Piece("product", dict, ([("Products", [{"GFLOP/s": 1.0}])],)),
+        pieces.Piece("raises", operator.truediv, (1, 0)),
+        pieces.Piece("dies", os._exit, (3,)),
+        pieces.Piece("killed", os.abort),
+        pieces.Piece("hangs", time.sleep, (600,), limit=0.5),
+        pieces.Piece("another", dict, ([("Products", [{"GFLOP/s": 2.0}])],)),
+    ]
+    *_, result = gpu.grown(work, {}, seconds=500, imports="json")
+    products, outcomes = kept(result, tmp_path)
+    assert products == [{"GFLOP/s": 1.0}, {"GFLOP/s": 2.0}]
+    assert [row["outcome"] for row in outcomes] == [
+        "done", "ZeroDivisionError: division by zero", "its process died: exit code 3", "its process died: SIGABRT",
+        "not done in 0.5 s", "done",
+    ]  # fmt: skip
+    page = (tmp_path / "name-quick.md").read_text()
+    assert "\n| GFLOP/s |\n| --: |\n| 1 |\n| 2 |\n" in page
+    assert "| raises |" in page
+
+
+def test_what_has_no_time_left_or_is_interrupted_says_so(monkeypatch):
+    nothing = [pieces.Piece("a", dict), pieces.Piece("b", dict)]
+    found = [row["outcome"] for _, row in pieces.done_one_by_one(nothing, 0.0, "json")]
+    assert found == 2 * ["not begun: the 0 minutes of all pieces were over; give more by --minutes"]
+    monkeypatch.setattr(pieces._Process, "do", interrupted)
+    for_all = pieces.done_one_by_one(nothing, 100.0, "json")
+    assert [next(for_all)[1]["outcome"] for _ in nothing] == 2 * ["interrupted"]
+    with pytest.raises(KeyboardInterrupt):
+        next(for_all)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
 def test_outputs_are_compared_byte_for_byte(tmp_path):
