@@ -29,6 +29,7 @@ class Name(StrEnum):
     rounding = "rounding"
     chunked = "chunked"
     memory = "memory"
+    cells = "cells"
     frozen = "frozen"
     gpu = "gpu"
 

@@ -17,8 +17,10 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks are no installed package
 
+from benchmarks import __main__ as main  # noqa: E402
 from benchmarks import (  # noqa: E402
     books,
+    cells,
     chunked,
     common,
     data,
@@ -206,6 +208,20 @@ def test_memory(params, tmp_path):
         assert one["24 GB"] <= one["48 GB"] <= one["80 GB"] <= one["141 GB"]
 
 
+def test_cells(params, tmp_path):
+    """At least weights, gradients and moments, and of twice the images not twice as much."""
+    (rows,) = kept(cells.measure(params, quick=True), tmp_path)
+    assert [row["family"] for row in rows] == ["ar", "mask", "flow"]
+    for row in rows:
+        assert row["gradients and moments"] < 3 * row["weights"]
+        assert row["most at once"] > row["weights"] + row["gradients and moments"]
+        assert row["141 GB"] == int(0.9 * 141 * 1024 / row["most at once"]) > row["24 GB"]
+    train = params.train.model_copy(update={"batch": 16})
+    ((double, *_),) = kept(cells.measure(params.model_copy(update={"train": train}), quick=True), tmp_path)
+    fixed = rows[0]["weights"] + 2 / 3 * rows[0]["gradients and moments"]  # when forward ends, no gradient is there
+    assert 1.5 < (double["most at once"] - fixed) / (rows[0]["most at once"] - fixed) < 2.1
+
+
 def test_data(params, tmp_path):
     preparing, loading, (brought,), memory = kept(data.measure(params, quick=True), tmp_path)
     assert preparing[0]["images"] == 2 * 4 * params.train.batch + 3 * 10
@@ -253,9 +269,7 @@ def test_all_figures_of_a_gpu(params, tmp_path):
              for how in ("never", "record", "fuse")}  # fmt: skip
     assert {piece.given[1:4] for piece in planned if piece.work == gpu.step} == steps
     assert [piece.name for piece in planned if piece.limit == gpu.COMPILING] == [piece.name for piece in planned[-6:]]
-    assert {
-        name for name in gpu.OTHERS if hasattr(gpu.importlib.import_module(f"benchmarks.{name}"), "measure")
-    } == set(gpu.OTHERS)
+    assert {piece.given[0] for piece in planned if piece.work == gpu.other} == set(gpu.OTHERS) < set(main.Name)
     assert pickle.loads(pickle.dumps(planned)) == planned
 
 
