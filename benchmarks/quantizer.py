@@ -50,7 +50,7 @@ THEIRS = {
 def measure(params: Params, quick: bool) -> Result:
     own = (params.train.batch, max(params.grid.tokens), params.tokenizer.dimension, params.tokenizer.codebook)
     sizes = [own] if quick else [own, *SIZES]
-    rounds, warmup = (2, 1) if quick else (60, 5)
+    rounds, warmup = (2, 1) if quick else (40, 3)
     tables, compared = {}, []
     for size in sizes:
         what = "batch {} x {} tokens x {} dimensions, {} codes".format(*size)

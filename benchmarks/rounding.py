@@ -23,7 +23,7 @@ from benchmarks.overhead import copied
 from infotok.errors import InfotokError
 from pipeline.config.params import Params
 from pipeline.config.study import Study
-from pipeline.graph import ONCE, STAGES
+from pipeline.graph import FROM_SCRATCH, STAGES
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 PLAIN = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
@@ -49,12 +49,11 @@ def measure(params: Params, quick: bool) -> Result:
                 content[section]["precision"] = precision
             if not found:
                 copied(folder, content)
-                _run(folder, {}, ONCE)
+                _run(folder, {}, FROM_SCRATCH.once)
             (folder / "params.yaml").write_text(yaml.safe_dump(content))
-            varied = [stage for stage in STAGES if stage not in ONCE]
-            for stage in varied:
+            for stage in FROM_SCRATCH.with_axes:
                 shutil.rmtree(study.results / stage, ignore_errors=True)
-            _run(folder, environment, varied)
+            _run(folder, environment, FROM_SCRATCH.with_axes)
             found[variant] = _metrics(study.results)
             if quick and len(found) == 2:
                 break
