@@ -222,6 +222,16 @@ def test_cells(params, tmp_path):
     assert 1.5 < (double["most at once"] - fixed) / (rows[0]["most at once"] - fixed) < 2.1
 
 
+def test_the_page_shows_the_memory_that_was_measured():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    ((*rows,),) = json.loads((common.RESULTS / "cells.json").read_text())["tables"].values()
+    for row in rows:
+        sizes = [row["weights"], row["gradients and moments"], row["most at once"]]
+        shown = [f"{size:,.0f}" if size >= 10 else f"{size:.1f}" for size in sizes]
+        cards = [f"{row[card]:,}" for card in ("24 GB", "80 GB", "141 GB")]
+        assert f"| {' | '.join([f'`{row["family"]}`', str(row['batch']), *shown, *cards])} |" in page
+
+
 def test_data(params, tmp_path):
     preparing, loading, (brought,), memory = kept(data.measure(params, quick=True), tmp_path)
     assert preparing[0]["images"] == 2 * 4 * params.train.batch + 3 * 10
