@@ -229,7 +229,7 @@ def test_the_page_shows_the_memory_that_was_measured():
         sizes = [row["weights"], row["gradients and moments"], row["most at once"]]
         shown = [f"{size:,.0f}" if size >= 10 else f"{size:.1f}" for size in sizes]
         cards = [f"{row[card]:,}" for card in ("24 GB", "80 GB", "141 GB")]
-        assert f"| {' | '.join([f'`{row["family"]}`', str(row['batch']), *shown, *cards])} |" in page
+        assert f"| {' | '.join(['`' + row['family'] + '`', str(row['batch']), *shown, *cards])} |" in page
 
 
 def test_data(params, tmp_path):
