@@ -25,17 +25,19 @@ if TYPE_CHECKING:  # a process that waits for its turn has no PyTorch to import 
     from benchmarks.device import Row
 
 READY = 120  # seconds in which a process must have imported what it needs
-DONE = "done"
+DONE, LATE = "done", "not done within its time"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """work: a function of a module, called with `given`, which can be pickled; returns tables. limit: seconds."""
+    """work: a function of a module, called with `given`, which can be pickled; returns tables. limit: seconds.
+    otherwise: a piece that is done next if this one failed before its time was over, with less in it that may fail."""
 
     name: str
     work: Callable[..., dict[str, list[Row]]]
     given: tuple = ()
     limit: float = 60.0
+    otherwise: Piece | None = None
 
 
 def done_one_by_one(pieces: list[Piece], seconds: float, imports: str) -> Iterator[tuple[dict[str, list[Row]], Row]]:
@@ -50,17 +52,21 @@ def done_one_by_one(pieces: list[Piece], seconds: float, imports: str) -> Iterat
     """
     end, waiting = time.monotonic() + seconds, _Process(imports)
     stopped: BaseException | None = None
+    left = list(pieces)
     try:
-        for place, piece in enumerate(pieces):
+        while left:
+            piece = left.pop(0)
             begin, tables, outcome = time.monotonic(), {}, "interrupted"
             if stopped is None and begin >= end:
                 outcome = f"not begun: the {seconds / 60:.3g} minutes of all pieces were over; give more by --minutes"
             elif stopped is None:
                 current = waiting
                 try:
-                    if place + 1 < len(pieces):
+                    if left or piece.otherwise:
                         waiting = _Process(imports)
                     tables, outcome = current.do(piece, min(piece.limit, end - begin))
+                    if outcome not in (DONE, LATE) and piece.otherwise:
+                        left.insert(0, piece.otherwise)
                 except (KeyboardInterrupt, SystemExit) as error:
                     stopped = error
                 finally:
@@ -89,7 +95,7 @@ class _Process:
             self.here.recv()
             self.here.send((piece.work, piece.given))
             if not self.here.poll(seconds):
-                return {}, f"not done in {seconds:.3g} s"
+                return {}, LATE
             return self.here.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join(READY)

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Result, spread
-from benchmarks.device import UNSEEN, Row, device, matrix_rates, now, peak_rate
+from benchmarks.device import Row, device, matrix_rates, now, peak_rate
 from benchmarks.training import FAMILIES, Arm, Trainer, prepared
 from benchmarks.whole import LARGE, whole_steps
 from infotok.information import bottleneck
@@ -112,7 +112,7 @@ def measure(params: Params, quick: bool) -> Result:
         median = float(np.median(seconds))
         gflops = flops[family] / median / 1e9
         rates = {"images_per_s": batch / median, "MFLOP_per_image": flops[family] / batch / 1e6}
-        shares = {"GFLOP/s": gflops, "of_peak_%": share_of_peak(gflops, matrices, used)}
+        shares = {"GFLOP/s": gflops, "of_peak_%": 100 * gflops / peak_rate(matrices, used)}
         summary.append({"family": family} | spread(seconds) | rates | shares)
     settings = {"batch": batch, "tokens": max(params.grid.tokens), "arm": vars(ARM)}
     settings |= {"precision": used, "rounds": rounds, "steps": steps}
@@ -126,12 +126,6 @@ def measure(params: Params, quick: bool) -> Result:
             "A whole step, nothing timed inside it": whole,
         },
     )
-
-
-def share_of_peak(gflops: float, matrices: list[Row], precision: str) -> float | str:
-    """Percent of the device's matrix rate."""
-    peak = peak_rate(matrices, precision)
-    return 100 * gflops / peak if peak else UNSEEN
 
 
 def _times(

@@ -58,7 +58,7 @@ def trainer(params: Params, family: str, data: Prepared, batch: int, compile: st
     return Trainer.create(params.model_copy(update={"train": train}), family, data, batch)
 
 
-def measured(trainer: Trainer, arm: Arm, windows: int, uncounted: int = UNCOUNTED) -> Steps:
+def measured(trainer: Trainer, arm: Arm, windows: int, uncounted: int = UNCOUNTED, watch: bool = True) -> Steps:
     """One training: windows that do not count, windows that are timed, and the one in which the device is watched."""
     found, marks, last = Steps(), [], LOG_EVERY * (uncounted + windows)
     with ExitStack() as end:
@@ -66,7 +66,7 @@ def measured(trainer: Trainer, arm: Arm, windows: int, uncounted: int = UNCOUNTE
         def begin(step: int) -> None:
             if LOG_EVERY * uncounted <= step <= last and step % LOG_EVERY == 0:
                 marks.append(time.perf_counter())
-            if step == last:
+            if step == last and watch:
                 found.work = end.enter_context(watched())
 
         trainer.run(arm, last + LOG_EVERY, begin, waits=False)
