@@ -30,7 +30,7 @@ class Steps:
 
     seconds: list[float] = field(default_factory=list)
     work: Work = field(default_factory=Work)
-    watched: int = LOG_EVERY + 1  # for training does one step beyond the last
+    watched: int = 0
 
     def row(self, batch: int) -> Row:
         """Columns of a table: wall time, images/s, what the device did, how often it was waited for."""
@@ -60,7 +60,8 @@ def trainer(params: Params, family: str, data: Prepared, batch: int, compile: st
 
 def measured(trainer: Trainer, arm: Arm, windows: int, uncounted: int = UNCOUNTED, watch: bool = True) -> Steps:
     """One training: windows that do not count, windows that are timed, and the one in which the device is watched."""
-    found, marks, last = Steps(), [], LOG_EVERY * (uncounted + windows)
+    # Training does one step beyond the last that is asked for.
+    found, marks, last = Steps(watched=LOG_EVERY + 1), [], LOG_EVERY * (uncounted + windows)
     with ExitStack() as end:
 
         def begin(step: int) -> None:

@@ -35,6 +35,8 @@ from benchmarks import (  # noqa: E402
     regularizer,
     step,
     sweep,
+    training,
+    whole,
 )
 from pipeline.config.params import Params, load_params  # noqa: E402
 from pipeline.config.study import Study  # noqa: E402
@@ -168,6 +170,18 @@ def test_regularizer(params, tmp_path):
     arms = {(row["estimator"], row["consistency"]) for row in steps}
     assert {(name, said) for name in ("vib", "dib", "ceb", "hsic", "hsic, rff") for said in ("yes", "no")} < arms
     assert {row["estimator"] for row in alone} == {"unbiased", "rff"}
+
+
+def test_the_regularizer_in_windows_as_on_a_gpu(params, tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "LOG_EVERY", 2)  # of three windows
+    arms = {name: arm for name, arm in regularizer._arms().items() if name in (regularizer.BASELINE, "vib 1.0")}
+    given = training.prepared(params, tmp_path / "data", 16)
+    found = regularizer.in_windows(training.Trainer.create(params, "ar", given, 8), arms, windows=2)
+    assert list(found) == list(arms)
+    for seconds, row in found.values():
+        assert len(seconds) == 2
+        assert all(second > 0 for second in seconds)
+        assert set(row) == DEVICE
 
 
 def test_quantizer(params, tmp_path):
