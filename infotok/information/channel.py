@@ -164,7 +164,7 @@ def gumbel(like: Tensor, generator: Source) -> Tensor:
 
 def modes(logits: Tensor) -> Tensor:
     """The most likely codes (B, K) of logits (B, K, C), the first of equals: what `argmax(-1)` gives, which takes a CPU
-    three times as long."""
+    two to three times as long."""
     return logits.max(-1).indices
 
 
