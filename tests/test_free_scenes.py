@@ -155,6 +155,20 @@ def test_objects_stand_apart_and_inside(objects, sizes):
             assert away >= apart(objects, sizes, False) - 1e-12
 
 
+@pytest.mark.parametrize(("objects", "grid"), [(3, 3), (9, 3), (4, 2), (5, 4), (1, 1)])
+def test_in_a_grid_every_object_has_a_cell_of_its_own(objects, grid):
+    vocabulary = Vocabulary.of(4, 6, 1, 1)
+    f = sample(np.random.default_rng(0), 400, vocabulary, objects, objects, False, "seen", grid)
+    cells = np.stack([f["x"], f["y"]], -1) * grid - 0.5
+    assert np.abs(cells - cells.round()).max() < 1e-9
+    number = (cells.round() @ [1, grid]).astype(int)
+    assert (np.diff(np.sort(number, axis=1), axis=1) > 0).all()
+    shares = np.bincount(number.ravel(), minlength=grid**2) / number.size
+    assert np.abs(shares - 1 / grid**2).max() < 4 / (grid * number.size**0.5)  # every cell as often
+    assert (f["radius"] <= 0.5 / grid - GAP / 2 + 1e-12).all()
+    assert apart(objects, 1, False, grid) == 1 / grid
+
+
 def test_centres_are_uniform_where_nothing_is_in_the_way():
     radius = np.full((4000, 1), 0.2)
     centres = place(np.random.default_rng(0), radius, np.ones(4000, dtype=np.int64), None, ())
@@ -361,6 +375,8 @@ def test_a_prompt_is_fulfilled_by_the_scenes_that_its_words_describe(made):
         ("objects: 10", "'data.objects'"),
         ("image_size: 24", "'data.image_size'"),
         ("objects_at_least: 5", "objects_at_least (5) is more than objects (4)"),
+        ("grid: 1", "grid has 1 x 1 cells, too few for 4 objects"),
+        ("grid: 3\n  occlusion: true", "occlusion needs free places"),
         ("question_weights: {relations: 2}", "knows no family 'relations'; the families are exist, count"),
         ("question_weights: {exist: 0, count: 0}", "leaves scenes without a question; give exist or count a weight"),
         ("question_weights: {material: 2}", "names material, of which nothing can be asked: materials is 1"),

@@ -16,7 +16,14 @@ CHUNK = 2000  # scenes placed at once
 
 
 def sample(
-    rng: np.random.Generator, count: int, vocabulary: Vocabulary, least: int, most: int, occlusion: bool, pairs: str
+    rng: np.random.Generator,
+    count: int,
+    vocabulary: Vocabulary,
+    least: int,
+    most: int,
+    occlusion: bool,
+    pairs: str,
+    grid: int = 0,
 ) -> dict[str, np.ndarray]:
     """Draw the factors of `count` scenes.
 
@@ -25,6 +32,7 @@ def sample(
     be no scenes of many equal shapes to count. Colors are uniform over those that the shape is seen with.
 
     Args:
+        grid: as of `place`.
         pairs: `seen`, no color-shape pair of `vocabulary.novel`; `novel`, every scene holds at least one; `all`, any.
 
     Returns:
@@ -49,12 +57,12 @@ def sample(
         color[:, 0] = colors[chosen]
     size = rng.integers(0, len(vocabulary.sizes), (count, most))
     material = rng.integers(0, len(vocabulary.materials), (count, most))
-    radius = radii(most, len(vocabulary.sizes))[size]
+    radius = radii(most, len(vocabulary.sizes), grid)[size]
     centres = np.empty((count, most, 2))
     for start in range(0, count, CHUNK):
         part = slice(start, start + CHUNK)
         covering = shape[part] if occlusion else None
-        centres[part] = place(rng, radius[part], number[part], covering, vocabulary.shapes)
+        centres[part] = place(rng, radius[part], number[part], covering, vocabulary.shapes, grid)
     objects = {"shape": shape, "color": color, "size": size, "material": material, "radius": radius}
     ground = {name: rng.random(count) for name in ("hue", "gradient", "texture", "phase", "noise")}
     return {"number": number, **objects, "x": centres[..., 0], "y": centres[..., 1], **ground}

@@ -1,4 +1,5 @@
-"""Where objects stand: at free places, apart from each other or, with occlusion, one partly behind another.
+"""Where objects stand: at free places or in the cells of a grid, apart from each other or, with occlusion, one partly
+behind another.
 
 Lengths are in sides of the image. An object of radius r has a box of side 2 r around its centre, which is inside the
 image. Apart means that boxes are, along one axis at least, GAP from each other.
@@ -21,30 +22,40 @@ TRIES = 40  # of an object, before its scene begins anew
 _GRID = (np.arange(10) + 0.5) / 5 - 1  # inside an object's box, where it is looked whether it is covered
 
 
-def radii(objects: int, sizes: int) -> np.ndarray:
-    """Radius of each size, the smallest first, (sizes,).
+def radii(objects: int, sizes: int, grid: int = 0) -> np.ndarray:
+    """Radius of each size, the smallest first, (sizes,). grid: cells a side, one object in each; 0, there are none.
 
     The largest is min(LARGEST, sqrt(FILLED / (4 objects))): objects shrink with their number, so that as many of the
     largest size fill the same share of the image however many they are.
     """
     largest = min(LARGEST, (FILLED / (4 * objects)) ** 0.5)
+    if grid:
+        largest = min(largest, (1 / grid - GAP) / 2)
     return largest * np.array(RATIOS[sizes])
 
 
-def apart(objects: int, sizes: int, occlusion: bool) -> float:
+def apart(objects: int, sizes: int, occlusion: bool, grid: int = 0) -> float:
     """Least distance of two objects' centres along one axis at least."""
+    if grid:
+        return 1 / grid
     least = radii(objects, sizes)[0]
     return float(max(NEAREST, NEAREST_RADII * 2 * least) if occlusion else 2 * least + GAP)
 
 
 def place(
-    rng: np.random.Generator, radius: np.ndarray, number: np.ndarray, shape: np.ndarray | None, shapes: tuple[str, ...]
+    rng: np.random.Generator,
+    radius: np.ndarray,
+    number: np.ndarray,
+    shape: np.ndarray | None,
+    shapes: tuple[str, ...],
+    grid: int = 0,
 ) -> np.ndarray:
     """Centres of objects.
 
     Args:
         radius: (n, slots) of every object. number: (n,) objects of each scene, its first slots.
         shape: (n, slots) indices into `shapes`, with which objects may cover each other; None, they stand apart.
+        grid: cells a side in whose middles objects stand; 0, they stand anywhere.
 
     Returns:
         (n, slots, 2) x and y. Each is uniform over the places that the earlier objects of its scene leave; where they
@@ -57,12 +68,17 @@ def place(
     while len(scenes := np.flatnonzero(placed < number)):
         slot = placed[scenes]
         own = radius[scenes, slot]
-        candidate = own[:, None] + (1 - 2 * own[:, None]) * rng.random((len(scenes), 2))
+        candidate = rng.random((len(scenes), 2))
+        if grid:
+            candidate = (np.floor(candidate * grid) + 0.5) / grid
+        else:
+            candidate = own[:, None] + (1 - 2 * own[:, None]) * candidate
         away = np.abs(centres[scenes] - candidate[:, None]).max(-1)
         both = radius[scenes] + own[:, None]
         later = np.arange(slots) >= slot[:, None]
         if cover is None:
-            fits = ((away >= both + GAP) | later).all(1)
+            least = 0.5 / grid if grid else both + GAP  # of two cells, more than their rounded centres differ by
+            fits = ((away >= least) | later).all(1)
         else:
             fits = ((away >= np.maximum(NEAREST, NEAREST_RADII * both)) | later).all(1)
             fits[fits] = cover.add(scenes[fits], slot[fits], centres[scenes[fits]], candidate[fits])

@@ -31,7 +31,8 @@ CHUNK = 1 << 21  # pixels rendered at once
 
 class Options(MadeOptions):
     """objects: at most, per scene, and `objects_at_least`. shapes, colors, sizes, materials: how many of each there
-    are. occlusion: whether later objects may cover up to a third of earlier ones. question_weights: how often each
+    are. grid: objects stand in the middles of so many cells a side; 0, anywhere. occlusion: whether later objects may
+    cover up to a third of earlier ones. question_weights: how often each
     family of questions is asked, where that is not the default, such as {relation: 40}. nuisance: strength of the
     background. train to novel: images. questions: per image."""
 
@@ -43,6 +44,7 @@ class Options(MadeOptions):
     colors: Annotated[int, Field(ge=6, le=10)] = 6
     sizes: Annotated[int, Field(ge=1, le=3)] = 2
     materials: Annotated[int, Field(ge=1, le=3)] = 1
+    grid: Annotated[int, Field(ge=0, le=8)] = 0
     occlusion: bool = False
     question_weights: dict[str, Weight] = Field(default_factory=dict)
     nuisance: Weight = 1.0
@@ -62,6 +64,12 @@ class Options(MadeOptions):
     def _fits_together(self) -> Options:
         if self.objects_at_least > self.objects:
             raise ValueError(f"objects_at_least ({self.objects_at_least}) is more than objects ({self.objects})")
+        if self.grid and self.occlusion:
+            raise ValueError(
+                "occlusion needs free places, but grid puts every object into a cell of its own; set one of them"
+            )
+        if 0 < self.grid**2 < self.objects:
+            raise ValueError(f"grid has {self.grid} x {self.grid} cells, too few for {self.objects} objects")
         single = {"size": self.sizes, "material": self.materials, "relation": self.objects}
         for family in self.question_weights:
             if single.get(family) == 1:
@@ -78,7 +86,9 @@ def make_split(name: str, count: int, options: Options) -> Split:
     """One split; its random stream depends on the seed and the split's name alone."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([options.seed, SPLITS.index(name)])))
     pairs, words = {"novel": "novel", "judge": "all"}.get(name, "seen"), options.words
-    factors = sample(rng, count, words, options.objects_at_least, options.objects, options.occlusion, pairs)
+    factors = sample(
+        rng, count, words, options.objects_at_least, options.objects, options.occlusion, pairs, options.grid
+    )
     size = options.image_size
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     step = max(1, CHUNK // size**2)
@@ -102,7 +112,7 @@ def describe(options: Options) -> dict:
     return {
         "most_objects": options.objects,
         "least_objects": options.objects_at_least,
-        "centres_apart": apart(options.objects, options.sizes, options.occlusion),
+        "centres_apart": apart(options.objects, options.sizes, options.occlusion, options.grid),
         **{f"{name}s": list(values) for name, values in words.values.items()},
         "novel_pairs": sorted(list(pair) for pair in words.novel),
         "factors": {"structure": factor_sizes(words), "nuisance": dict.fromkeys(NUISANCE, BINS)},
