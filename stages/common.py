@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from infotok.errors import DamagedDataError, InfotokError
+from infotok.errors import DamagedDataError, InfotokError, SettingError
 from infotok.stopping import stoppable
 from pipeline.config.study import Study, find_root
 from pipeline.config.variables import check_variables
@@ -71,8 +71,9 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 def clear_errors(command: Callable) -> Callable:
     """Run a command in the root of its checkout, wherever it was started.
 
-    An InfotokError or a full disk becomes one line on standard error and exit code 2; SIGTERM and Ctrl-C one line that
-    says how to go on, and the exit code 143 or 130 that shells give them.
+    An InfotokError or a full disk becomes one line on standard error and exit code 2, a setting of the study in the
+    option `study` with file and line; SIGTERM and Ctrl-C one line that says how to go on, and the exit code 143 or 130
+    that shells give them.
     """
 
     @functools.wraps(command)
@@ -93,6 +94,8 @@ def clear_errors(command: Callable) -> Callable:
         except InfotokError as error:
             if os.environ.get("WORLD_SIZE") and os.environ.get("RANK", "0") != "0":
                 time.sleep(PATIENCE)  # if the first process failed too, it has said so and all are ended by then
+            if isinstance(error, SettingError) and "study" in kwargs:
+                error = Study(kwargs["study"]).located(error)
             _say("error", str(error))
             raise typer.Exit(2) from None
         except OSError as error:

@@ -52,15 +52,17 @@ class ModelConfig(Section):
         try:
             return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise InfotokError(f"{path}: names no model_type; give a model that save_pretrained has written") from None
+            raise InfotokError(
+                f"{self.name}: config.json names no model_type; give a model that save_pretrained has written"
+            ) from None
 
     def _config_file(self) -> Path:
         if self.folder is not None:
             if not self.folder.is_dir():
-                raise InfotokError(f"{self.folder}: there is no such folder")
+                raise InfotokError(f"{self.name}: there is no such folder")
             if not (self.folder / "config.json").is_file():
                 raise InfotokError(
-                    f"{self.folder}: holds no config.json; give a folder that save_pretrained has written, or a name "
+                    f"{self.name}: holds no config.json; give a folder that save_pretrained has written, or a name "
                     "on the Hugging Face hub"
                 )
             return self.folder / "config.json"

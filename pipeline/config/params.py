@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from infotok.data import source_names, source_options
 from infotok.data.options import FileOptions, MadeOptions
 from infotok.data.sources import scenes
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError, dotted
 from infotok.evaluation.generation import GenerationConfig
 from infotok.evaluation.understanding import UnderstandingConfig
 from infotok.examiners.perceptual import Distortion
@@ -157,12 +157,12 @@ class PretrainedParams(_Shared):
         """What the configuration of a model calls `model_type`.
 
         Raises:
-            InfotokError: as of `ModelConfig.kind`.
+            SettingError: as of `ModelConfig.kind`.
         """
         try:
             return self.models[family].kind
         except InfotokError as error:
-            raise InfotokError(f"models.{family}.name: {error}") from None
+            raise SettingError(("models", family, "name"), str(error)) from None
 
     @property
     def weights(self) -> list[str]:
@@ -209,10 +209,6 @@ def load_params(path: str | Path) -> AnyParams:
     return params
 
 
-def _dotted(path: tuple) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-
-
 def _place(error: Any) -> tuple:
     """Where in the file an error lies; pydantic also names the kind of section that `data.source` chose."""
     loc = tuple(error["loc"])
@@ -239,7 +235,7 @@ def _fields(error: Any, params: type[AnyParams]) -> list[str]:
 
 def _explain(error: Any, params: type[AnyParams]) -> str:
     """One pydantic error as `key: what is wrong; what would be right`."""
-    key, kind = _dotted(_place(error)), error["type"]
+    key, kind = dotted(_place(error)), error["type"]
     if kind == "union_tag_invalid":
         return f"'{key}' is '{error['ctx']['tag']}', unknown; known: {', '.join(source_names())}"
     if kind == "extra_forbidden":
@@ -275,7 +271,7 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
     """Checks that need more than one value."""
 
     def fail(key: tuple, message: str) -> NoReturn:
-        raise InfotokError(f"{file.path}:{file.line(key)}: '{_dotted(key)}' {message}")
+        raise InfotokError(f"{file.path}:{file.line(key)}: '{dotted(key)}' {message}")
 
     grid, data = params.grid, params.data
     for name in getattr(params, "models", {}):
