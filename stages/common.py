@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -65,6 +65,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 PATIENCE = 10.0  # seconds
 
+USAGE = typer.BadParameter.__base__  # of all that typer has against a command line
+
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -96,24 +98,25 @@ def clear_errors(command: Callable) -> Callable:
                 time.sleep(PATIENCE)  # if the first process failed too, it has said so and all are ended by then
             if isinstance(error, SettingError) and "study" in kwargs:
                 error = Study(kwargs["study"]).located(error)
-            _say("error", str(error))
+            say("error", str(error))
             raise typer.Exit(2) from None
         except OSError as error:
             if error.errno not in FULL:
                 raise
             place = f"{error.filename}: " if error.filename else ""
-            _say("error", f"{place}cannot be written ({error.strerror or error}); make room and run the same again")
+            say("error", f"{place}cannot be written ({error.strerror or error}); make room and run the same again")
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stopped:
-            _say(str(stopped) or "stopped", "the same command, or `dvc repro`, goes on; what was finished stays")
+            say(str(stopped) or "stopped", "the same command, or `dvc repro`, goes on; what was finished stays")
             raise typer.Exit(128 + getattr(stopped, "number", signal.SIGINT)) from None
 
     return wrapped
 
 
-def _say(kind: str, text: str) -> None:
+def say(kind: str, text: str) -> None:
+    """One line on standard error."""
     kind, text = (part.replace("[", chr(92) + "[") for part in (kind, text))
-    errors.print(f"[bold red]{kind}:[/] {text}")
+    errors.print(f"[bold {'yellow' if kind == 'note' else 'red'}]{kind}:[/] {text}")
 
 
 def stage_command(spec: Spec) -> Callable[..., None]:
@@ -149,7 +152,22 @@ def single(command: Callable) -> None:
     """Run one command as a program."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    app()
+    run_program(app)
+
+
+def run_program(app: typer.Typer) -> NoReturn:
+    """Run a command line. One that it does not understand is one line on standard error, and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except USAGE as error:
+        if not error.message:  # a command without its arguments shows its help
+            error.show()
+            sys.exit(error.exit_code)
+        said = " ".join(error.format_message().split()).rstrip(".")
+        asked = error.ctx.command_path if error.ctx else "infotok"
+        say("error", f"{said[0].lower()}{said[1:]}; `{asked} --help` shows what it takes")
+        sys.exit(error.exit_code)
+    sys.exit(code or 0)
 
 
 def _run(spec: Spec, study: Study, options: dict[str, Any]) -> None:
@@ -179,9 +197,24 @@ def _work(spec: Spec, study: Study, options: dict[str, Any]) -> None:
         check_batch(spec.name, study, count)
         given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         return launch(spec.name, [*given, *study.options], count)
+    if cell is not None and os.environ.get("RANK", "0") == "0":
+        _tell_outside(spec, study, cell)
     with running(spec.name, study, cell, joined(spec.name, study)) as stage:
         if stage is not None:
             work(stage)
+
+
+def _tell_outside(spec: Spec, study: Study, cell: Cell) -> None:
+    """Say where a cell is none of the grid: it may be meant, or mistyped."""
+    for axis in spec.axes:
+        values, given = getattr(study.params.grid, axis), getattr(cell, axis)
+        if given not in values:
+            known = ", ".join(map(str, values))
+            say(
+                "note",
+                f"--{axis}: {given} is not in grid.{axis} of {study.params_file} ({known}); it runs all the same, and "
+                "the report leaves it out",
+            )
 
 
 def cell_of(study: Study, family: str, tokens: int, seed: int = 0, arm: str = "none-0-0") -> Cell:

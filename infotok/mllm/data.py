@@ -166,7 +166,7 @@ def by_size(split: Split, rows: Iterable[int], grid: Grid) -> dict[tuple[int, in
         try:
             size = grid(width, height)
         except InfotokError as error:
-            where = f"{split.origins[row]}: " if split.origins else ""
+            where = f"{place}: " if (place := split.place(row)) else ""
             raise InfotokError(f"{where}an image of {width} x {height} pixels: {error}") from None
         made.setdefault(size, []).append(row)
     return made

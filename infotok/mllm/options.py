@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from infotok.errors import InfotokError
 from infotok.options import Count, Natural, Section, Seed
@@ -35,6 +35,12 @@ class ModelConfig(Section):
         if not value.startswith(FOLDERS) and Path(value).is_dir():
             raise ValueError(f"is a folder here, and could be a name on the hub; write ./{value}")
         return value
+
+    @model_validator(mode="after")
+    def _folders_have_no_revisions(self) -> ModelConfig:
+        if self.revision is not None and self.folder is not None:
+            raise ValueError("has a revision, which a folder has not; leave `revision` out, or name a model on the hub")
+        return self
 
     @property
     def folder(self) -> Path | None:

@@ -70,6 +70,7 @@ SECTION = "must be a section, its keys indented in the lines below; `infotok par
 TYPES = {
     "model_type": SECTION,
     "model_attributes_type": SECTION,
+    "dict_type": SECTION,
     "list_type": "must be a list, such as [a, b]",
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -122,6 +123,9 @@ class Params(_Shared):
         """Files and folders of pretrained models that stages read."""
         return []
 
+    def check_files(self) -> None:
+        """That files of pretrained models are here."""
+
     def check_family(self, family: str) -> str:
         """What is wrong with a family's name; nothing where it is right."""
         known = family_names()
@@ -170,6 +174,18 @@ class PretrainedParams(_Shared):
         of_models = [model.folder for model in self.models.values()]
         decoders = [Path(model.decoder) for model in self.models.values() if model.decoder]
         return [path.as_posix() for path in dict.fromkeys([*of_models, *decoders]) if path is not None]
+
+    def check_files(self) -> None:
+        """
+        Raises:
+            SettingError: the folder of a model or the file of a decoder is missing. The hub is not asked.
+        """
+        for family, model in self.models.items():
+            if model.folder is not None:
+                self.kind_of(family)
+            if model.decoder is not None and not Path(model.decoder).is_file():
+                key = ("models", family, "decoder")
+                raise SettingError(key, f"{model.decoder}: there is no such file; give a VQGAN's weights")
 
     def check_family(self, family: str) -> str:
         """As of `Params`."""
@@ -259,6 +275,8 @@ def _explain(error: Any, params: type[AnyParams]) -> str:
     if error["input"] is None:
         return f"'{key}' is empty; write its value, or leave the key out if it has a default"
     value = "" if isinstance(error["input"], (dict, Section)) else f" is {_as_yaml(error['input'])}"
+    if kind == "model_type" and error["loc"][0] == "models" and isinstance(error["input"], str):
+        return f"'{key}'{value}: must be a section; write {{name: {error['input']}}}"
     said = TYPES.get(kind) or error["msg"].removeprefix("Value error, ")
     return f"'{key}'{value}: {said[0].lower() + said[1:]}"
 
@@ -319,6 +337,10 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
             "is 0, but the prior `model` is what the language model says without a caption, which is never trained "
             "then; make it more than 0, or choose another prior",
         )
+    if isinstance(params, PretrainedParams) and not params.calibrate.steps:
+        for key, none in (("settle", False), ("tokenizer", "new")):
+            if getattr(params.calibrate, key) != none:
+                fail(("calibrate", key), "is of a training, and calibrate.steps is 0; give steps, or leave it out")
     if training.batch < 4 and any(arm.startswith("hsic-") for arm in grid.arm):
         fail((section, "batch"), f"is {training.batch}; the hsic arms need at least 4 images a step")
     pressing = [arm for arm in grid.arm if arm != "none-0-0"]
