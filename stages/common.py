@@ -160,12 +160,9 @@ def run_program(app: typer.Typer) -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except USAGE as error:
-        if not error.message:  # a command without its arguments shows its help
-            error.show()
-            sys.exit(error.exit_code)
-        said = " ".join(error.format_message().split()).rstrip(".")
-        asked = error.ctx.command_path if error.ctx else "infotok"
-        say("error", f"{said[0].lower()}{said[1:]}; `{asked} --help` shows what it takes")
+        more = f"; `{error.ctx.command_path} --help` shows what it takes" if error.ctx else ""
+        if said := " ".join(error.format_message().split()).rstrip("."):  # else help was asked for by no word at all
+            say("error", f"{said[0].lower()}{said[1:]}{more}")
         sys.exit(error.exit_code)
     sys.exit(code or 0)
 

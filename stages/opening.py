@@ -1,4 +1,4 @@
-"""The pretrained model of a stage's cell, opened: each of its settings suits it, or is named with file and line."""
+"""The pretrained model of a stage's cell, opened: what its settings cannot have is named with file and line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def open_pretrained(run: Stage, device: torch.device) -> Adapter:
     """The model as it was pretrained.
 
     Raises:
-        SettingError: it cannot be loaded, or a setting does not suit it; of other stages' settings too, on which the
-            result does not depend, so that none is refused after hours.
+        SettingError: it cannot be loaded, or as of `check_settings`.
     """
     with _model_of(run):
         adapter = open_model(run.model, run.cell.tokens, device)
-    _check(run, adapter)
+    with section("calibrate"):
+        suiting.check_calibration(adapter, _params(run).calibrate)
+    check_settings(adapter, _params(run))
     return adapter
 
 
@@ -38,31 +39,16 @@ def open_tuned(run: Stage, device: torch.device) -> Tuned:
     """
     with _model_of(run):
         tuned = load_tuned(run.input("tune"), run.remedy("tune"), run.model, run.cell.tokens, device)
-    _check(run, tuned.adapter, pretrained=False)
+    check_settings(tuned.adapter, _params(run))
     return tuned
 
 
-@contextmanager
-def _model_of(run: Stage) -> Iterator[None]:
-    """In which a setting that cannot be used is one of the section of this stage's model, or its number of tokens."""
-    try:
-        yield
-    except SettingError as error:
-        if error.key != ("tokens",):
-            raise error.within("models", run.cell.family) from None
-        budgets, asked = run.study.params.grid.tokens, run.cell.tokens
-        if asked in budgets:
-            raise SettingError(("grid", "tokens", budgets.index(asked)), error.problem) from None
-        raise InfotokError(f"--tokens: {error.problem}") from None
+def check_settings(adapter: Adapter, params: PretrainedParams) -> None:
+    """That all settings suit a model, those of later stages too, so that none is refused after hours.
 
-
-def _check(run: Stage, adapter: Adapter, pretrained: bool = True) -> None:
-    """Raises SettingError for the first setting that does not suit the model."""
-    params = run.study.params
-    assert isinstance(params, PretrainedParams)
-    with section("calibrate"):
-        if pretrained:
-            suiting.check_calibration(adapter, params.calibrate)
+    Raises:
+        SettingError: one changes nothing for it, or cannot be done with it.
+    """
     with section("tune"):
         suiting.check_used(adapter, params.tune)
         suiting.check_prior(adapter, params.tune.prior)
@@ -83,3 +69,24 @@ def section(name: str) -> Iterator[None]:
         yield
     except SettingError as error:
         raise error.within(name) from None
+
+
+@contextmanager
+def _model_of(run: Stage) -> Iterator[None]:
+    """In which it is one of the section of this stage's model, or its number of tokens."""
+    try:
+        yield
+    except SettingError as error:
+        if error.key != ("tokens",):
+            raise error.within("models", run.cell.family) from None
+        budgets, asked = run.study.params.grid.tokens, run.cell.tokens
+        if asked in budgets:
+            raise SettingError(("grid", "tokens", budgets.index(asked)), error.problem) from None
+        raise InfotokError(f"--tokens: {error.problem}") from None
+
+
+def _params(run: Stage) -> PretrainedParams:
+    """All of the study's, on some of which the stage's result does not depend."""
+    params = run.study.params
+    assert isinstance(params, PretrainedParams)
+    return params
