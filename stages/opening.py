@@ -25,8 +25,6 @@ def open_pretrained(run: Stage, device: torch.device) -> Adapter:
     """
     with _model_of(run):
         adapter = open_model(run.model, run.cell.tokens, device)
-    with section("calibrate"):
-        suiting.check_calibration(adapter, _params(run).calibrate)
     check_settings(adapter, _params(run))
     return adapter
 
@@ -39,16 +37,21 @@ def open_tuned(run: Stage, device: torch.device) -> Tuned:
     """
     with _model_of(run):
         tuned = load_tuned(run.input("tune"), run.remedy("tune"), run.model, run.cell.tokens, device)
-    check_settings(tuned.adapter, _params(run))
+    check_settings(tuned.adapter, _params(run), calibrated=True)
     return tuned
 
 
-def check_settings(adapter: Adapter, params: PretrainedParams) -> None:
+def check_settings(adapter: Adapter, params: PretrainedParams, calibrated: bool = False) -> None:
     """That all settings suit a model, those of later stages too, so that none is refused after hours.
+
+    Args:
+        calibrated: what it may have lacked is there, so that nothing is said of how that is trained.
 
     Raises:
         SettingError: one changes nothing for it, or cannot be done with it.
     """
+    with section("calibrate"):
+        (suiting.check_used if calibrated else suiting.check_calibration)(adapter, params.calibrate)
     with section("tune"):
         suiting.check_used(adapter, params.tune)
         suiting.check_prior(adapter, params.tune.prior)

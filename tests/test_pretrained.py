@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from smoke import ROOT, copy_of_the_code, one_line_error, ran, run
+from pretrained import finished_study, line_of, refused, result, write
+from smoke import ROOT, one_line_error, ran, run
 
 from infotok.mllm.loading import load
 from pipeline.config.cells import Cell
@@ -26,24 +27,13 @@ FEW = {
     "understanding": {"images": 12},
     "generation": {"prompts": 4, "images": 1},
 }
+OWN = yaml.safe_load((ROOT / f"studies/{NAME}/params.yaml").read_text())
+PARAMS = OWN | {section: OWN.get(section, {}) | values for section, values in FEW.items()}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = copy_of_the_code(tmp_path_factory.mktemp("pretrained"))
-    assert run(folder, "stages.cli", "tiny", "tiny").returncode == 0
-    path = folder / f"studies/{NAME}/params.yaml"
-    content = yaml.safe_load(path.read_text())
-    for section, values in FEW.items():
-        content[section] = content.get(section, {}) | values
-    path.write_text(yaml.safe_dump(content))
-    done = run(folder, "dvc", "repro", FILE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def result(folder, stage, key):
-    return json.loads((folder / f"runs/{NAME}/{stage}/{key}/metrics.json").read_text())
+    return finished_study(tmp_path_factory.mktemp("pretrained"), NAME, PARAMS)
 
 
 def test_the_report_pairs_the_arms_of_both_models(finished):
@@ -94,12 +84,12 @@ def test_both_arms_start_from_the_same_and_leave_a_model_that_answers_and_draws(
 
 
 def test_what_is_known_of_a_model_before_it_is_trained(finished):
-    found = result(finished, "inspect", "chameleon-16")
+    found = result(finished, NAME, "inspect", "chameleon-16")
     assert found["metrics"]["inspect/tokens"] == 16
     assert found["metrics"]["inspect/capacity_bits"] == 16 * 6
     assert any("has no decoder" in warning for warning in found["warnings"])
-    assert result(finished, "inspect", "emu3-16")["warnings"] == []
-    calibrated = result(finished, "calibrate", "emu3-16-0")
+    assert result(finished, NAME, "inspect", "emu3-16")["warnings"] == []
+    calibrated = result(finished, NAME, "calibrate", "emu3-16-0")
     assert calibrated["metrics"]["pretrain/variance"] > 0
     assert len(calibrated["protocol"]["weights"]) == 64
 
@@ -147,10 +137,7 @@ def test_an_interrupted_tuning_goes_on_and_gives_the_same_bytes(finished, tmp_pa
 
 def test_two_processes_that_share_the_weights_leave_what_one_leaves(finished):
     """But for the order of sums, in bfloat16 where the processor has it."""
-    content = yaml.safe_load((finished / f"studies/{NAME}/params.yaml").read_text())
-    content["tune"]["parallel"] = "shard"
-    (finished / "studies/shared").mkdir()
-    (finished / "studies/shared/params.yaml").write_text(yaml.safe_dump(content))
+    write(finished, "shared", PARAMS | {"tune": PARAMS["tune"] | {"parallel": "shard"}})
     for stage in ("prepare", "calibrate"):
         shutil.copytree(finished / f"runs/{NAME}/{stage}", finished / f"runs/shared/{stage}")
     axes = ["--study", "shared", "--family", "emu3", "--arm", "dib-0.03-0", "--tokens", "16", "--seed", "0"]
@@ -166,15 +153,13 @@ def test_two_processes_that_share_the_weights_leave_what_one_leaves(finished):
 
 
 def test_a_frozen_tokenizer_trains_alike_whether_its_tokens_are_kept_or_made_in_every_step(finished):
-    content = yaml.safe_load((finished / f"studies/{NAME}/params.yaml").read_text())
-    content["grid"]["arm"] = ["none-0-0"]
+    grid = PARAMS["grid"] | {"arm": ["none-0-0"]}
     axes = ["--family", "chameleon", "--arm", "none-0-0", "--tokens", "16", "--seed", "0"]
     found = {}
     for cache in (True, False):
         name = f"frozen-{cache}"
-        content["tune"] |= {"tokenizer": "frozen", "cache": cache}
-        (finished / "studies" / name).mkdir()
-        (finished / f"studies/{name}/params.yaml").write_text(yaml.safe_dump(content))
+        tune = PARAMS["tune"] | {"tokenizer": "frozen", "cache": cache}
+        write(finished, name, PARAMS | {"grid": grid, "tune": tune})
         for stage in ("prepare", "calibrate"):
             shutil.copytree(finished / f"runs/{NAME}/{stage}", finished / f"runs/{name}/{stage}")
         done = run(finished, "stages.tune", "--study", name, *axes, INFOTOK_TRACKING="off")
@@ -228,34 +213,57 @@ def test_the_command_of_small_models_names_the_one_of_pretrained_ones(finished):
 
 
 @pytest.mark.parametrize(
-    ("change", "stage", "says"),
+    ("section", "values", "stage", "start", "says"),
     [
-        ({"models": {"chameleon": {"name": "./nowhere"}}}, "configure", "models.chameleon.name: nowhere: there is no"),
+        ("chameleon", {"name": "./nowhere"}, "configure", "    name:", "name: ./nowhere: there is no such folder"),
         (
-            {},
-            "train",
-            "train: is no stage of studies/bad/params.yaml, whose own are prepare, judge, inspect",
+            "chameleon",
+            {"name": "./tiny/data"},
+            "configure",
+            "    name:",
+            "name: ./tiny/data: holds no config.json; give",
         ),
-        ({}, "understand", "understand: is no stage of studies/bad/params.yaml"),
-        ({"models": {"chameleon": {"name": "./tiny/data"}}}, "configure", "tiny/data: holds no config.json"),
-        ({"models": {"chameleon": {"name": "./tiny/janus"}}}, "inspect", "reads images by another encoder"),
-        ({"models": {"chameleon": {"name": "./tiny/chameleon", "decoder": "no.ckpt"}}}, "inspect", "no.ckpt"),
-        ({"tune": {"batch": 1000}}, "inspect", "tune.batch: 1000 images of one size are needed"),
-        ({"calibrate": {"batch": 999}}, "inspect", "calibrate.batch: 999 images of one size are needed"),
-        ({"grid": {"tokens": [15]}}, "inspect", "grid.tokens: Chameleon's images are square, and 15 is no square"),
+        ("chameleon", {"name": "./llama"}, "inspect", "    name:", "name: ./llama is of the type 'llama', for which"),
+        (
+            "chameleon",
+            {"name": "./tiny/janus"},
+            "inspect",
+            "  chameleon:",
+            "control: ./tiny/janus (janus) reads images by",
+        ),
+        ("chameleon", {"control": True}, "inspect", "    control:", "control: ./tiny/chameleon draws with the tokens"),
+        ("chameleon", {"decoder": "no.ckpt"}, "configure", "    decoder:", "decoder: no.ckpt: there is no such file"),
+        ("chameleon", {"decoder": "./dvc.yaml"}, "inspect", "    decoder:", "decoder: ./dvc.yaml is no checkpoint"),
+        (
+            "tune",
+            {"batch": 1000},
+            "inspect",
+            "  batch: 1000",
+            "batch: 1000 images of one size are needed, and there are",
+        ),
+        ("calibrate", {"batch": 999}, "inspect", "  batch: 999", "batch: 999 images of one size are needed"),
+        (
+            "grid",
+            {"tokens": [15]},
+            "inspect",
+            "  - 15",
+            "tokens[0]: Chameleon's images are square, and 15 is no square",
+        ),
     ],
 )
-def test_bad_input_is_one_line(finished, change, stage, says):
-    path = finished / "studies/bad/params.yaml"
-    path.parent.mkdir(exist_ok=True)
-    content = yaml.safe_load((ROOT / f"studies/{NAME}/params.yaml").read_text())
-    content["models"] = {"chameleon": content["models"]["chameleon"]}
-    content["grid"] |= {"family": ["chameleon"]}
-    for section, values in change.items():
-        content[section] = content[section] | values
-    path.write_text(yaml.safe_dump(content))
-    shutil.copytree(finished / f"runs/{NAME}/prepare", finished / "runs/bad/prepare", dirs_exist_ok=True)
-    assert run(finished, "stages.cli", "study", "bad").returncode == 0
+def test_bad_input_is_one_line_with_file_and_line(finished, section, values, stage, start, says):
+    (finished / "llama").mkdir(exist_ok=True)
+    (finished / "llama/config.json").write_text('{"model_type": "llama"}')
+    content = OWN | {"models": dict(OWN["models"]), "grid": OWN["grid"] | {"family": ["chameleon"]}}
+    sections, place = (content["models"], "models.") if section == "chameleon" else (content, "")
+    sections[section] = sections[section] | values
     axes = ["--family", "chameleon", "--tokens", str(content["grid"]["tokens"][0])]
-    done = run(finished, f"stages.{stage}", "--study", "bad", *([] if stage == "configure" else axes))
-    assert says in one_line_error(done)
+    said = refused(finished, NAME, content, stage, *([] if stage == "configure" else axes))
+    assert said.startswith(f"error: params.yaml:{line_of(content, start)}: {place}{section}.{says}")
+
+
+@pytest.mark.parametrize("stage", ["train", "understand"])
+def test_a_stage_of_small_models_is_none_of_this_study(finished, stage):
+    axes = ["--family", "chameleon", "--tokens", "16"]
+    said = one_line_error(run(finished, f"stages.{stage}", *STUDY, *axes))
+    assert f"{stage}: is no stage of studies/{NAME}/params.yaml, whose own are prepare, judge, inspect" in said

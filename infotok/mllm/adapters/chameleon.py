@@ -143,11 +143,11 @@ def _weights_from(file: str) -> dict[str, Tensor]:
     except OSError as error:
         raise SettingError("decoder", f"{file} cannot be read ({error.strerror or one_line(error)}); {give}") from None
     except Exception as error:  # of many kinds: torch takes any bytes for a pickle
-        if isinstance(error, UnpicklingError) and "Unsupported" in str(error):
+        if isinstance(error, UnpicklingError) and "Unsupported global" in str(error):
             raise SettingError(
                 "decoder",
-                f"{file} holds Python objects beside its weights, which are not made here: they could run anything. "
-                "Where you trust the file, write its weights alone: "
+                f"{file} holds other objects than weights, and making them could run anything; where you trust the "
+                "file, write its weights alone: "
                 f"`torch.save(torch.load('{file}', weights_only=False)['state_dict'], 'decoder.pt')`",
             ) from None
         raise SettingError("decoder", f"{file} is no checkpoint, or is damaged; {give}") from None
