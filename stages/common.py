@@ -203,15 +203,13 @@ def _work(spec: Spec, study: Study, options: dict[str, Any]) -> None:
 
 def _tell_outside(spec: Spec, study: Study, cell: Cell) -> None:
     """Say where a cell is none of the grid: it may be meant, or mistyped."""
-    for axis in spec.axes:
-        values, given = getattr(study.params.grid, axis), getattr(cell, axis)
-        if given not in values:
-            known = ", ".join(map(str, values))
-            say(
-                "note",
-                f"--{axis}: {given} is not in grid.{axis} of {study.params_file} ({known}); it runs all the same, and "
-                "the report leaves it out",
-            )
+    outside = [axis for axis in spec.axes if getattr(cell, axis) not in getattr(study.params.grid, axis)]
+    if outside:
+        given = ", ".join(f"--{axis} {getattr(cell, axis)}" for axis in outside)
+        say(
+            "note",
+            f"{given}: not in the grid of {study.params_file}; it runs all the same, and the report leaves it out",
+        )
 
 
 def cell_of(study: Study, family: str, tokens: int, seed: int = 0, arm: str = "none-0-0") -> Cell:

@@ -73,8 +73,10 @@ def collapse(values: dict[str, float]) -> str | None:
     now, before = values[name], values[f"reference_{name}"]
     if now >= COLLAPSED * before:
         return None
-    own = "those of the pretrained tokenizer"
-    said = f"the tokens have collapsed: over images they vary by {now:.2g}, {own} by {before:.2g}"
+    said = (
+        f"the tokens have collapsed: over images they vary by {now:.2g}, those of the pretrained tokenizer by "
+        f"{before:.2g}"
+    )
     if of_codes:
         said = (
             f"the codebook has collapsed: images use it like {now:.1f} codes, the pretrained tokenizer like "
