@@ -107,7 +107,7 @@ def test_files_that_are_missing_are_named_with_their_line_and_nothing_else_needs
             params.check_files()
         return str(study.located(error.value)).removeprefix(f"{tmp_path}/")
 
-    assert said() == "params.yaml:2: models.one.name: ./one: there is no such folder"
+    assert said().startswith("params.yaml:2: models.one.name: ./one: there is no such folder; give one that save_")
     (tmp_path / "one").mkdir()
     assert said().startswith("params.yaml:2: models.one.name: ./one: holds no config.json; give a folder that save_")
     (tmp_path / "one/config.json").write_text('{"model_type": "emu3"}')

@@ -48,7 +48,10 @@ def load(
     """
     without_bars()
     if name.startswith(FOLDERS) and not Path(name).is_dir():
-        raise SettingError("name", f"{name}: there is no such folder")
+        raise SettingError(
+            "name",
+            f"{name}: there is no such folder; give one that save_pretrained has written, or a name on the hub",
+        )
     try:
         kind = _kind(name)
     except (OSError, ValueError, KeyError, TypeError) as error:

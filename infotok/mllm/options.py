@@ -65,7 +65,10 @@ class ModelConfig(Section):
     def _config_file(self) -> Path:
         if self.folder is not None:
             if not self.folder.is_dir():
-                raise InfotokError(f"{self.name}: there is no such folder")
+                raise InfotokError(
+                    f"{self.name}: there is no such folder; give one that save_pretrained has written, or a name on the "
+                    "Hugging Face hub"
+                )
             if not (self.folder / "config.json").is_file():
                 raise InfotokError(
                     f"{self.name}: holds no config.json; give a folder that save_pretrained has written, or a name "
