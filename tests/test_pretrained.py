@@ -229,7 +229,7 @@ def test_the_command_of_small_models_names_the_one_of_pretrained_ones(finished):
             {"name": "./tiny/janus"},
             "inspect",
             "  chameleon:",
-            "control: ./tiny/janus (janus) reads images",
+            "control: ./tiny/janus reads images by",
         ),
         ("chameleon", {"control": True}, "inspect", "    control:", "control: ./tiny/chameleon draws with the tokens"),
         ("chameleon", {"decoder": "no.ckpt"}, "configure", "    decoder:", "decoder: no.ckpt: there is no such file"),

@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +23,31 @@ MODEL_FILE = "model.json"  # that says which weights a result is of
 def adapter_names() -> list[str]:
     """Types of models that there is an adapter for."""
     return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "adapters")]))
+
+
+def adapter_of(name: str) -> type[Adapter]:
+    """The adapter for the model of a name on the hub or of a folder, by its configuration.
+
+    Raises:
+        SettingError: there is no such model, or no adapter for it.
+    """
+    if name.startswith(FOLDERS) and not Path(name).is_dir():
+        raise SettingError(
+            "name",
+            f"{name}: there is no such folder; give one that save_pretrained has written, or a name on the hub",
+        )
+    try:
+        kind = _kind(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _cannot_load(name, error) from None
+    if kind not in adapter_names():
+        known = ", ".join(adapter_names())
+        raise SettingError(
+            "name",
+            f"{name} is of the type '{kind}', for which there is no adapter; choose a model of {known}, or "
+            f"add infotok/mllm/adapters/{kind}.py",
+        )
+    return importlib.import_module(f"infotok.mllm.adapters.{kind}").Adapted
 
 
 def load(
@@ -47,27 +71,11 @@ def load(
             not trusted, or the decoder is none.
     """
     without_bars()
-    if name.startswith(FOLDERS) and not Path(name).is_dir():
-        raise SettingError(
-            "name",
-            f"{name}: there is no such folder; give one that save_pretrained has written, or a name on the hub",
-        )
-    try:
-        kind = _kind(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _cannot_load(name, error) from None
-    if kind not in adapter_names():
-        known = ", ".join(adapter_names())
-        raise SettingError(
-            "name",
-            f"{name} is of the type '{kind}', for which there is no adapter; choose a model of {known}, or "
-            f"add infotok/mllm/adapters/{kind}.py",
-        )
-    adapted = _module(kind).Adapted
+    adapted = adapter_of(name)
     if not (adapted.shared or control):
         raise SettingError(
             "control",
-            f"{name} ({kind}) reads images by another encoder than it draws with: it has no shared tokens "
+            f"{name} reads images by another encoder than it draws with: it has no shared tokens "
             "to regularize; choose a model that has, or take it as the control (control: true)",
         )
     try:
@@ -90,26 +98,18 @@ def open_model(config: ModelConfig, tokens: int, device: torch.device) -> Adapte
     """The model of a section, on a device, whose images have at most so many tokens.
 
     Raises:
-        SettingError: as of `load`, of the section's keys; it says of the model what it is not; or, of the key `tokens`,
-            the model has no such images.
+        SettingError: as of `load`, of the section's keys; `control` or `trust` does not suit the model; or, of the key
+            `tokens`, it has no such images.
     """
     name = config.name
     if config.revision is not None and config.folder is None:
         name = _snapshot(name, config.revision)
-    adapter = load(
-        name,
-        decoder=config.decoder,
-        control=config.control,
-        trust=config.trust,
-    )
-    if config.control and adapter.shared:
-        raise SettingError(
-            "control", f"{config.name} draws with the tokens that it reads, and is no control; leave it out"
-        )
-    if config.trust and not adapter.brings_code:
-        raise SettingError(
-            "trust", f"{config.name} is of a class of transformers, and its folder's code is not run; leave it out"
-        )
+    adapted = adapter_of(name)
+    if config.control and adapted.shared:
+        raise SettingError("control", f"{config.name} draws with the tokens that it reads: no control; leave it out")
+    if config.trust and not adapted.brings_code:
+        raise SettingError("trust", f"{config.name} is of a class of transformers: no code comes with it; leave it out")
+    adapter = load(name, decoder=config.decoder, control=config.control, trust=config.trust)
     try:
         adapter.limit(tokens)
     except InfotokError as error:
@@ -182,10 +182,6 @@ def _folder_of(name: str) -> Path:
     from transformers.utils import cached_file
 
     return Path(cached_file(name, "config.json") or name).parent
-
-
-def _module(kind: str) -> ModuleType:
-    return importlib.import_module(f"infotok.mllm.adapters.{kind}")
 
 
 def _cannot_load(name: str, error: Any) -> SettingError:

@@ -66,8 +66,8 @@ class ModelConfig(Section):
         if self.folder is not None:
             if not self.folder.is_dir():
                 raise InfotokError(
-                    f"{self.name}: there is no such folder; give one that save_pretrained has written, or a name on the "
-                    "Hugging Face hub"
+                    f"{self.name}: there is no such folder; give one that save_pretrained has written, or a name on "
+                    "the Hugging Face hub"
                 )
             if not (self.folder / "config.json").is_file():
                 raise InfotokError(
