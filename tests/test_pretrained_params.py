@@ -60,6 +60,8 @@ def test_the_section_models_makes_it_a_study_of_pretrained_models(written):
     [
         ("name: ./one", "nmae: ./one", ":2: unknown key 'models.one.nmae'; did you mean 'name'?"),
         ("  one: {name: ./one}\n", "  one:\n", ":2: 'models.one' is empty"),
+        ("  family: [one, two]\n", "", ":4: 'grid.family' is missing; give some of one, two"),
+        ("  tokens: [16]\n", "", ":4: 'grid.tokens' is missing; give the most of an image"),
         ("  one: {name: ./one}", "  one: ./one", ":2: 'models.one' is './one': must be a section; write {name: ./one}"),
         (
             "{name: ./one}",

@@ -295,6 +295,10 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
     for name in getattr(params, "models", {}):
         if not NAME.fullmatch(name):
             fail(("models", name), "names files; use letters, digits, '_' and '.', and no '-'")
+    if isinstance(params, PretrainedParams):  # whose models and budgets no default can know
+        for axis, what in (("family", f"some of {', '.join(params.models)}"), ("tokens", "the most of an image")):
+            if axis not in grid.model_fields_set:
+                fail(("grid", axis), f"is missing; give {what}")
     for axis in Grid.model_fields:
         values = getattr(grid, axis)
         if repeated := {value for value in values if values.count(value) > 1}:
