@@ -262,6 +262,19 @@ def test_bad_input_is_one_line_with_file_and_line(finished, section, values, sta
     assert said.startswith(f"error: params.yaml:{line_of(content, start)}: {place}{section}.{says}")
 
 
+def test_a_missing_model_is_told_before_anything_runs(finished):
+    content = OWN | {"models": OWN["models"] | {"emu3": {"name": "./nowhere"}}}
+    write(finished, "bad", content)
+    says = (
+        f"studies/bad/params.yaml:{line_of(content, '    name: ./nowhere')}: models.emu3.name: ./nowhere: there is no"
+    )
+    made = run(finished, "stages.cli", "study", "bad")  # which may be for another machine
+    assert made.returncode == 0
+    assert made.stderr.startswith(f"note: {says}")
+    for command in ("plan", "sweep"):
+        assert one_line_error(run(finished, "stages.cli", command, "--study", "bad")).startswith(f"error: {says}")
+
+
 def test_only_what_depends_on_a_changed_parameter_runs_again(finished):
     """As DVC itself says once the recipes are written, and of the report as it does."""
     for section, values, stage in (("understanding", {"batch": 5}, "answer"), ("generation", {"seed": 8}, "render")):
