@@ -19,7 +19,7 @@ SCORED = {"validation": "", "test": "", "novel": "_novel"}  # splits, and how th
 def answer(run: Stage) -> None:
     """Answer every question about validation, test and novel images, and measure the tokens of the test images."""
     config, data, device = run.config(AnswerConfig), run.input("prepare"), start()
-    tuned = open_tuned(run, device)
+    tuned = open_tuned(run, run.model, run.input("tune"), run.remedy("tune"), device)
     adapter = tuned.adapter
     manifest, grid = read_manifest(data), grid_of(adapter)
     splits = {name: read_split(data, name) for name in SCORED if name in manifest["splits"]}

@@ -21,7 +21,7 @@ def calibrate(run: Stage) -> None:
     """Train what the tokenizer lacks, and fix the variance of its codes."""
     config, data, device, seed = run.config(CalibrateConfig), run.input("prepare"), start(), run.cell.seed
     torch.manual_seed(seed)  # of a decoder that is new
-    adapter = open_pretrained(run, device)
+    adapter = open_pretrained(run, run.model, device)
     grid, history, checkpoints = grid_of(adapter), [], run.checkpoints()
     if config.steps:
         train = read_split(data, "train")

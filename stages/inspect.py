@@ -28,7 +28,7 @@ SPLITS = ("train", "validation", "test", "novel")  # whose texts have to fit
 def inspect(run: Stage) -> None:
     """Compare the adapter's codes with the model's own, and measure the tokenizer on validation images."""
     torch.manual_seed(0)  # of a decoder that is new
-    adapter = open_pretrained(run, start())
+    adapter = open_pretrained(run, run.model, start())
     data = run.input("prepare")
     split = read_split(data, "validation")
     pictures, rows, grid = Pictures(split, background_of(data)), range(min(IMAGES, len(split))), grid_of(adapter)

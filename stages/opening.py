@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -11,32 +12,33 @@ from infotok.errors import InfotokError, SettingError
 from infotok.mllm import suiting
 from infotok.mllm.adapter import Adapter
 from infotok.mllm.loading import open_model
+from infotok.mllm.options import ModelConfig
 from infotok.mllm.tuned import Tuned, load_tuned
 from pipeline.config.cells import parse_arm
 from pipeline.config.params import PretrainedParams
 from pipeline.running.stage import Stage
 
 
-def open_pretrained(run: Stage, device: torch.device) -> Adapter:
-    """The model as it was pretrained.
+def open_pretrained(run: Stage, model: ModelConfig, device: torch.device) -> Adapter:
+    """The model of `run.model`, as it was pretrained.
 
     Raises:
         SettingError: it cannot be loaded, or as of `check_settings`.
     """
     with _model_of(run):
-        adapter = open_model(run.model, run.cell.tokens, device)
+        adapter = open_model(model, run.cell.tokens, device)
     check_settings(adapter, _params(run))
     return adapter
 
 
-def open_tuned(run: Stage, device: torch.device) -> Tuned:
-    """The model as the stage `tune` has left it.
+def open_tuned(run: Stage, model: ModelConfig, folder: Path, remedy: str, device: torch.device) -> Tuned:
+    """The model of `run.model`, as the stage `tune` has left it in its folder; remedy: where that is damaged.
 
     Raises:
         SettingError: as of `open_pretrained`. InfotokError: it is missing or damaged.
     """
     with _model_of(run):
-        tuned = load_tuned(run.input("tune"), run.remedy("tune"), run.model, run.cell.tokens, device)
+        tuned = load_tuned(folder, remedy, model, run.cell.tokens, device)
     check_settings(tuned.adapter, _params(run), calibrated=True)
     return tuned
 

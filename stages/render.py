@@ -36,7 +36,7 @@ def render(run: Stage) -> None:
     """Choose temperature and guidance on validation captions, then score test captions; gFID and KID; the share of
     codes that are the image's own where the model draws its caption greedily."""
     device, data = start(), run.input("prepare")
-    adapter = open_tuned(run, device).adapter
+    adapter = open_tuned(run, run.model, run.input("tune"), run.remedy("tune"), device).adapter
     manifest, test = read_manifest(data), read_split(data, "test")
     metrics, protocol = {}, {}
     _write_reconstructions(run, adapter, test)

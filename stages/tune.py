@@ -26,7 +26,7 @@ def tune(run: Stage) -> None:
     config, cell, data, device = run.config(TuneConfig), run.cell, run.input("prepare"), start()
     world = replace(run.join(device), device=device)
     # In main memory, as float32: the tuner moves to the device what it needs there, narrowed or sharded.
-    adapter = open_pretrained(run, torch.device("cpu"))
+    adapter = open_pretrained(run, run.model, torch.device("cpu"))
     variance = load_tokenizer(adapter, run.input("calibrate"), run.remedy("calibrate"))
     grid, settings = grid_of(adapter), {"batch": config.batch, "caption_dropout": config.caption_dropout}
     shown = Shown(
