@@ -213,53 +213,38 @@ def test_the_command_of_small_models_names_the_one_of_pretrained_ones(finished):
 
 
 @pytest.mark.parametrize(
-    ("section", "values", "stage", "start", "says"),
+    ("section", "key", "value", "stage", "says"),
     [
-        ("chameleon", {"name": "./nowhere"}, "configure", "    name:", "name: ./nowhere: there is no such folder"),
         (
             "chameleon",
-            {"name": "./tiny/data"},
+            "name",
+            "./nowhere",
             "configure",
-            "    name:",
-            "name: ./tiny/data: holds no config.json",
+            "name: ./nowhere: there is no such folder; give one that save_",
         ),
-        ("chameleon", {"name": "./llama"}, "inspect", "    name:", "name: ./llama is of the type 'llama', for which"),
-        (
-            "chameleon",
-            {"name": "./tiny/janus"},
-            "inspect",
-            "  chameleon:",
-            "control: ./tiny/janus reads images by",
-        ),
-        ("chameleon", {"control": True}, "inspect", "    control:", "control: ./tiny/chameleon draws with the tokens"),
-        ("chameleon", {"decoder": "no.ckpt"}, "configure", "    decoder:", "decoder: no.ckpt: there is no such file"),
-        ("chameleon", {"decoder": "./dvc.yaml"}, "inspect", "    decoder:", "decoder: ./dvc.yaml is no checkpoint"),
-        (
-            "tune",
-            {"batch": 1000},
-            "inspect",
-            "  batch: 1000",
-            "batch: 1000 images of one size are needed, and there",
-        ),
-        ("calibrate", {"batch": 999}, "inspect", "  batch: 999", "batch: 999 images of one size are needed"),
-        (
-            "grid",
-            {"tokens": [15]},
-            "inspect",
-            "  - 15",
-            "tokens[0]: Chameleon's images are square, and 15 is",
-        ),
+        ("chameleon", "name", "./tiny/data", "configure", "name: ./tiny/data: holds no config.json; give a folder"),
+        ("chameleon", "name", "./llama", "inspect", "name: ./llama is of the type 'llama', for which there is no"),
+        ("chameleon", "name", "./tiny/janus", "inspect", "control: ./tiny/janus reads images by another encoder"),
+        ("chameleon", "control", True, "inspect", "control: ./tiny/chameleon draws with the tokens that it reads"),
+        ("chameleon", "decoder", "no.ckpt", "configure", "decoder: no.ckpt: there is no such file; give a VQGAN's"),
+        ("chameleon", "decoder", "./dvc.yaml", "inspect", "decoder: ./dvc.yaml is no checkpoint, or is damaged; give"),
+        ("tune", "batch", 1000, "inspect", "batch: 1000 images of one size are needed, and there are "),
+        ("calibrate", "batch", 999, "inspect", "batch: 999 images of one size are needed, and there are "),
+        ("grid", "tokens", [15], "inspect", "tokens[0]: Chameleon's images are square, and 15 is no square"),
     ],
 )
-def test_bad_input_is_one_line_with_file_and_line(finished, section, values, stage, start, says):
+def test_bad_input_is_one_line_with_file_and_line(finished, section, key, value, stage, says):
     (finished / "llama").mkdir(exist_ok=True)
     (finished / "llama/config.json").write_text('{"model_type": "llama"}')
     content = OWN | {"models": dict(OWN["models"]), "grid": OWN["grid"] | {"family": ["chameleon"]}}
-    sections, place = (content["models"], "models.") if section == "chameleon" else (content, "")
-    sections[section] = sections[section] | values
+    sections, place, indent = (content["models"], "models.", 4) if section == "chameleon" else (content, "", 2)
+    sections[section] = sections[section] | {key: value}
     axes = ["--family", "chameleon", "--tokens", str(content["grid"]["tokens"][0])]
     said = refused(finished, NAME, content, stage, *([] if stage == "configure" else axes))
-    assert said.startswith(f"error: params.yaml:{line_of(content, start)}: {place}{section}.{says}")
+    written = " " * indent + yaml.safe_dump({key: value}).splitlines()[-1]
+    # What the file does not say is named with the section that lacks it.
+    line = line_of(content, written if says.startswith(key) else f"  {section}:")
+    assert said.startswith(f"error: params.yaml:{line}: {place}{section}.{says}")
 
 
 def test_a_missing_model_is_told_before_anything_runs(finished):
