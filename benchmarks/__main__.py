@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from stages.common import StudyOption, clear_errors
+from stages.common import StudyOption, clear_errors, single
 
 
 class Name(StrEnum):
@@ -63,6 +63,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    single(main)

@@ -7,11 +7,11 @@ from infotok.evaluation.statistics import wilson_interval
 from infotok.mllm.data import Pictures, background_of
 from infotok.mllm.options import AnswerConfig
 from infotok.mllm.scoring import answer_all, grid_of, information, reconstruct, token_use, tokens_of_images
-from infotok.mllm.tuned import load_tuned
 from infotok.mllm.tuning import TuneConfig
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
+from stages.opening import open_tuned
 
 SCORED = {"validation": "", "test": "", "novel": "_novel"}  # splits, and how the names of their metrics end
 
@@ -19,7 +19,7 @@ SCORED = {"validation": "", "test": "", "novel": "_novel"}  # splits, and how th
 def answer(run: Stage) -> None:
     """Answer every question about validation, test and novel images, and measure the tokens of the test images."""
     config, data, device = run.config(AnswerConfig), run.input("prepare"), start()
-    tuned = load_tuned(run.input("tune"), run.remedy("tune"), run.model, run.cell.tokens, device)
+    tuned = open_tuned(run, run.model, run.input("tune"), run.remedy("tune"), device)
     adapter = tuned.adapter
     manifest, grid = read_manifest(data), grid_of(adapter)
     splits = {name: read_split(data, name) for name in SCORED if name in manifest["splits"]}

@@ -6,7 +6,7 @@ import torch
 
 from infotok.data.arrow import read_split
 from infotok.mllm.data import Pictures, Shown, background_of
-from infotok.mllm.loading import MODEL_FILE, open_model
+from infotok.mllm.loading import MODEL_FILE
 from infotok.mllm.scoring import grid_of, of_one_size, reconstruct, token_use, tokens_of_images
 from infotok.mllm.tuned import save_tokenizer
 from infotok.mllm.tuning import calibrated
@@ -14,13 +14,14 @@ from infotok.mllm.warming import CalibrateConfig, warm_up
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
+from stages.opening import open_pretrained, section
 
 
 def calibrate(run: Stage) -> None:
     """Train what the tokenizer lacks, and fix the variance of its codes."""
     config, data, device, seed = run.config(CalibrateConfig), run.input("prepare"), start(), run.cell.seed
     torch.manual_seed(seed)  # of a decoder that is new
-    adapter = open_model(run.model, run.cell.tokens, device)
+    adapter = open_pretrained(run, run.model, device)
     grid, history, checkpoints = grid_of(adapter), [], run.checkpoints()
     if config.steps:
         train = read_split(data, "train")
@@ -33,7 +34,7 @@ def calibrate(run: Stage) -> None:
             key="calibrate.batch",
             background=background_of(data),
         )
-        with run.progress(config.steps):
+        with run.progress(config.steps), section("calibrate"):
             history = warm_up(adapter, shown, config, seed=seed, checkpoints=checkpoints, observe=run.observe)
     elif adapter.extra_is_new:
         run.warn("the model has no decoder, and the new one is not trained before the language model; see calibrate")

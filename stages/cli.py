@@ -13,7 +13,7 @@ import typer
 
 from infotok import __version__
 from pipeline.graph import STAGES
-from stages.common import COMMANDS, StudyOption, clear_errors, stage_command
+from stages.common import COMMANDS, StudyOption, clear_errors, run_program, say, stage_command
 from stages.draw import draw, draw_model
 
 app = typer.Typer(
@@ -87,7 +87,7 @@ def make_study(
     """Make the folder of a study, or bring the dvc.yaml of one up to date with its params.yaml."""
     import shutil
 
-    from infotok.errors import InfotokError
+    from infotok.errors import InfotokError, SettingError
     from pipeline.config.dvc_yaml import write_dvc_file
     from pipeline.config.study import Study
 
@@ -102,6 +102,10 @@ def make_study(
         print(f"{study.params_file}: a copy of that of {begin.name}; edit it, then `infotok study {name}` again")
     changed = write_dvc_file(study)
     print(f"{study.dvc_file}: {'written' if changed else 'is up to date'}")
+    try:
+        study.params.check_files()
+    except SettingError as error:  # which may come later, or lie on another machine
+        say("note", str(study.located(error)))
 
 
 @app.command(rich_help_panel=GRID)
@@ -171,6 +175,7 @@ def plan(study: StudyOption = "default") -> None:
     console, chosen = Console(), Study(study)
     check_workspace(chosen)
     check_dvc_file(chosen)
+    chosen.params.check_files()
     console.print(_table(cell_states(chosen), _title(chosen)))
     names = to_do(chosen)
     for name in names:
@@ -249,6 +254,7 @@ def sweep(
         )
     check_workspace(chosen)
     check_dvc_file(chosen)
+    chosen.params.check_files()
     elsewhere = engine != "local"
     cells, options = select(chosen, only or []), ["--pull"] if pull or elsewhere else []
 
@@ -325,7 +331,7 @@ def ui(
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    run_program(app)
 
 
 if __name__ == "__main__":

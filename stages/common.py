@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from infotok.errors import DamagedDataError, InfotokError
+from infotok.errors import DamagedDataError, InfotokError, SettingError
 from infotok.stopping import stoppable
 from pipeline.config.study import Study, find_root
 from pipeline.config.variables import check_variables
@@ -65,14 +65,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 PATIENCE = 10.0  # seconds
 
+USAGE = typer.BadParameter.__base__  # of all that typer has against a command line
+
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def clear_errors(command: Callable) -> Callable:
     """Run a command in the root of its checkout, wherever it was started.
 
-    An InfotokError or a full disk becomes one line on standard error and exit code 2; SIGTERM and Ctrl-C one line that
-    says how to go on, and the exit code 143 or 130 that shells give them.
+    An InfotokError or a full disk becomes one line on standard error and exit code 2, a setting of the study in the
+    option `study` with file and line; SIGTERM and Ctrl-C one line that says how to go on, and the exit code 143 or 130
+    that shells give them.
     """
 
     @functools.wraps(command)
@@ -93,24 +96,27 @@ def clear_errors(command: Callable) -> Callable:
         except InfotokError as error:
             if os.environ.get("WORLD_SIZE") and os.environ.get("RANK", "0") != "0":
                 time.sleep(PATIENCE)  # if the first process failed too, it has said so and all are ended by then
-            _say("error", str(error))
+            if isinstance(error, SettingError) and "study" in kwargs:
+                error = Study(kwargs["study"]).located(error)
+            say("error", str(error))
             raise typer.Exit(2) from None
         except OSError as error:
             if error.errno not in FULL:
                 raise
             place = f"{error.filename}: " if error.filename else ""
-            _say("error", f"{place}cannot be written ({error.strerror or error}); make room and run the same again")
+            say("error", f"{place}cannot be written ({error.strerror or error}); make room and run the same again")
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stopped:
-            _say(str(stopped) or "stopped", "the same command, or `dvc repro`, goes on; what was finished stays")
+            say(str(stopped) or "stopped", "the same command, or `dvc repro`, goes on; what was finished stays")
             raise typer.Exit(128 + getattr(stopped, "number", signal.SIGINT)) from None
 
     return wrapped
 
 
-def _say(kind: str, text: str) -> None:
+def say(kind: str, text: str) -> None:
+    """One line on standard error."""
     kind, text = (part.replace("[", chr(92) + "[") for part in (kind, text))
-    errors.print(f"[bold red]{kind}:[/] {text}")
+    errors.print(f"[bold {'yellow' if kind == 'note' else 'red'}]{kind}:[/] {text}")
 
 
 def stage_command(spec: Spec) -> Callable[..., None]:
@@ -146,7 +152,19 @@ def single(command: Callable) -> None:
     """Run one command as a program."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    app()
+    run_program(app)
+
+
+def run_program(app: typer.Typer) -> NoReturn:
+    """Run a command line. One that it does not understand is one line on standard error, and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except USAGE as error:
+        more = f"; `{error.ctx.command_path} --help` shows what it takes" if error.ctx else ""
+        if said := " ".join(error.format_message().split()).rstrip("."):  # else help was asked for by no word at all
+            say("error", f"{said[0].lower()}{said[1:]}{more}")
+        sys.exit(error.exit_code)
+    sys.exit(code or 0)
 
 
 def _run(spec: Spec, study: Study, options: dict[str, Any]) -> None:
@@ -176,9 +194,22 @@ def _work(spec: Spec, study: Study, options: dict[str, Any]) -> None:
         check_batch(spec.name, study, count)
         given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         return launch(spec.name, [*given, *study.options], count)
+    if cell is not None and os.environ.get("RANK", "0") == "0":
+        _tell_outside(spec, study, cell)
     with running(spec.name, study, cell, joined(spec.name, study)) as stage:
         if stage is not None:
             work(stage)
+
+
+def _tell_outside(spec: Spec, study: Study, cell: Cell) -> None:
+    """Say where a cell is none of the grid: it may be meant, or mistyped."""
+    outside = [axis for axis in spec.axes if getattr(cell, axis) not in getattr(study.params.grid, axis)]
+    if outside:
+        given = ", ".join(f"--{axis} {getattr(cell, axis)}" for axis in outside)
+        say(
+            "note",
+            f"{given}: not in the grid of {study.params_file}; it runs all the same, and the report leaves it out",
+        )
 
 
 def cell_of(study: Study, family: str, tokens: int, seed: int = 0, arm: str = "none-0-0") -> Cell:

@@ -8,9 +8,10 @@ from stages.common import main
 
 
 def configure(study: Study) -> None:
-    """Write the recipe of every stage of the grid; refuse a checkout in which DVC cannot work, and a dvc.yaml that
-    would run something else."""
+    """Write the recipe of every stage of the grid; refuse a checkout in which DVC cannot work, models that are missing,
+    and a dvc.yaml that would run something else."""
     check_results(study)
+    study.params.check_files()
     check_dvc_file(study)
     write_recipes(study)
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError, dotted
 from pipeline.config.study import Study
 from pipeline.graph import PRETRAINED
 from stages.common import (
@@ -157,7 +157,11 @@ def draw_model(
     asked, device = read_prompts(prompts), start()
     bf16 = has_bf16(device)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    adapter = load(model, dtype=dtype, decoder=decoder, control=True, trust=trust)
+    try:
+        adapter = load(model, dtype=dtype, decoder=decoder, control=True, trust=trust)
+    except SettingError as error:
+        option = "model" if error.key == ("name",) else dotted(error.key)
+        raise InfotokError(f"--{option}: {error.problem}") from None
     if not isinstance(adapter, CodeAdapter):
         raise InfotokError(f"--model: {model} has continuous tokens, and codes are drawn here; choose another model")
     if adapter.extra_is_new:

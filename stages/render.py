@@ -20,12 +20,12 @@ from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.data import Pictures, background_of
 from infotok.mllm.options import RenderConfig
 from infotok.mllm.scoring import draw_tokens, grid_of, pictures_of, reconstruct, tokens_of_images
-from infotok.mllm.tuned import load_tuned
 from infotok.training.runtime import start
 from pipeline.pictures import grid as tiled
 from pipeline.pictures import write_png
 from pipeline.running.stage import Stage
 from stages.common import main
+from stages.opening import open_tuned
 
 SHOWN = 12  # prompts in samples.png
 IMAGES = 200  # of the test split, at most, whose codes are compared with those drawn from their captions
@@ -36,7 +36,7 @@ def render(run: Stage) -> None:
     """Choose temperature and guidance on validation captions, then score test captions; gFID and KID; the share of
     codes that are the image's own where the model draws its caption greedily."""
     device, data = start(), run.input("prepare")
-    adapter = load_tuned(run.input("tune"), run.remedy("tune"), run.model, run.cell.tokens, device).adapter
+    adapter = open_tuned(run, run.model, run.input("tune"), run.remedy("tune"), device).adapter
     manifest, test = read_manifest(data), read_split(data, "test")
     metrics, protocol = {}, {}
     _write_reconstructions(run, adapter, test)

@@ -9,13 +9,13 @@ from infotok.information.kernels import Kernels
 from infotok.mllm.cache import Cached, can_cache
 from infotok.mllm.data import Pictures, Shown, background_of
 from infotok.mllm.health import collapse, health
-from infotok.mllm.loading import open_model
 from infotok.mllm.scoring import grid_of, of_one_size
 from infotok.mllm.tuned import MODEL, load_tokenizer, save_prior
 from infotok.mllm.tuning import TuneConfig, Tuner, regularizer
 from infotok.training.runtime import start
 from pipeline.running.stage import Stage
 from stages.common import main
+from stages.opening import open_pretrained, section
 
 CACHE = "tokens"  # folder beside the checkpoints, which goes with them
 WATCHED = 64  # validation images, at most, on whose codes the tuned tokenizer is compared with the one before
@@ -26,7 +26,7 @@ def tune(run: Stage) -> None:
     config, cell, data, device = run.config(TuneConfig), run.cell, run.input("prepare"), start()
     world = replace(run.join(device), device=device)
     # In main memory, as float32: the tuner moves to the device what it needs there, narrowed or sharded.
-    adapter = open_model(run.model, cell.tokens, torch.device("cpu"))
+    adapter = open_pretrained(run, run.model, torch.device("cpu"))
     variance = load_tokenizer(adapter, run.input("calibrate"), run.remedy("calibrate"))
     grid, settings = grid_of(adapter), {"batch": config.batch, "caption_dropout": config.caption_dropout}
     shown = Shown(
@@ -46,7 +46,8 @@ def tune(run: Stage) -> None:
         gamma=cell.gamma,
         kernels=run.config(Kernels),
     )
-    tuner = Tuner(adapter, bottleneck, variance, config, world)
+    with section("tune"):
+        tuner = Tuner(adapter, bottleneck, variance, config, world)
     with tuner.whole(), torch.no_grad():
         pixels = adapter.ask([watched[row] for row in rows], [""] * len(rows))["pixel_values"]
         before = torch.cat([adapter.tokens_of(some) for some in pixels.split(8)])

@@ -26,7 +26,7 @@ PIPELINE = [
     ["running"],
     ["sweep"],
 ]
-STAGES = [["common"], ["draw", "configure", "prepare", "perceptual", "judge", "pretrain", "train"]]
+STAGES = [["common", "opening"], ["draw", "configure", "prepare", "perceptual", "judge", "pretrain", "train"]]
 STAGES[1] += ["understand", "generate", "report", "inspect", "calibrate", "tune", "answer", "render"]
 STAGES += [["cli"]]
 

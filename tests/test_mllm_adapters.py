@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -285,8 +286,18 @@ def test_weights_that_are_missing(folders, tmp_path):
 
 
 def test_a_decoder_that_does_not_fit(folders, tmp_path):
-    (tmp_path / "other.ckpt").write_bytes(b"nonsense")
-    assert "cannot be read" in said(load, folders["chameleon"], decoder=tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "callbacks": Fraction(1, 2)}, tmp_path / "whole.ckpt")
+    whole = (tmp_path / "whole.ckpt").read_bytes()
+    for content in (b"nonsense", b"hello", b"", b"PK\x03\x04" + bytes(200), whole[: len(whole) // 2]):
+        for name in ("other.ckpt", "other.safetensors"):
+            (tmp_path / name).write_bytes(content)
+            message = said(load, folders["chameleon"], decoder=tmp_path / name)
+            assert message.startswith(f"decoder: {tmp_path / name} is no checkpoint, or is damaged; give a VQGAN's")
+    assert "other objects" in said(load, folders["chameleon"], decoder=tmp_path / "whole.ckpt")
+    assert "No such file" in said(load, folders["chameleon"], decoder=tmp_path / "none.ckpt")
+    assert "Is a directory" in said(load, folders["chameleon"], decoder=tmp_path)
+    torch.save([torch.zeros(1)], tmp_path / "other.ckpt")
+    assert "has no decoder" in said(load, folders["chameleon"], decoder=tmp_path / "other.ckpt")
     torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "other.ckpt")
     assert "has no decoder" in said(load, folders["chameleon"], decoder=tmp_path / "other.ckpt")
     torch.save({"decoder.conv_in.weight": torch.zeros(1)}, tmp_path / "other.ckpt")

@@ -1,6 +1,7 @@
 """Tokens of a frozen tokenizer that are kept: losses are those without, and no stale or damaged file is used."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from infotok.mllm.data import Pictures, Shown
 from infotok.mllm.loading import load
 from infotok.mllm.scoring import grid_of
 from infotok.mllm.tuning import TuneConfig, Tuner, calibrated, regularizer
+from infotok.tensors import read_tensors
 
 NAMES = (*tiny_mllm.SHARED, "llada")
 SETTINGS = {"lm_rate": 3e-3, "prior_rate": 0.05, "warmup": 1, "steps": 4, "batch": 8, "precision": "fp32"}
@@ -149,6 +151,12 @@ def test_what_was_stopped_goes_on_and_what_is_stale_or_damaged_is_made_anew(fold
     assert again()[0] == 0
     assert caplog.text == ""
     files = sorted(folder.iterdir())
+    whole, (right, made_of) = files[2].read_bytes(), read_tensors(files[2], "")
+    for at in range(len(whole)):  # a bit of any byte is noticed, or changes nothing
+        (tmp_path / "one").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with suppress(InfotokError):
+            tensors, described = read_tensors(tmp_path / "one", "")
+            assert described != made_of or all(torch.equal(tensors[name], right[name]) for name in right)
     for damage in ("flip", "cut"):
         content = bytearray(files[1].read_bytes())
         if damage == "flip":

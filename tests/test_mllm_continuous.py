@@ -222,7 +222,7 @@ def said(function, *arguments, **settings):
 
 def test_what_is_refused(folder, tmp_path):
     assert "set trust: true" in said(load, folder)
-    assert "leave `decoder` out" in said(load, folder, trust=True, decoder=tmp_path / "decoder.ckpt")
+    assert "of its own; leave it out" in said(load, folder, trust=True, decoder=tmp_path / "decoder.ckpt")
     assert "choose vib or hsic" in said(made, folder, "ceb", 0.1)
     adapter = load(folder, trust=True)
     assert "entropy_bits" in said(calibrated, adapter, [make_batch(adapter, EXAMPLES).pixels], 1.0)

@@ -108,8 +108,13 @@ def test_an_image_without_questions_is_described_and_one_without_captions_is_not
 
 def test_sizes_that_never_fill_a_batch_are_counted_and_none_that_does_is_an_error(tmp_path):
     assert shown(split(tmp_path, [WIDE] * 5 + [TALL] * 3)).never == 3
-    with pytest.raises(InfotokError, match=r"tune.batch: 8 images of one size are needed.*most frequent has 5"):
+    with pytest.raises(
+        InfotokError,
+        match=r"tune.batch: 8 images of one size are needed, and of the 8 training images, of 2 sizes, no more than 5",
+    ):
         shown(split(tmp_path, [WIDE] * 5 + [TALL] * 3), batch=8)
+    with pytest.raises(InfotokError, match=r"8 images of one size are needed, and there are 5 training images; lower"):
+        shown(split(tmp_path, [WIDE] * 5), batch=8)
 
 
 def test_pictures_are_the_files_themselves_and_their_loss_is_told(tmp_path):
@@ -125,7 +130,7 @@ def test_pictures_are_the_files_themselves_and_their_loss_is_told(tmp_path):
 
 def test_an_image_that_the_processor_refuses_is_named(tmp_path):
     data = split(tmp_path, [WIDE] * 4 + [(900, 3)])
-    data.origins = [f"data.jsonl:{line}" for line in range(1, 6)]
+    data.origins, data.root = [f"data.jsonl:{line}" for line in range(1, 6)], "my/data"
 
     def grid(width, height):
         if width > 200 * height:
@@ -133,7 +138,9 @@ def test_an_image_that_the_processor_refuses_is_named(tmp_path):
         return height, width
 
     settings = {"batch": 4, "caption_dropout": 0.0, "seed": 0}
-    with pytest.raises(InfotokError, match=r"data.jsonl:5: an image of 900 x 3 pixels: the model's processor refuses"):
+    with pytest.raises(
+        InfotokError, match=r"^my/data/data.jsonl:5: an image of 900 x 3 pixels: the model's processor refuses"
+    ):
         Shown(data, grid, **settings)
 
 
@@ -183,5 +190,5 @@ def test_a_revision_of_the_hub_is_the_one_that_is_loaded(tmp_path, monkeypatch):
         raise OSError("no such revision")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(InfotokError, match="some/model: its revision abc cannot be loaded"):
+    with pytest.raises(InfotokError, match="revision: abc of some/model cannot be loaded"):
         open_model(model, 16, torch.device("cpu"))

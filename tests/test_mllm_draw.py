@@ -129,7 +129,7 @@ def test_a_folder_is_named_from_where_the_command_is_called(folders, tmp_path, m
     ("name", "options", "says"),
     [
         ("chameleon", [], "has no decoder to draw with; give --decoder, such as Anole's vqgan.ckpt"),
-        ("emu3", ["--decoder", "vqgan.ckpt"], "of its own"),
+        ("emu3", ["--decoder", "vqgan.ckpt"], "--decoder: vqgan.ckpt: "),
         ("tuned", ["--tokens", 15], "--tokens: Chameleon's images are square, and 15 is no square"),
         ("janus", ["--tokens", 9], "--tokens: Janus draws images of 16 tokens, not of 9"),
         ("emu3", ["--tokens", 1024], "--tokens: an image of 32 x 32 tokens has no room in the model's context of 512"),

@@ -59,7 +59,7 @@ def test_its_decoder_s_vectors_are_those_of_its_own_decoding(folder):
 
 
 def test_the_language_model_teaches_no_tokenizer(folder):
-    off = {"generation": 0.0, "reconstruction": 0.0, "lm_gradient": 1.0}
+    off = {"generation": 0.0, "reconstruction": 0.0}
     tuner = made(folder, beta=0.0, **off)
     tuner.step(make_batch(tuner.adapter, EXAMPLES[:2]))[0].backward()
     assert all(not p.grad.any() for p in tuner.adapter.tokenizer.parameters() if p.grad is not None)

@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from smoke import ROOT, copy_of_the_code, one_line_error, ran, run
+from pretrained import finished_study, line_of, refused, result, write
+from smoke import ROOT, one_line_error, ran, run
 
 from infotok.mllm.loading import load
 from pipeline.config.cells import Cell
@@ -26,24 +27,13 @@ FEW = {
     "understanding": {"images": 12},
     "generation": {"prompts": 4, "images": 1},
 }
+OWN = yaml.safe_load((ROOT / f"studies/{NAME}/params.yaml").read_text())
+PARAMS = OWN | {section: OWN.get(section, {}) | values for section, values in FEW.items()}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = copy_of_the_code(tmp_path_factory.mktemp("pretrained"))
-    assert run(folder, "stages.cli", "tiny", "tiny").returncode == 0
-    path = folder / f"studies/{NAME}/params.yaml"
-    content = yaml.safe_load(path.read_text())
-    for section, values in FEW.items():
-        content[section] = content.get(section, {}) | values
-    path.write_text(yaml.safe_dump(content))
-    done = run(folder, "dvc", "repro", FILE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def result(folder, stage, key):
-    return json.loads((folder / f"runs/{NAME}/{stage}/{key}/metrics.json").read_text())
+    return finished_study(tmp_path_factory.mktemp("pretrained"), NAME, PARAMS)
 
 
 def test_the_report_pairs_the_arms_of_both_models(finished):
@@ -94,12 +84,12 @@ def test_both_arms_start_from_the_same_and_leave_a_model_that_answers_and_draws(
 
 
 def test_what_is_known_of_a_model_before_it_is_trained(finished):
-    found = result(finished, "inspect", "chameleon-16")
+    found = result(finished, NAME, "inspect", "chameleon-16")
     assert found["metrics"]["inspect/tokens"] == 16
     assert found["metrics"]["inspect/capacity_bits"] == 16 * 6
     assert any("has no decoder" in warning for warning in found["warnings"])
-    assert result(finished, "inspect", "emu3-16")["warnings"] == []
-    calibrated = result(finished, "calibrate", "emu3-16-0")
+    assert result(finished, NAME, "inspect", "emu3-16")["warnings"] == []
+    calibrated = result(finished, NAME, "calibrate", "emu3-16-0")
     assert calibrated["metrics"]["pretrain/variance"] > 0
     assert len(calibrated["protocol"]["weights"]) == 64
 
@@ -147,10 +137,7 @@ def test_an_interrupted_tuning_goes_on_and_gives_the_same_bytes(finished, tmp_pa
 
 def test_two_processes_that_share_the_weights_leave_what_one_leaves(finished):
     """But for the order of sums, in bfloat16 where the processor has it."""
-    content = yaml.safe_load((finished / f"studies/{NAME}/params.yaml").read_text())
-    content["tune"]["parallel"] = "shard"
-    (finished / "studies/shared").mkdir()
-    (finished / "studies/shared/params.yaml").write_text(yaml.safe_dump(content))
+    write(finished, "shared", PARAMS | {"tune": PARAMS["tune"] | {"parallel": "shard"}})
     for stage in ("prepare", "calibrate"):
         shutil.copytree(finished / f"runs/{NAME}/{stage}", finished / f"runs/shared/{stage}")
     axes = ["--study", "shared", "--family", "emu3", "--arm", "dib-0.03-0", "--tokens", "16", "--seed", "0"]
@@ -166,15 +153,13 @@ def test_two_processes_that_share_the_weights_leave_what_one_leaves(finished):
 
 
 def test_a_frozen_tokenizer_trains_alike_whether_its_tokens_are_kept_or_made_in_every_step(finished):
-    content = yaml.safe_load((finished / f"studies/{NAME}/params.yaml").read_text())
-    content["grid"]["arm"] = ["none-0-0"]
+    grid = PARAMS["grid"] | {"arm": ["none-0-0"]}
     axes = ["--family", "chameleon", "--arm", "none-0-0", "--tokens", "16", "--seed", "0"]
     found = {}
     for cache in (True, False):
         name = f"frozen-{cache}"
-        content["tune"] |= {"tokenizer": "frozen", "cache": cache}
-        (finished / "studies" / name).mkdir()
-        (finished / f"studies/{name}/params.yaml").write_text(yaml.safe_dump(content))
+        tune = PARAMS["tune"] | {"tokenizer": "frozen", "cache": cache}
+        write(finished, name, PARAMS | {"grid": grid, "tune": tune})
         for stage in ("prepare", "calibrate"):
             shutil.copytree(finished / f"runs/{NAME}/{stage}", finished / f"runs/{name}/{stage}")
         done = run(finished, "stages.tune", "--study", name, *axes, INFOTOK_TRACKING="off")
@@ -228,34 +213,68 @@ def test_the_command_of_small_models_names_the_one_of_pretrained_ones(finished):
 
 
 @pytest.mark.parametrize(
-    ("change", "stage", "says"),
+    ("section", "key", "value", "stage", "says"),
     [
-        ({"models": {"chameleon": {"name": "./nowhere"}}}, "configure", "models.chameleon.name: nowhere: there is no"),
         (
-            {},
-            "train",
-            "train: is no stage of studies/bad/params.yaml, whose own are prepare, judge, inspect",
+            "chameleon",
+            "name",
+            "./nowhere",
+            "configure",
+            "name: ./nowhere: there is no such folder; give one that save_",
         ),
-        ({}, "understand", "understand: is no stage of studies/bad/params.yaml"),
-        ({"models": {"chameleon": {"name": "./tiny/data"}}}, "configure", "tiny/data: holds no config.json"),
-        ({"models": {"chameleon": {"name": "./tiny/janus"}}}, "inspect", "reads images by another encoder"),
-        ({"models": {"chameleon": {"name": "./tiny/chameleon", "decoder": "no.ckpt"}}}, "inspect", "no.ckpt"),
-        ({"tune": {"batch": 1000}}, "inspect", "tune.batch: 1000 images of one size are needed"),
-        ({"calibrate": {"batch": 999}}, "inspect", "calibrate.batch: 999 images of one size are needed"),
-        ({"grid": {"tokens": [15]}}, "inspect", "grid.tokens: Chameleon's images are square, and 15 is no square"),
+        ("chameleon", "name", "./tiny/data", "configure", "name: ./tiny/data: holds no config.json; give a folder"),
+        ("chameleon", "name", "./llama", "inspect", "name: ./llama is of the type 'llama', for which there is no"),
+        ("chameleon", "name", "./tiny/janus", "inspect", "control: ./tiny/janus reads images by another encoder"),
+        ("chameleon", "control", True, "inspect", "control: ./tiny/chameleon draws with the tokens that it reads"),
+        ("chameleon", "decoder", "no.ckpt", "configure", "decoder: no.ckpt: there is no such file; give a VQGAN's"),
+        ("chameleon", "decoder", "./dvc.yaml", "inspect", "decoder: ./dvc.yaml is no checkpoint, or is damaged; give"),
+        ("tune", "batch", 1000, "inspect", "batch: 1000 images of one size are needed, and there are "),
+        ("calibrate", "batch", 999, "inspect", "batch: 999 images of one size are needed, and there are "),
+        ("grid", "tokens", [15], "inspect", "tokens[0]: Chameleon's images are square, and 15 is no square"),
     ],
 )
-def test_bad_input_is_one_line(finished, change, stage, says):
-    path = finished / "studies/bad/params.yaml"
-    path.parent.mkdir(exist_ok=True)
-    content = yaml.safe_load((ROOT / f"studies/{NAME}/params.yaml").read_text())
-    content["models"] = {"chameleon": content["models"]["chameleon"]}
-    content["grid"] |= {"family": ["chameleon"]}
-    for section, values in change.items():
-        content[section] = content[section] | values
-    path.write_text(yaml.safe_dump(content))
-    shutil.copytree(finished / f"runs/{NAME}/prepare", finished / "runs/bad/prepare", dirs_exist_ok=True)
-    assert run(finished, "stages.cli", "study", "bad").returncode == 0
+def test_bad_input_is_one_line_with_file_and_line(finished, section, key, value, stage, says):
+    (finished / "llama").mkdir(exist_ok=True)
+    (finished / "llama/config.json").write_text('{"model_type": "llama"}')
+    content = OWN | {"models": dict(OWN["models"]), "grid": OWN["grid"] | {"family": ["chameleon"]}}
+    sections, place, indent = (content["models"], "models.", 4) if section == "chameleon" else (content, "", 2)
+    sections[section] = sections[section] | {key: value}
     axes = ["--family", "chameleon", "--tokens", str(content["grid"]["tokens"][0])]
-    done = run(finished, f"stages.{stage}", "--study", "bad", *([] if stage == "configure" else axes))
-    assert says in one_line_error(done)
+    said = refused(finished, NAME, content, stage, *([] if stage == "configure" else axes))
+    written = " " * indent + yaml.safe_dump({key: value}).splitlines()[-1]
+    # What the file does not say is named with the section that lacks it.
+    line = line_of(content, written if says.startswith(key) else f"  {section}:")
+    assert said.startswith(f"error: params.yaml:{line}: {place}{section}.{says}")
+
+
+def test_a_missing_model_is_told_before_anything_runs(finished):
+    content = OWN | {"models": OWN["models"] | {"emu3": {"name": "./nowhere"}}}
+    write(finished, "bad", content)
+    says = (
+        f"studies/bad/params.yaml:{line_of(content, '    name: ./nowhere')}: models.emu3.name: ./nowhere: there is no"
+    )
+    made = run(finished, "stages.cli", "study", "bad")  # which may be for another machine
+    assert made.returncode == 0
+    assert made.stderr.startswith(f"note: {says}")
+    for command in ("plan", "sweep"):
+        assert one_line_error(run(finished, "stages.cli", command, "--study", "bad")).startswith(f"error: {says}")
+
+
+def test_only_what_depends_on_a_changed_parameter_runs_again(finished):
+    """As DVC itself says once the recipes are written, and of the report as it does."""
+    for section, values, stage in (("understanding", {"batch": 5}, "answer"), ("generation", {"seed": 8}, "render")):
+        write(finished, NAME, PARAMS | {section: PARAMS[section] | values})
+        assert run(finished, "stages.configure", *STUDY).returncode == 0
+        told = json.loads(run(finished, "dvc", "status", "--json", FILE).stdout)
+        wanted = {f"{stage}@{cell}" for cell in CELLS.values()} | {"report"}
+        assert {name.split(":")[-1] for name in told} - {"configure"} == wanted
+    write(finished, NAME, PARAMS | {"report": {"title": "Another"}})
+    assert ran(run(finished, "dvc", "repro", FILE).stdout) == ["configure", "report"]
+    assert "Another" in (finished / f"reports/{NAME}/ablation.md").read_text()
+
+
+@pytest.mark.parametrize("stage", ["train", "understand"])
+def test_a_stage_of_small_models_is_none_of_this_study(finished, stage):
+    axes = ["--family", "chameleon", "--tokens", "16"]
+    said = one_line_error(run(finished, f"stages.{stage}", *STUDY, *axes))
+    assert f"{stage}: is no stage of studies/{NAME}/params.yaml, whose own are prepare, judge, inspect" in said

@@ -1,11 +1,13 @@
 """Studies of pretrained models: what their params.yaml may say, and which stages they have."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.mllm.options import ModelConfig
 from pipeline.config.params import Params, PretrainedParams, load_params
 from pipeline.config.recipes import parameters_of
@@ -13,6 +15,7 @@ from pipeline.config.study import Study
 from pipeline.graph import FROM_SCRATCH, PRETRAINED
 from pipeline.sweep.jobs import jobs
 
+ROOT = Path(__file__).parent.parent
 STUDY = """\
 models:
   one: {name: ./one}
@@ -57,6 +60,19 @@ def test_the_section_models_makes_it_a_study_of_pretrained_models(written):
     [
         ("name: ./one", "nmae: ./one", ":2: unknown key 'models.one.nmae'; did you mean 'name'?"),
         ("  one: {name: ./one}\n", "  one:\n", ":2: 'models.one' is empty"),
+        ("  family: [one, two]\n", "", ":4: 'grid.family' is missing; give some of one, two"),
+        ("  tokens: [16]\n", "", ":4: 'grid.tokens' is missing; give the most of an image"),
+        ("  one: {name: ./one}", "  one: ./one", ":2: 'models.one' is './one': must be a section; write {name: ./one}"),
+        (
+            "{name: ./one}",
+            "{name: ./one, revision: a}",
+            ":2: 'models.one': has a revision, which a folder has not; leav",
+        ),
+        (
+            "tune:\n",
+            "calibrate: {settle: true}\ntune:\n",
+            "'calibrate.settle' is of a training, and calibrate.steps is 0",
+        ),
         (
             "family: [one, two]",
             "family: [three]",
@@ -82,6 +98,32 @@ def test_a_bad_value_is_named_with_its_line_and_remedy(written, before, after, s
         written(before, after)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_files_that_are_missing_are_named_with_their_line_and_nothing_else_needs_them(written, tmp_path):
+    params, study = written(), Study("default", tmp_path)
+    assert study.params.cells()
+
+    def said():
+        with pytest.raises(SettingError) as error:
+            params.check_files()
+        return str(study.located(error.value)).removeprefix(f"{tmp_path}/")
+
+    assert said().startswith("params.yaml:2: models.one.name: ./one: there is no such folder; give one that save_")
+    (tmp_path / "one").mkdir()
+    assert said().startswith("params.yaml:2: models.one.name: ./one: holds no config.json; give a folder that save_")
+    (tmp_path / "one/config.json").write_text('{"model_type": "emu3"}')
+    assert said().startswith("params.yaml:3: models.two.decoder: two.ckpt: there is no such file")
+    (tmp_path / "two.ckpt").touch()
+    params.check_files()
+
+
+@pytest.mark.parametrize("page", ["mllm.md", "gpu.md"])
+def test_the_study_of_a_page_is_one_that_eight_processes_can_share(tmp_path, page):
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    (tmp_path / "params.yaml").write_text(shown)
+    tune = load_params(tmp_path / "params.yaml").tune
+    assert tune.batch % (8 * tune.accumulate) == 0
 
 
 def test_a_folder_that_could_be_a_name_on_the_hub_is_to_be_marked(written, tmp_path):

@@ -161,7 +161,7 @@ def test_an_image_of_which_nothing_is_said_is_rejected(tmp_path):
     lines = listed(tmp_path / "in")
     lines[4].pop("caption")
     write(tmp_path / "in", lines)
-    with pytest.raises(InfotokError, match=r"data\.jsonl:5: image has no caption and no question"):
+    with pytest.raises(InfotokError, match=rf"^{tmp_path}/in/data\.jsonl:5: image has no caption and no question"):
         prepared(tmp_path / "in", tmp_path / "out")
 
 
@@ -175,7 +175,7 @@ def test_a_test_answer_that_training_never_shows_is_kept_and_told(tmp_path):
     train, test = (read_split(tmp_path / "out", name) for name in ("train", "test"))
     guess = Guess(train.questions)
     assert guess.accuracies(test.questions) == {"question_only": 19 / 20, "majority": 19 / 20}
-    assert guess.unseen(test) == ["data.jsonl:4"]
+    assert guess.unseen(test) == [f"{tmp_path}/in/data.jsonl:4"]
     assert guess.unseen(train) == []
 
 

@@ -82,8 +82,8 @@ class Split:
     answers where several are right, one of several people as often as they gave it.
     objects: lists of dicts as `infotok.data.scene_texts` has them (empty lists where unknown).
     factors: name -> (n, slots) int8 categories for probes, -1 where undefined. origins: where an image came from,
-    `file` or `file:line`. files: the image's own file, "" where it has none. sizes: (n, 2),
-    width and height before it was made square.
+    `file` or `file:line`, in the folder `root`, as the params file names it. files: the image's own file, "" where it
+    has none. sizes: (n, 2), width and height before it was made square.
     """
 
     images: np.ndarray | Images
@@ -94,6 +94,12 @@ class Split:
     origins: Sequence[str] = ()
     files: Sequence[str] = ()
     sizes: np.ndarray | None = None
+    root: str = ""
+
+    def place(self, row: int) -> str:
+        """Where an image came from, as its user finds it; empty where it was made."""
+        origin = self.origins[row] if self.origins else ""
+        return os.path.join(self.root, origin) if origin else ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,6 +115,7 @@ class Split:
             [self.origins[i] for i in indices] if self.origins else (),
             [self.files[i] for i in indices] if self.files else (),
             None if self.sizes is None else self.sizes[indices],
+            self.root,
         )
 
 
@@ -214,6 +221,7 @@ def read_split(folder: Path, name: str) -> Split:
         origins=Column(table["origin"]),
         files=Column(table["file"]),
         sizes=np.stack([table[name].to_numpy() for name in ("width", "height")], 1),
+        root=_manifest_of(folder).get("config", {}).get("path") or "",
     )
 
 
@@ -222,10 +230,13 @@ def _without_nulls(questions: list[dict]) -> list[dict]:
 
 
 def _checksum(folder: Path, name: str) -> str | None:
-    """What the manifest says of a split's file; None without a manifest, as while data are prepared."""
-    if not (folder / "manifest.json").exists():
-        return None
-    return read_manifest(folder).get("splits", {}).get(name, {}).get("sha256")
+    """What the manifest says of a split's file; None without a manifest."""
+    return _manifest_of(folder).get("splits", {}).get(name, {}).get("sha256")
+
+
+def _manifest_of(folder: Path) -> dict:
+    """Empty without one, as while data are prepared."""
+    return read_manifest(folder) if (folder / "manifest.json").exists() else {}
 
 
 def _pixels(chunk: pa.LargeBinaryArray, shape: list[int]) -> np.ndarray:

@@ -38,7 +38,8 @@ def prepare(options: DataOptions, folder: Path, root: Path = Path()) -> dict:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     # Beside the folder, so that it can be read where there are too many.
-    rejects = Rejects(folder.with_name(folder.name + ".rejects.jsonl"), getattr(options, "max_rejects", 0))
+    most, inside = getattr(options, "max_rejects", 0), getattr(options, "path", None) or ""
+    rejects = Rejects(folder.with_name(folder.name + ".rejects.jsonl"), most, inside)
     found: dict = {}
     try:
         splits = _write(source.prepare(_from(root, options), rejects, found), partial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -17,11 +18,12 @@ class Rejects:
 
     {"file": "captions.jsonl", "line": 17, "what": "image", "reason": "is truncated", "kept": false}
 
-    `line` is null for what is a whole file. What is kept is worth a look and does not count.
+    `line` is null for what is a whole file. What is kept is worth a look and does not count. root: the folder that
+    these files lie in, as the params file names it.
     """
 
-    def __init__(self, path: Path, most: int):
-        self.path, self.most = path, most
+    def __init__(self, path: Path, most: int, root: str = ""):
+        self.path, self.most, self.root = path, most, root
         self.count = 0
         self.reasons: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
@@ -43,7 +45,7 @@ class Rejects:
         self.reasons[f"{what} {reason.partition(':')[0]}"] += 1
         self._write(where, what, reason, kept=False)
         if len(self._first) < SHOWN:
-            self._first.append(f"{where}: {what} {reason}")
+            self._first.append(f"{os.path.join(self.root, where)}: {what} {reason}")
         if self.count > self.most:
             self._file.flush()
             raise InfotokError(f"{self._named()}: repair or remove them, or raise data.max_rejects ({self.most})")

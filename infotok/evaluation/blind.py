@@ -29,12 +29,11 @@ class Guess:
         return [pair["question"], tuple(pair["question"].split()[:3]), ("family", pair["family"]), None]
 
     def unseen(self, split: Split) -> list[str]:
-        """Where those questions stand, `file` or `file:line`, of whose right answers training shows none: no model can
+        """Where those questions stand, as of `Split.place`, of whose right answers training shows none: no model can
         have learned them."""
-        origins = split.origins or [""] * len(split)
         return [
-            where
-            for where, questions in zip(origins, split.questions, strict=True)
+            split.place(row)
+            for row, questions in enumerate(split.questions)
             for pair in questions
             if not any(normalized(answer, self.rule) in self._known for answer in accepted(pair))
         ]

@@ -13,7 +13,7 @@ import abc
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,11 +67,14 @@ class Adapter(abc.ABC):
     model: holds all that is trained but `extra`. extra: what the model lacks and training adds, saved beside it; None
     for nothing. extra_is_new: whether it has never been trained. shared: whether the tokens that are drawn are the
     tokens that are read. has_density: whether there is a `Drawing.predicted`, which `ceb` needs. is_prior: whether
-    that, without a caption, is a distribution of all tokens of an image. lm_layers: regular
-    expression for the names of the language model's linear layers, and of no layer of the tokenizer.
+    that, without a caption, is a distribution of all tokens of an image. brings_code: whether its folder's own code is
+    run. unused: settings that change nothing for it, and why. lm_layers: regular expression for the names of the
+    language model's linear layers, and of no layer of the tokenizer.
     """
 
     shared = True
+    brings_code = False
+    unused: ClassVar[dict[str, str]] = {}
     has_density = True
     is_prior = False
     lm_layers: str
@@ -86,7 +89,7 @@ class Adapter(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> Adapter:
+    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: str | None, trust: bool) -> Adapter:
         """The model of a name on the hub or of a folder.
 
         Args:
@@ -95,7 +98,7 @@ class Adapter(abc.ABC):
             trust: run code that comes with the model.
 
         Raises:
-            InfotokError: a file or a permission is missing. Errors of transformers are told by `load`.
+            SettingError: a permission is missing, or the decoder is none. Errors of transformers are told by `load`.
         """
 
     def save(self, folder: Path) -> None:
@@ -238,7 +241,7 @@ class Adapter(abc.ABC):
         temperature: 0 for the likeliest tokens. guidance: 1 for none. top_k: codes that may be sampled, 0 for all.
 
         Raises:
-            InfotokError: this kind of model does not sample so.
+            SettingError: this kind of model does not sample so; of the keys `temperatures`, `guidance`, `top_k`.
         """
 
     @abc.abstractmethod

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.mllm.batches import Example, Known
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.data import Shown, size_of
@@ -58,8 +58,8 @@ class Cached:
 
     def __init__(self, tuner: Tuner, shown: Shown, folder: Path):
         if not can_cache(tuner):
-            raise InfotokError(
-                "cache: is for a frozen tokenizer of codes that the language model reads and draws; leave it out"
+            raise SettingError(
+                "cache", "is for a frozen tokenizer of codes that the language model reads and draws; leave it out"
             )
         self.shown, self.folder, self._adapter = shown, folder, tuner.adapter
         # Too few images of a size are never shown.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.information.factored import Factored
 from infotok.mllm.adapter import PADDING, Adapter, Drawing, Encoded, Inputs, end_padded, one_line, require_one_size
 from infotok.mllm.codes import CodeAdapter
@@ -68,11 +68,11 @@ class CausalAdapter(CodeAdapter, CausalText):
     is_prior = True
 
     @classmethod
-    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> CausalAdapter:
+    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: str | None, trust: bool) -> CausalAdapter:
         from transformers import AutoProcessor
 
         if cls.has_decoder and decoder is not None:
-            raise InfotokError(f"{decoder}: {name} has a decoder of its own; leave `decoder` out")
+            raise SettingError("decoder", f"{decoder}: {name} has a decoder of its own; leave it out")
         return cls(cls.model_class.from_pretrained(name, dtype=dtype), AutoProcessor.from_pretrained(name))
 
     # The visual tokenizer.

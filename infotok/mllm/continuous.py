@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.information.channel import Gaussian
 from infotok.mllm.adapter import Drawing, Encoded, Inputs
 from infotok.mllm.causal import CausalText
@@ -28,6 +28,10 @@ class ContinuousAdapter(CausalText):
     """A model that writes texts token by token, and draws vectors."""
 
     has_density = False
+    unused = dict.fromkeys(
+        ("entropy_bits", "settle", "commitment", "relaxation", "prior", "prior_rank", "cache", "top_k"),
+        "is of codes, and this model has continuous tokens",
+    )
 
     @property
     @abc.abstractmethod
@@ -60,7 +64,7 @@ class ContinuousAdapter(CausalText):
             InfotokError: entropy_bits is given, which is of codes; there are no features, or all are alike.
         """
         if entropy_bits is not None:
-            raise InfotokError("entropy_bits: is of codes, and this model has continuous tokens; leave it out")
+            raise SettingError("entropy_bits", f"{self.unused['entropy_bits']}; leave it out")
         flat = torch.cat([some.detach().double().flatten(0, 2).cpu() for some in features])
         spread = float(flat.var(0, unbiased=False).mean()) if len(flat) else math.nan
         if not 0 < spread < math.inf:
@@ -86,7 +90,7 @@ class ContinuousAdapter(CausalText):
 
     def sampling(self, temperature: float, guidance: float, top_k: int) -> dict[str, Any]:
         if top_k:
-            raise InfotokError("top_k: is of codes, and this model draws vectors; set it to 0")
+            raise SettingError("top_k", f"{self.unused['top_k']}; leave it out")
         return {"temperature": temperature} | ({} if guidance == 1 else {"guidance": guidance})
 
     def draw(self, captions: list[str], h: int, w: int, **sampling: Any) -> Tensor:

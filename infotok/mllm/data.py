@@ -17,7 +17,7 @@ from PIL import Image
 
 from infotok.data.arrow import Split, read_manifest, texts_about
 from infotok.data.images import Unreadable, open_image, parse_color
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.mllm.batches import Example
 from infotok.random import Purpose, stream
 
@@ -79,7 +79,7 @@ class Shown:
             the batch.
 
     Raises:
-        InfotokError: no group fills a batch, or the processor refuses an image.
+        SettingError: no group fills a batch. InfotokError: the processor refuses an image.
     """
 
     def __init__(
@@ -99,10 +99,12 @@ class Shown:
         self.groups = {size: np.array(rows) for size, rows in made.items()}
         self.per_epoch = sum(len(rows) // batch for rows in made.values())
         if not self.per_epoch:
-            raise InfotokError(
-                f"{key}: {batch} images of one size are needed, and the {len(split)} training images have "
-                f"{len(made)} sizes, of which the most frequent has {max(map(len, made.values()))}; lower {key}, or "
-                "bring more images"
+            found = f"there are {len(split)} training images"
+            if len(made) > 1:
+                most = max(map(len, made.values()))
+                found = f"of the {len(split)} training images, of {len(made)} sizes, no more than {most} have the same"
+            raise SettingError(
+                key, f"{batch} images of one size are needed, and {found}; lower {key}, or bring more images"
             )
 
     @property
@@ -164,7 +166,7 @@ def by_size(split: Split, rows: Iterable[int], grid: Grid) -> dict[tuple[int, in
         try:
             size = grid(width, height)
         except InfotokError as error:
-            where = f"{split.origins[row]}: " if split.origins else ""
+            where = f"{place}: " if (place := split.place(row)) else ""
             raise InfotokError(f"{where}an image of {width} x {height} pixels: {error}") from None
         made.setdefault(size, []).append(row)
     return made

@@ -68,19 +68,18 @@ def _of_vectors(found: Tensor, reference: Tensor) -> dict[str, float]:
 
 def collapse(values: dict[str, float]) -> str | None:
     """A sentence where the tokens have collapsed, from what `health` gives; None where they have not."""
-    remedy = "lower beta, tokenizer_rate or lm_gradient, or raise beta_warmup"
-    if "spread" in values:
-        now, before = values["spread"], values["reference_spread"]
-        if now >= COLLAPSED * before:
-            return None
-        return (
-            f"the tokens have collapsed: over images they vary by {now:.2g}, those of the pretrained tokenizer by "
-            f"{before:.2g}; {remedy}"
-        )
-    perplexity, before = values["perplexity"], values["reference_perplexity"]
-    if perplexity >= COLLAPSED * before:
+    of_codes = "perplexity" in values
+    name = "perplexity" if of_codes else "spread"
+    now, before = values[name], values[f"reference_{name}"]
+    if now >= COLLAPSED * before:
         return None
-    return (
-        f"the codebook has collapsed: images use it like {perplexity:.1f} codes, the pretrained tokenizer like "
-        f"{before:.1f}, and {values['unchanged']:.0%} of the codes are the same; {remedy}"
+    said = (
+        f"the tokens have collapsed: over images they vary by {now:.2g}, those of the pretrained tokenizer by "
+        f"{before:.2g}"
     )
+    if of_codes:
+        said = (
+            f"the codebook has collapsed: images use it like {now:.1f} codes, the pretrained tokenizer like "
+            f"{before:.1f}, and {values['unchanged']:.0%} of the codes are the same"
+        )
+    return f"{said}; lower beta, tokenizer_rate or lm_gradient, or raise beta_warmup"

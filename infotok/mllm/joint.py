@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infotok.errors import InfotokError
 from infotok.information.bottleneck import GIVEN, InformationBottleneck
 from infotok.mllm.adapter import PADDING, Adapter, Encoded
 from infotok.mllm.batches import Batch
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.parts import ONLY, Part
+from infotok.mllm.suiting import check_estimator, check_prior
 from infotok.options import Scale, Section, Weight
 from infotok.random import Purpose
 
@@ -46,16 +46,8 @@ class JointStep(nn.Module):
 
     def __init__(self, adapter: Adapter, bottleneck: InformationBottleneck, variance: float, config: StepConfig):
         super().__init__()
-        if "conditional" in bottleneck.estimator.needs and not adapter.has_density:
-            raise InfotokError(
-                f"estimator: {bottleneck.name} pays what the model says of the tokens, and this one's head draws them "
-                "without saying how likely they are; choose vib or hsic"
-            )
-        if bottleneck.kind == GIVEN and not adapter.is_prior:
-            raise InfotokError(
-                "prior: model needs one that says of every token how likely it is after those before it, and this one "
-                "draws otherwise; choose shared or low_rank"
-            )
+        check_estimator(adapter, bottleneck.name)
+        check_prior(adapter, "model" if bottleneck.kind == GIVEN else "")
         self.adapter, self.config, self.variance = adapter, config, variance
         self.model, self.extra, self.bottleneck = adapter.model, adapter.extra, bottleneck
 

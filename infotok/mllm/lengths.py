@@ -39,7 +39,7 @@ def check_lengths(adapter: Adapter, split: Split, size: tuple[int, int]) -> None
         ids = tokenizer([text for _, text in some], add_special_tokens=False)["input_ids"]
         for (row, text), found in zip(some, ids, strict=True):
             if len(found) > room:
-                where = f"{split.origins[row]}: " if split.origins else ""
+                where = f"{place}: " if (place := split.place(row)) else ""
                 raise InfotokError(
                     f"{where}a text of {len(found)} tokens does not fit the model's context of {adapter.context} "
                     f"beside an image and its marks of {beside}: '{text[:SHOWN]}'; shorten it, leave it out, or lower "

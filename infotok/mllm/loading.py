@@ -6,14 +6,13 @@ import importlib
 import pkgutil
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.mllm.adapter import Adapter, one_line
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.options import FOLDERS, ModelConfig
@@ -26,11 +25,36 @@ def adapter_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "adapters")]))
 
 
+def adapter_of(name: str) -> type[Adapter]:
+    """The adapter for the model of a name on the hub or of a folder, by its configuration.
+
+    Raises:
+        SettingError: there is no such model, or no adapter for it.
+    """
+    if name.startswith(FOLDERS) and not Path(name).is_dir():
+        raise SettingError(
+            "name",
+            f"{name}: there is no such folder; give one that save_pretrained has written, or a name on the hub",
+        )
+    try:
+        kind = _kind(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _cannot_load(name, error) from None
+    if kind not in adapter_names():
+        known = ", ".join(adapter_names())
+        raise SettingError(
+            "name",
+            f"{name} is of the type '{kind}', for which there is no adapter; choose a model of {known}, or "
+            f"add infotok/mllm/adapters/{kind}.py",
+        )
+    return importlib.import_module(f"infotok.mllm.adapters.{kind}").Adapted
+
+
 def load(
     name: str,
     *,
     dtype: torch.dtype = torch.float32,
-    decoder: Path | None = None,
+    decoder: str | Path | None = None,
     control: bool = False,
     trust: bool = False,
 ) -> Adapter:
@@ -43,33 +67,26 @@ def load(
         trust: run code that comes with the model.
 
     Raises:
-        InfotokError: there is no such model, no adapter for it, its tokens are not shared, or it comes with code that
-            is not trusted.
+        SettingError: there is no such model, no adapter for it, its tokens are not shared, it comes with code that is
+            not trusted, or the decoder is none.
     """
     without_bars()
-    if name.startswith(FOLDERS) and not Path(name).is_dir():
-        raise InfotokError(f"{name}: there is no such folder")
-    try:
-        kind = _kind(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _cannot_load(name, error) from None
-    if kind not in adapter_names():
-        known = ", ".join(adapter_names())
-        raise InfotokError(
-            f"{name} is of the type '{kind}', for which there is no adapter; choose a model of {known}, or "
-            f"add infotok/mllm/adapters/{kind}.py"
-        )
-    adapted = _module(kind).Adapted
+    adapted = adapter_of(name)
     if not (adapted.shared or control):
-        raise InfotokError(
-            f"{name} ({kind}) reads images by another encoder than it draws with: it has no shared tokens "
-            "to regularize; choose a model that has, or take it as the control (control: true)"
+        raise SettingError(
+            "control",
+            f"{name} reads images by another encoder than it draws with: it has no shared tokens "
+            "to regularize; choose a model that has, or take it as the control (control: true)",
         )
     try:
-        adapter = adapted.open(name, _folder_of(name), dtype, decoder, trust)
+        adapter = adapted.open(name, _folder_of(name), dtype, None if decoder is None else str(decoder), trust)
+    except SettingError:
+        raise
+    except InfotokError as error:
+        raise SettingError("name", str(error)) from None
     except SafetensorError as error:
-        raise InfotokError(
-            f"{name}: its weights are damaged ({one_line(error)}); copy or download them again"
+        raise SettingError(
+            "name", f"{name}: its weights are damaged ({one_line(error)}); copy or download them again"
         ) from None
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise _cannot_load(name, error) from None
@@ -81,21 +98,22 @@ def open_model(config: ModelConfig, tokens: int, device: torch.device) -> Adapte
     """The model of a section, on a device, whose images have at most so many tokens.
 
     Raises:
-        InfotokError: as of `load`, or the model has no such images.
+        SettingError: as of `load`, of the section's keys; `control` or `trust` does not suit the model; or, of the key
+            `tokens`, it has no such images.
     """
     name = config.name
     if config.revision is not None and config.folder is None:
         name = _snapshot(name, config.revision)
-    adapter = load(
-        name,
-        decoder=None if config.decoder is None else Path(config.decoder),
-        control=config.control,
-        trust=config.trust,
-    )
+    adapted = adapter_of(name)
+    if config.control and adapted.shared:
+        raise SettingError("control", f"{config.name} draws with the tokens that it reads: no control; leave it out")
+    if config.trust and not adapted.brings_code:
+        raise SettingError("trust", f"{config.name} is of a class of transformers: no code comes with it; leave it out")
+    adapter = load(name, decoder=config.decoder, control=config.control, trust=config.trust)
     try:
         adapter.limit(tokens)
     except InfotokError as error:
-        raise InfotokError(f"grid.tokens: {error}") from None
+        raise SettingError("tokens", str(error)) from None
     adapter.to(device)
     return adapter
 
@@ -151,9 +169,9 @@ def _snapshot(name: str, revision: str) -> str:
     try:
         return snapshot_download(name, revision=revision)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise InfotokError(
-            f"{name}: its revision {revision} cannot be loaded ({one_line(error)}); check the commit or tag, and the "
-            "network"
+        raise SettingError(
+            "revision",
+            f"{revision} of {name} cannot be loaded ({one_line(error)}); check the commit or tag, and the network",
         ) from None
 
 
@@ -166,15 +184,12 @@ def _folder_of(name: str) -> Path:
     return Path(cached_file(name, "config.json") or name).parent
 
 
-def _module(kind: str) -> ModuleType:
-    return importlib.import_module(f"infotok.mllm.adapters.{kind}")
-
-
-def _cannot_load(name: str, error: Any) -> InfotokError:
+def _cannot_load(name: str, error: Any) -> SettingError:
     said = one_line(error).split(" If you were trying")[0]
     if "gated" in str(error).lower():
-        return InfotokError(f"{name} is gated; ask for access on its page and run `hf auth login`")
-    return InfotokError(
+        return SettingError("name", f"{name} is gated; ask for access on its page and run `hf auth login`")
+    return SettingError(
+        "name",
         f"{name} cannot be loaded ({said}); give a name on the Hugging Face hub or a folder that "
-        "save_pretrained has written"
+        "save_pretrained has written",
     )

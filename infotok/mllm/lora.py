@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infotok.errors import InfotokError
+from infotok.errors import SettingError
 from infotok.mllm.adapter import Adapter
 
 
@@ -14,12 +14,12 @@ def attach(adapter: Adapter, rank: int, alpha: int) -> Any:
     Returns what `merge` takes.
 
     Raises:
-        InfotokError: peft is not installed.
+        SettingError: peft is not installed.
     """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise InfotokError("train: lora needs the package peft; run `pip install 'infotok[mllm]'`") from None
+        raise SettingError("train", "lora needs the package peft; run `pip install 'infotok[mllm]'`") from None
     settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=adapter.lm_layers, lora_dropout=0.0)
     return get_peft_model(adapter.model, settings)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from infotok.errors import InfotokError
 from infotok.options import Count, Natural, Section, Seed
@@ -36,6 +36,12 @@ class ModelConfig(Section):
             raise ValueError(f"is a folder here, and could be a name on the hub; write ./{value}")
         return value
 
+    @model_validator(mode="after")
+    def _folders_have_no_revisions(self) -> ModelConfig:
+        if self.revision is not None and self.folder is not None:
+            raise ValueError("has a revision, which a folder has not; leave `revision` out, or name a model on the hub")
+        return self
+
     @property
     def folder(self) -> Path | None:
         """Where the model lies, None for one of the hub."""
@@ -52,15 +58,20 @@ class ModelConfig(Section):
         try:
             return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise InfotokError(f"{path}: names no model_type; give a model that save_pretrained has written") from None
+            raise InfotokError(
+                f"{self.name}: config.json names no model_type; give a model that save_pretrained has written"
+            ) from None
 
     def _config_file(self) -> Path:
         if self.folder is not None:
             if not self.folder.is_dir():
-                raise InfotokError(f"{self.folder}: there is no such folder")
+                raise InfotokError(
+                    f"{self.name}: there is no such folder; give one that save_pretrained has written, or a name on "
+                    "the Hugging Face hub"
+                )
             if not (self.folder / "config.json").is_file():
                 raise InfotokError(
-                    f"{self.folder}: holds no config.json; give a folder that save_pretrained has written, or a name "
+                    f"{self.name}: holds no config.json; give a folder that save_pretrained has written, or a name "
                     "on the Hugging Face hub"
                 )
             return self.folder / "config.json"

@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from infotok.errors import InfotokError
+from infotok.errors import SettingError
 
 
-def trusted_folder(name: str, decoder: Path | None, trust: bool) -> Path:
+def trusted_folder(name: str, decoder: str | None, trust: bool) -> Path:
     """Where all files of a model lie, those of the hub after they have been downloaded.
 
     Raises:
-        InfotokError: nobody has said that its code is trusted, or a decoder is given that it does not lack.
+        SettingError: nobody has said that its code is trusted, or a decoder is given that it does not lack.
     """
     if decoder is not None:
-        raise InfotokError(f"{decoder}: {name} has a decoder of its own; leave `decoder` out")
+        raise SettingError("decoder", f"{decoder}: {name} has a decoder of its own; leave it out")
     if not trust:
-        raise InfotokError(
-            f"{name} comes with code of its own, and loading it runs that; read it, and set trust: true if you trust it"
+        raise SettingError(
+            "trust",
+            f"{name} comes with code of its own, which loading it runs; read it, and set trust: true if you trust it",
         )
     if Path(name).is_dir():
         return Path(name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.information.bottleneck import InformationBottleneck
 from infotok.mllm.adapter import Adapter
 from infotok.mllm.loading import open_model
@@ -64,15 +65,17 @@ def load_tuned(folder: Path, remedy: str, config: ModelConfig, tokens: int, devi
     """What a tuning has left in a folder; tokens: of an image, at most.
 
     Raises:
-        InfotokError: something is missing or damaged; `remedy` says what would help.
+        InfotokError: something is missing or damaged; `remedy` says what would help. SettingError: as of `open_model`.
     """
     if not (folder / MODEL / "config.json").is_file():
         raise InfotokError(f"{folder / MODEL}: holds no model; {remedy}")
-    own = {"name": str((folder / MODEL).absolute()), "decoder": None, "revision": None}
+    own = {"name": os.path.join(".", folder / MODEL), "decoder": None, "revision": None}
     try:
         adapter = open_model(config.model_copy(update=own), tokens, device)
-    except InfotokError as error:
-        raise InfotokError(f"{error}; {remedy}") from None
+    except SettingError as error:
+        if error.key != ("name",):
+            raise
+        raise InfotokError(f"{error.problem}; {remedy}") from None
     tensors, described = read_tensors(folder / PRIOR, remedy)
     variance = described.pop("variance")
     bottleneck = InformationBottleneck("none", beta=0.0, **described).to(device)

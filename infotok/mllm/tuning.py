@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from infotok.distributed import ALONE, World
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.information.bottleneck import GIVEN, InformationBottleneck
 from infotok.mllm import lora
 from infotok.mllm.adapter import PADDING, Adapter
@@ -23,6 +23,7 @@ from infotok.mllm.joint import JointStep, StepConfig
 from infotok.mllm.memory import enough_memory, language_layers, make_again, set_types, tokenizer_blocks
 from infotok.mllm.parts import Part, among, rows_of_all
 from infotok.mllm.sharding import fill, gathered, shard, skeleton, whole_weights
+from infotok.mllm.suiting import check_used
 from infotok.options import Count, Fraction, Natural, Positive, Precision, Weight
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
@@ -91,7 +92,7 @@ class Tuner:
         world: the processes that train together, each with a model of its own, which is moved to `world.device`.
 
     Raises:
-        InfotokError: two settings exclude each other, or peft is missing.
+        SettingError: two settings exclude each other, one changes nothing for this model, or peft is missing.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Tuner:
         world: World = ALONE,
     ):
         _check(bottleneck, config, world)
+        check_used(adapter, config)
         self.adapter, self.config, self.world, self.attached = adapter, config, world, None
         self.sharded = config.parallel == "shard" and world.size > 1
         if config.train == "lora":
@@ -301,27 +303,31 @@ def calibrated(adapter: Adapter, pixels: Iterable[Tensor], entropy_bits: float |
 
 
 def _check(bottleneck: InformationBottleneck, config: TuneConfig, world: World) -> None:
-    """Raises InfotokError where settings exclude each other."""
+    """Raises SettingError where settings exclude each other."""
     if config.tokenizer == "frozen" and (bottleneck.beta or bottleneck.gamma):
-        raise InfotokError(
-            "tokenizer: frozen: beta and gamma would have no gradient to give, since they act on what the encoder "
-            "makes; train the tokenizer (full or encoder), or set both to 0"
+        raise SettingError(
+            "tokenizer",
+            "is frozen, and beta and gamma would have no gradient to give, since they act on what the encoder makes; "
+            "train the tokenizer (full or encoder), or set both to 0",
         )
     parts = world.size * config.accumulate
     if config.batch % parts:
-        raise InfotokError(
-            f"batch: {config.batch} images cannot be shared out among {world.size} processes with {config.accumulate} "
-            f"micro-batches each; set batch to a multiple of {parts}, or lower accumulate"
+        raise SettingError(
+            "batch",
+            f"{config.batch} images cannot be shared out among {world.size} processes with {config.accumulate} "
+            f"micro-batches each; set batch to a multiple of {parts}, or lower accumulate",
         )
     if "vectors" in bottleneck.estimator.needs and config.batch < FEWEST_IMAGES:
-        raise InfotokError(
-            f"batch: {bottleneck.name} compares at least {FEWEST_IMAGES} images of a step, not {config.batch}; raise "
-            "batch, with accumulate where memory is short"
+        raise SettingError(
+            "batch",
+            f"{bottleneck.name} compares at least {FEWEST_IMAGES} images of a step, not {config.batch}; raise batch, "
+            "with accumulate where memory is short",
         )
     if bottleneck.multiplier is not None and config.accumulate > 1:
-        raise InfotokError(
-            "accumulate: target_bits moves beta by the rate of a whole step, which a micro-batch does not know; set "
-            "accumulate to 1 or give beta itself"
+        raise SettingError(
+            "accumulate",
+            "target_bits moves beta by the rate of a whole step, which a micro-batch does not know; set accumulate to "
+            "1 or give beta itself",
         )
 
 

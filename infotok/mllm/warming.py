@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infotok.distributed import ALONE, World
-from infotok.errors import InfotokError
+from infotok.errors import SettingError
 from infotok.information.nearest import nearest_codes
 from infotok.mllm.adapter import Adapter
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.examples import StepExamples
 from infotok.mllm.memory import enough_memory
+from infotok.mllm.suiting import check_calibration
 from infotok.options import Count, Fraction, Natural, Positive, Precision, Section, Weight
 from infotok.random import Purpose, stream
 from infotok.training.checkpoints import Checkpoints
@@ -78,16 +79,14 @@ def warm_up(
         checkpoints, observe, world: as of `infotok.training.loop.run`.
 
     Raises:
-        InfotokError: nothing is new, codes cannot be put anywhere, or as of `infotok.training.loop.run`.
+        InfotokError: as of `check_calibration`, or of `infotok.training.loop.run`.
     """
-    if config.tokenizer == "new" and not adapter.extra_is_new:
-        raise InfotokError(
-            "tokenizer: new: this model's tokenizer lacks nothing; train all of it (full), or leave the phase out"
-        )
+    check_calibration(adapter, config)
     if config.batch % world.size:
-        raise InfotokError(
-            f"batch: {config.batch} images cannot be shared out among {world.size} processes; set batch to a multiple "
-            f"of {world.size}"
+        raise SettingError(
+            "batch",
+            f"{config.batch} images cannot be shared out among {world.size} processes; set batch to a multiple of "
+            f"{world.size}",
         )
     device = world.device or adapter.device
     adapter.model.to(device).requires_grad_(False)
@@ -154,18 +153,9 @@ class Autoencoder(nn.Module):
 
 @torch.no_grad()
 def settle(adapter: Adapter, pixels: Tensor, seed: int) -> None:
-    """Put the codes where the features of pixels (B, 3, H, W) lie, by k-means.
-
-    Raises:
-        InfotokError: there are no codes, or they are not vectors of their own.
-    """
-    if not isinstance(adapter, CodeAdapter):
-        raise InfotokError("settle: is of codes, and this model has continuous tokens; leave it out")
+    """Put the codes where the features of pixels (B, 3, H, W) lie, by k-means."""
+    assert isinstance(adapter, CodeAdapter)
     book = adapter.codebook()
-    if not isinstance(book, nn.Parameter):
-        raise InfotokError(
-            "settle: the codes of this model are made of others and cannot be put anywhere; leave it out"
-        )
     flat = adapter.features(pixels).float().flatten(0, -2)
     numbers = stream(torch.device("cpu"), seed, Purpose.SETTLING)
     chosen = torch.randint(len(flat), (len(book),), generator=numbers).to(flat.device)

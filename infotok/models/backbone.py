@@ -10,7 +10,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from infotok.data.text import TextCodec
-from infotok.errors import InfotokError
+from infotok.errors import SettingError
 from infotok.models.attention import use
 from infotok.options import Count, Section
 
@@ -148,15 +148,16 @@ def text_codec(config: BackboneConfig, trained: Path) -> TextCodec:
         raise _cannot_load(config.name, error) from None
     end = own.eos_token_id
     if end is None or not own.is_fast or len(own) <= len(own.all_special_ids):
-        raise InfotokError(
-            f"backbone.name: {config.name} has no fast tokenizer with an end token; choose another model"
+        raise SettingError(
+            "backbone.name", f"{config.name} has no fast tokenizer with an end token; choose another model"
         )
     return TextCodec(own.backend_tokenizer, own.pad_token_id if own.pad_token_id is not None else end, end)
 
 
-def _cannot_load(name: str, error: Exception) -> InfotokError:
+def _cannot_load(name: str, error: Exception) -> SettingError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return InfotokError(
-        f"backbone.name: '{name}' cannot be loaded ({reason}); use '{TINY}', a folder of a saved causal LM with its "
-        "tokenizer, or the name of one on the Hugging Face hub"
+    return SettingError(
+        "backbone.name",
+        f"'{name}' cannot be loaded ({reason}); use '{TINY}', a folder of a saved causal LM with its tokenizer, or the "
+        "name of one on the Hugging Face hub",
     )

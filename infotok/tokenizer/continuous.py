@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infotok.errors import InfotokError
+from infotok.errors import SettingError
 from infotok.information.channel import Gaussian
 from infotok.information.priors import GaussianPrior
 from infotok.random import Source
@@ -31,11 +31,12 @@ class ContinuousTokenizer(base.Tokenizer[Gaussian]):
     outputs = 2
 
     def __init__(self, config: TokenizerConfig, *, image_size: int, tokens: int):
-        """Raises InfotokError for the deterministic channel."""
+        """Raises SettingError for the deterministic channel."""
         if config.channel != "sampled":
-            raise InfotokError(
-                f"tokenizer.channel: '{config.channel}' does not suit the continuous tokens of this family, whose "
-                "capacity is infinite without noise; use sampled"
+            raise SettingError(
+                "tokenizer.channel",
+                f"'{config.channel}' does not suit the continuous tokens of this family, whose capacity is infinite "
+                "without noise; use sampled",
             )
         super().__init__(config, image_size=image_size, tokens=tokens)
 

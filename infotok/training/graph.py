@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from infotok.distributed import World
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.training.inputs import mapped, tensors_of
 from infotok.training.step import Step
 
@@ -26,17 +26,15 @@ def resolved(compile: Compile, key: str, device: torch.device, world: World) -> 
     """What `auto` means: `record` for one process on a GPU, else `never`. key: the name of the setting.
 
     Raises:
-        InfotokError: the setting does not suit the device or several processes.
+        SettingError: the setting does not suit the device or several processes.
     """
     alone, cuda = world.size == 1, device.type == "cuda"
     if compile == "auto":
         return "record" if alone and cuda else "never"
     if compile != "never" and not alone:
-        raise InfotokError(
-            f"{key}: '{compile}' is for one process, and {world.size} train together here; set it to auto"
-        )
+        raise SettingError(key, f"'{compile}' is for one process, and {world.size} train together here; set it to auto")
     if compile == "record" and not cuda:
-        raise InfotokError(f"{key}: 'record' is for GPUs, and this computes on the CPU; set it to auto or to fuse")
+        raise SettingError(key, "'record' is for GPUs, and this computes on the CPU; set it to auto or to fuse")
     return compile
 
 

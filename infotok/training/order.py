@@ -6,14 +6,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from infotok.errors import InfotokError
+from infotok.errors import SettingError
 
 
 def check_images(images: int, batch: int, key: str) -> None:
-    """Raises InfotokError where the training images do not fill a batch, whose size `key` of the params file sets."""
+    """Raises SettingError where the training images do not fill a batch, whose size `key` of the params file sets."""
     if images < batch:
-        raise InfotokError(
-            f"{key}: {images} training images are fewer than one batch of {batch}; lower {key}, or bring more images"
+        raise SettingError(
+            key, f"{images} training images are fewer than one batch of {batch}; lower {key}, or bring more images"
         )
 
 

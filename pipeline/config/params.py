@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from infotok.data import source_names, source_options
 from infotok.data.options import FileOptions, MadeOptions
 from infotok.data.sources import scenes
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError, dotted
 from infotok.evaluation.generation import GenerationConfig
 from infotok.evaluation.understanding import UnderstandingConfig
 from infotok.examiners.perceptual import Distortion
@@ -70,6 +70,7 @@ SECTION = "must be a section, its keys indented in the lines below; `infotok par
 TYPES = {
     "model_type": SECTION,
     "model_attributes_type": SECTION,
+    "dict_type": SECTION,
     "list_type": "must be a list, such as [a, b]",
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -122,6 +123,9 @@ class Params(_Shared):
         """Files and folders of pretrained models that stages read."""
         return []
 
+    def check_files(self) -> None:
+        """That files of pretrained models are here."""
+
     def check_family(self, family: str) -> str:
         """What is wrong with a family's name; nothing where it is right."""
         known = family_names()
@@ -157,12 +161,12 @@ class PretrainedParams(_Shared):
         """What the configuration of a model calls `model_type`.
 
         Raises:
-            InfotokError: as of `ModelConfig.kind`.
+            SettingError: as of `ModelConfig.kind`.
         """
         try:
             return self.models[family].kind
         except InfotokError as error:
-            raise InfotokError(f"models.{family}.name: {error}") from None
+            raise SettingError(("models", family, "name"), str(error)) from None
 
     @property
     def weights(self) -> list[str]:
@@ -170,6 +174,18 @@ class PretrainedParams(_Shared):
         of_models = [model.folder for model in self.models.values()]
         decoders = [Path(model.decoder) for model in self.models.values() if model.decoder]
         return [path.as_posix() for path in dict.fromkeys([*of_models, *decoders]) if path is not None]
+
+    def check_files(self) -> None:
+        """
+        Raises:
+            SettingError: the folder of a model or the file of a decoder is missing. The hub is not asked.
+        """
+        for family, model in self.models.items():
+            if model.folder is not None:
+                self.kind_of(family)
+            if model.decoder is not None and not Path(model.decoder).is_file():
+                key = ("models", family, "decoder")
+                raise SettingError(key, f"{model.decoder}: there is no such file; give a VQGAN's weights")
 
     def check_family(self, family: str) -> str:
         """As of `Params`."""
@@ -209,10 +225,6 @@ def load_params(path: str | Path) -> AnyParams:
     return params
 
 
-def _dotted(path: tuple) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-
-
 def _place(error: Any) -> tuple:
     """Where in the file an error lies; pydantic also names the kind of section that `data.source` chose."""
     loc = tuple(error["loc"])
@@ -239,7 +251,7 @@ def _fields(error: Any, params: type[AnyParams]) -> list[str]:
 
 def _explain(error: Any, params: type[AnyParams]) -> str:
     """One pydantic error as `key: what is wrong; what would be right`."""
-    key, kind = _dotted(_place(error)), error["type"]
+    key, kind = dotted(_place(error)), error["type"]
     if kind == "union_tag_invalid":
         return f"'{key}' is '{error['ctx']['tag']}', unknown; known: {', '.join(source_names())}"
     if kind == "extra_forbidden":
@@ -263,6 +275,8 @@ def _explain(error: Any, params: type[AnyParams]) -> str:
     if error["input"] is None:
         return f"'{key}' is empty; write its value, or leave the key out if it has a default"
     value = "" if isinstance(error["input"], (dict, Section)) else f" is {_as_yaml(error['input'])}"
+    if kind == "model_type" and error["loc"][0] == "models" and isinstance(error["input"], str):
+        return f"'{key}'{value}: must be a section; write {{name: {error['input']}}}"
     said = TYPES.get(kind) or error["msg"].removeprefix("Value error, ")
     return f"'{key}'{value}: {said[0].lower() + said[1:]}"
 
@@ -275,12 +289,16 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
     """Checks that need more than one value."""
 
     def fail(key: tuple, message: str) -> NoReturn:
-        raise InfotokError(f"{file.path}:{file.line(key)}: '{_dotted(key)}' {message}")
+        raise InfotokError(f"{file.path}:{file.line(key)}: '{dotted(key)}' {message}")
 
     grid, data = params.grid, params.data
     for name in getattr(params, "models", {}):
         if not NAME.fullmatch(name):
             fail(("models", name), "names files; use letters, digits, '_' and '.', and no '-'")
+    if isinstance(params, PretrainedParams):  # whose models and budgets no default can know
+        for axis, what in (("family", f"some of {', '.join(params.models)}"), ("tokens", "the most of an image")):
+            if axis not in grid.model_fields_set:
+                fail(("grid", axis), f"is missing; give {what}")
     for axis in Grid.model_fields:
         values = getattr(grid, axis)
         if repeated := {value for value in values if values.count(value) > 1}:
@@ -323,6 +341,10 @@ def _check_meaning(params: AnyParams, file: YamlFile) -> None:
             "is 0, but the prior `model` is what the language model says without a caption, which is never trained "
             "then; make it more than 0, or choose another prior",
         )
+    if isinstance(params, PretrainedParams) and not params.calibrate.steps:
+        for key, none in (("settle", False), ("tokenizer", "new")):
+            if getattr(params.calibrate, key) != none:
+                fail(("calibrate", key), "is of a training, and calibrate.steps is 0; give steps, or leave it out")
     if training.batch < 4 and any(arm.startswith("hsic-") for arm in grid.arm):
         fail((section, "batch"), f"is {training.batch}; the hsic arms need at least 4 images a step")
     pressing = [arm for arm in grid.arm if arm != "none-0-0"]

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from pipeline.config.cells import Cell
 from pipeline.graph import STAGES, Graph
 
@@ -113,6 +113,12 @@ class Study:
                 f"make one with `infotok study {self.name}`"
             )
         return load_params(self.params_file)
+
+    def located(self, error: SettingError) -> InfotokError:
+        """A setting that cannot be used, with file and line: of its key, or of the section that has it by default."""
+        from pipeline.config.yaml_file import YamlFile
+
+        return InfotokError(f"{self.params_file}:{YamlFile(self.params_file).line(error.key)}: {error}")
 
     @property
     def graph(self) -> Graph:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.mllm.adapter import Inputs, one_line
 from infotok.mllm.causal import CausalAdapter
 from infotok.mllm.codes import codes_of
@@ -39,7 +39,7 @@ class Adapted(CausalAdapter):
         self.extra_is_new = True
 
     @classmethod
-    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> Adapted:
+    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: str | None, trust: bool) -> Adapted:
         weights = _weights_from(decoder) if decoder is not None else _weights_beside(folder)
         adapted = super().open(name, folder, dtype, decoder, trust)
         assert isinstance(adapted, cls)
@@ -49,9 +49,10 @@ class Adapted(CausalAdapter):
                 adapted.decoder.load_state_dict(weights)
             except RuntimeError as error:
                 reason = one_line(error)
-                raise InfotokError(
-                    f"{decoder or folder} has a decoder of another shape ({reason}); give the one that "
-                    "belongs to this model's VQGAN"
+                raise SettingError(
+                    "name" if decoder is None else "decoder",
+                    f"{decoder or name} has a decoder of another shape ({reason}); give the one that belongs to this "
+                    "model's VQGAN",
                 ) from None
         return adapted
 
@@ -134,21 +135,34 @@ class _Only(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_copy_(1, self.ids, scores[:, self.ids])
 
 
-def _weights_from(file: Path) -> dict[str, Tensor]:
+def _weights_from(file: str) -> dict[str, Tensor]:
     """Of a decoder, a VQGAN or a model in one file."""
-    given: Any
+    give = "give a VQGAN's weights, such as Anole's vqgan.ckpt"
     try:
-        if file.suffix == ".safetensors":
-            given = load_file(file)
-        else:
-            given = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-        raise InfotokError(f"{file} cannot be read ({one_line(error)}); give a VQGAN's weights") from None
-    state: dict[str, Tensor] = given.get("state_dict", given)
+        given = _read(file)
+    except OSError as error:
+        raise SettingError("decoder", f"{file} cannot be read ({error.strerror or one_line(error)}); {give}") from None
+    except Exception as error:  # of many kinds: torch takes any bytes for a pickle
+        if isinstance(error, UnpicklingError) and "Unsupported global" in str(error):
+            raise SettingError(
+                "decoder",
+                f"{file} holds other objects than weights, and making them could run anything; where you trust the "
+                "file, write its weights alone: "
+                f"`torch.save(torch.load('{file}', weights_only=False)['state_dict'], 'decoder.pt')`",
+            ) from None
+        raise SettingError("decoder", f"{file} is no checkpoint, or is damaged; {give}") from None
+    state = given.get("state_dict", given) if isinstance(given, dict) else {}
     weights = decoder_weights(state) or (state if "conv_in.weight" in state else {})
     if not weights:
-        raise InfotokError(f"{file} has no decoder; give a VQGAN's weights, such as Anole's vqgan.ckpt")
+        raise SettingError("decoder", f"{file} has no decoder; {give}")
     return weights
+
+
+def _read(file: str) -> Any:
+    """A file's tensors by name, in the form of safetensors or of torch."""
+    if file.endswith(".safetensors"):
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _weights_beside(folder: Path) -> dict[str, Tensor]:

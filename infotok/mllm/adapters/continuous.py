@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from infotok.errors import InfotokError
+from infotok.errors import InfotokError, SettingError
 from infotok.mllm.adapter import Inputs, start_padded
 from infotok.mllm.continuous import ContinuousAdapter
 from infotok.mllm.remote import Texts, trusted_folder
@@ -81,9 +81,10 @@ OFFERED = [*ContinuousModel.__annotations__, *(name for name in vars(ContinuousM
 
 class Adapted(ContinuousAdapter):
     model: Any
+    brings_code = True
 
     @classmethod
-    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> Adapted:
+    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: str | None, trust: bool) -> Adapted:
         from transformers import AutoModel
 
         folder = trusted_folder(name, decoder, trust)
@@ -156,15 +157,26 @@ class Adapted(ContinuousAdapter):
         embedded, mask, _ = self._embedded(prompt, None)
         return self.model.draw_loss(embedded, mask, vectors, generator)
 
+    def sampling(self, temperature: float, guidance: float, top_k: int) -> dict[str, Any]:
+        given = super().sampling(temperature, guidance, top_k)
+        for name, key in (("temperature", "temperatures"), ("guidance", "guidance")):
+            if name in given:
+                self._check_takes(name, key)
+        return given
+
+    def _check_takes(self, name: str, key: str) -> None:
+        """Raises SettingError, of the key, where the model draws without a setting of this name."""
+        takes = inspect.signature(self.model.draw).parameters
+        if name not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+            remedy = ", or set guidance to [1.0]" if name == "guidance" else ""
+            raise SettingError(
+                key, f"the `draw` of {type(self.model).__name__} takes no {name}; let it take that{remedy}"
+            )
+
     @torch.no_grad()
     def draw_vectors(self, prompt: Inputs, h: int, w: int, generator: torch.Generator, **sampling: Any) -> Tensor:
-        takes = inspect.signature(self.model.draw).parameters
-        takes_all = any(one.kind is one.VAR_KEYWORD for one in takes.values())
-        if odd := [name for name in sampling if name not in takes and not takes_all]:
-            raise InfotokError(
-                f"the `draw` of {type(self.model).__name__} takes no {', '.join(odd)}; let it take that, or leave it "
-                "at its default"
-            )
+        for name in sampling:
+            self._check_takes(name, name)
         embedded, mask, _ = self._embedded(prompt, None)
         return self.model.draw(embedded, mask, h, w, generator, **sampling)
 

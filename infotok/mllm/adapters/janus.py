@@ -5,7 +5,7 @@ Its tokens are not shared, so that pressing them can help drawing alone. Questio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ from infotok.mllm.causal import CausalAdapter
 
 class Adapted(CausalAdapter):
     shared = False
+    unused: ClassVar[dict[str, str]] = {
+        "settle": "its codes are made of others, by normalizing them, and cannot be put anywhere",
+        "lm_gradient": "the language model reads pixels, and no tokens that its gradient could reach",
+        "cache": "the language model reads pixels, so that its tokens alone are not kept in any case",
+    }
     # transformers leaves out the normalization of features and codes, with which the tokenizer was trained and which
     # its decoder has. Where all codes have one length the codes are the same.
     least_agreement = 0.0

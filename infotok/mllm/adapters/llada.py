@@ -47,6 +47,7 @@ class Ids:
 
 
 class Adapted(MaskedAdapter):
+    brings_code = True
     lm_layers = r"model\.transformer\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)"
 
     def __init__(self, model: Any, processor: Any, folder: Path):
@@ -56,7 +57,7 @@ class Adapted(MaskedAdapter):
         self.mask_id, self.end_id, self.padding_id = self.ids.mask, self.ids.answer_end, self.ids.padding
 
     @classmethod
-    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: Path | None, trust: bool) -> Adapted:
+    def open(cls, name: str, folder: Path, dtype: torch.dtype, decoder: str | None, trust: bool) -> Adapted:
         folder = trusted_folder(name, decoder, trust)
         try:
             from diffusers import VQModel
