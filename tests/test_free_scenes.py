@@ -256,8 +256,9 @@ def test_novel_pairs_are_in_no_scene_of_training_and_in_no_question_of_it(made):
     assert every >= novel
 
 
-def test_with_the_words_of_the_quadrants_the_novel_pairs_are_theirs():
-    assert FEW.words.novel == scenes.NOVEL
+def test_the_novel_pairs_of_four_shapes_and_six_colors():
+    novel = {("red", "cross"), ("green", "triangle"), ("blue", "square"), ("yellow", "circle")}
+    assert FEW.words.novel == scenes.NOVEL == novel
 
 
 def test_captions_are_true_and_name_every_object(made):

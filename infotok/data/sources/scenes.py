@@ -16,22 +16,15 @@ from pydantic import Field
 from infotok.data import scene_texts
 from infotok.data.arrow import Split
 from infotok.data.background import BINS, NUISANCE, background, binned, to_bytes
+from infotok.data.free import vocabulary
 from infotok.data.options import MadeOptions
 from infotok.data.rejects import Rejects
 from infotok.options import Count, Weight
 
-SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = ("small", "large")
-COLORS = {
-    "red": (0.93, 0.15, 0.15),
-    "green": (0.15, 0.80, 0.20),
-    "blue": (0.20, 0.30, 0.98),
-    "yellow": (0.98, 0.90, 0.15),
-    "purple": (0.75, 0.20, 0.90),
-    "white": (0.98, 0.98, 0.98),
-}
-# Color-shape pairs that no training image shows. Every color but two, and every shape, loses one partner.
-NOVEL = frozenset({("red", "cross"), ("green", "triangle"), ("blue", "square"), ("yellow", "circle")})
+WORDS = vocabulary.Vocabulary.of(shapes=4, colors=6, sizes=2, materials=1)
+SHAPES, SIZES = WORDS.shapes, WORDS.sizes
+COLORS = {name: vocabulary.COLORS[name] for name in WORDS.colors}
+NOVEL = WORDS.novel  # color-shape pairs that no training image shows
 SPLITS = ("train", "validation", "test", "novel", "judge")
 
 METADATA = {
@@ -74,9 +67,8 @@ def sample_factors(rng: np.random.Generator, count: int, most: int, pairs_from: 
     presence = np.zeros((count, 4), dtype=np.int64)
     np.put_along_axis(presence, order, (np.arange(4) < number[:, None]).astype(np.int64), axis=1)
 
-    colors = list(COLORS)
-    pairs = [(color, shape) for color in range(len(colors)) for shape in range(len(SHAPES))]
-    is_novel = np.array([(colors[c], SHAPES[s]) in NOVEL for c, s in pairs])
+    pairs = [(color, shape) for color in range(len(COLORS)) for shape in range(len(SHAPES))]
+    is_novel = np.array([(WORDS.colors[c], SHAPES[s]) in NOVEL for c, s in pairs])
     seen_ids, novel_ids = np.flatnonzero(~is_novel), np.flatnonzero(is_novel)
     allowed = np.arange(len(pairs)) if pairs_from == "all" else seen_ids
     pair = allowed[rng.integers(0, len(allowed), (count, 4))]
@@ -152,11 +144,10 @@ def _probe_factors(f: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def objects_of(f: dict[str, np.ndarray], index: int) -> list[dict[str, Any]]:
     """The objects of one scene: shape, color, size, row, column."""
-    colors = list(COLORS)
     return [
         {
             "shape": SHAPES[f["shape"][index, q]],
-            "color": colors[f["color"][index, q]],
+            "color": WORDS.colors[f["color"][index, q]],
             "size": SIZES[f["size"][index, q]],
             "row": q // 2,
             "column": q % 2,
@@ -177,11 +168,11 @@ def make_split(name: str, count: int, config: dict) -> Split:
         part = {key: values[start : start + CHUNK] for key, values in factors.items()}
         images[start : start + CHUNK] = render(part, config["image_size"], config["nuisance"], rng)
     objects = [objects_of(factors, index) for index in range(count)]
-    vocabulary = (SHAPES, tuple(COLORS), SIZES)
+    told = (SHAPES, WORDS.colors, SIZES)
     return Split(
         images=images,
         captions=[scene_texts.captions(scene, rng) for scene in objects],
-        questions=[scene_texts.ask(scene, config["questions"], vocabulary, rng) for scene in objects],
+        questions=[scene_texts.ask(scene, config["questions"], told, rng) for scene in objects],
         objects=objects,
         factors=_probe_factors(factors),
     )
