@@ -12,28 +12,30 @@ from infotok.information.bottleneck import InformationBottleneck
 from infotok.information.channel import Categorical
 from infotok.information.nearest import NearestCodes, nearest_codes
 from infotok.information.objective import code_cost
-from tiny import seeded
+from tiny import normal, seeded
 
 B, K, D = 3, 4, 5
-CODES = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * D)
 
 
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+def all_codes(bits):
+    return torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * bits)
 
 
-def listed(prior):
-    """log r of every code, from the bits'."""
+CODES = all_codes(D)
+
+
+def listed(prior, codes=CODES):
+    """log r of every code, from the bits', as logits of `Categorical`."""
     on = torch.nn.functional.logsigmoid(prior.logits)[..., None, :]
     off = torch.nn.functional.logsigmoid(-prior.logits)[..., None, :]
-    return Categorical(torch.where(CODES > 0, on, off).sum(-1))
+    return Categorical(torch.where(codes > 0, on, off).sum(-1))
 
 
 @pytest.mark.parametrize("rows", [1, K])
 @pytest.mark.parametrize("relaxation", [1.0, 3.0])
 def test_cost_and_gradients_are_those_of_the_listed_codes(rows, relaxation):
-    features = randn(B, K, D, seed=1).requires_grad_()
-    prior = Bits(randn(rows, D, seed=2).requires_grad_())
+    features = normal(B, K, D, seed=1).requires_grad_()
+    prior = Bits(normal(rows, D, seed=2).requires_grad_())
     for weight in (0.0, 1.0):
         q = lookup_free(features, 0.6, scale=0.5, relaxation=relaxation)
         plain = NearestCodes(features, 0.5 * CODES, 0.6, relaxation).dense()
@@ -45,7 +47,7 @@ def test_cost_and_gradients_are_those_of_the_listed_codes(rows, relaxation):
 
 
 def test_the_codes_are_the_nearest_ones_in_the_order_of_the_list():
-    features = randn(B, K, D, seed=1)
+    features = normal(B, K, D, seed=1)
     assert torch.equal(lookup_free(features, 1.0).codes(), nearest_codes(features, CODES))
 
 
@@ -62,8 +64,8 @@ def test_the_entropy_is_lfq_s():
 
 def test_two_to_the_thirteen_codes():
     """Listed all the same, by the chunked form."""
-    features = randn(2, 3, 13, seed=4)
-    codes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 13)
+    features = normal(2, 3, 13, seed=4)
+    codes = all_codes(13)
     q, plain = lookup_free(features, 0.8), NearestCodes(features, codes, 0.8)
     torch.testing.assert_close(q.entropy(), plain.entropy(), rtol=0, atol=1e-10)
     assert torch.equal(q.codes(), nearest_codes(features, codes))
@@ -96,24 +98,12 @@ def test_neither_variance_nor_scale_is_zero():
 # In the plug-in.
 
 
-def listed_codes(bits):
-    return torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * bits)
-
-
-def list_of(prior, codes):
-    """log r of every code of a prior of bits, as logits of `Categorical`."""
-    logits = prior.logits
-    return Categorical(
-        logits.sigmoid().log() @ (codes.T > 0).double() + (-logits).sigmoid().log() @ (codes.T < 0).double()
-    )
-
-
 @pytest.mark.parametrize("estimator", ["dib", "vib", "ceb"])
 def test_the_plug_in_gives_what_it_gives_of_8192_listed_codes(estimator):
     bits, tokens, scale = 13, 3, 13**-0.5
-    codes = listed_codes(bits)
-    features = randn(4, tokens, bits, seed=5).mul(scale).requires_grad_()
-    prior = Bits(randn(4, tokens, bits, seed=6))
+    codes = all_codes(bits)
+    features = normal(4, tokens, bits, seed=5).mul(scale).requires_grad_()
+    prior = Bits(normal(4, tokens, bits, seed=6))
     settings = {"beta": 0.3, "tokens": tokens, "prior": "given", "rates": True}
     found = []
     for ib, q, r in (
@@ -121,7 +111,7 @@ def test_the_plug_in_gives_what_it_gives_of_8192_listed_codes(estimator):
         (
             InformationBottleneck(estimator, codebook=2**bits, **settings),
             NearestCodes(features, scale * codes, 0.1, 2.0),
-            list_of(prior, codes),
+            listed(prior, codes),
         ),
     ):
         term = ib(

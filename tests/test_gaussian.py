@@ -10,17 +10,10 @@ from infotok.information import (
     gaussian_information_bottleneck,
     gaussian_rate,
 )
+from tiny import normal
 
 CORRELATIONS = np.array([0.95, 0.8, 0.6, 0.3])
 CURVE = [(2, 1.4003, 0.9816), (5, 3.1921, 1.5632), (20, 5.8447, 1.8425)]  # beta, I_x, I_y in nats
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
 
 
 @pytest.mark.parametrize(("beta", "rate", "relevance"), CURVE)

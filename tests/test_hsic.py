@@ -14,14 +14,7 @@ from infotok.information import (
     population_hsic_gaussian,
 )
 from infotok.information.dependence import BANDWIDTHS, ESTIMATORS, pair
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
+from tiny import normal, seeded
 
 
 def dependent_pair(rows: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,14 +20,7 @@ from infotok.information import (
     gaussian_rate,
     information_bounds,
 )
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
+from tiny import normal, seeded
 
 
 def discrete_channel(inputs: int, outputs: int, seed: int) -> tuple[np.ndarray, float]:

@@ -11,29 +11,25 @@ from infotok.information.channel import Categorical
 from infotok.information.factored import Factored, LowRankPrior, SharedPrior
 from infotok.information.nearest import NearestCodes, calibrate_variance, look_up, nearest_codes
 from infotok.information.objective import code_cost
-from tiny import seeded
+from tiny import normal, seeded
 
 B, K, C, D, R = 3, 5, 11, 4, 2
 SCORES = 3 * C  # three tokens at a time: 15 tokens do not divide evenly
 
 
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
-
-
 def channel(dtype=torch.float64, variance=0.4, scores=SCORES, **settings):
-    features = randn(B, K, D, seed=1, dtype=dtype).requires_grad_()
-    codebook = (3 + randn(C, D, seed=2, dtype=dtype)).requires_grad_()
+    features = normal(B, K, D, seed=1, dtype=dtype).requires_grad_()
+    codebook = (3 + normal(C, D, seed=2, dtype=dtype)).requires_grad_()
     return NearestCodes(features + 3, codebook, variance, scores=scores, **settings), features, codebook
 
 
 def priors(dtype=torch.float64):
     """Every form, and its tensors."""
     forms = {"shared": (1, C), "position": (K, C), "token": (B, K, C)}
-    made = {name: Categorical(randn(*shape, seed=3, dtype=dtype).requires_grad_()) for name, shape in forms.items()}
+    made = {name: Categorical(normal(*shape, seed=3, dtype=dtype).requires_grad_()) for name, shape in forms.items()}
     for name, left in (("rank", (K, R)), ("conditional", (B, K, R))):
         parts = [
-            randn(*shape, seed=4 + i, dtype=dtype).requires_grad_() for i, shape in enumerate((left, (C, R), (C,)))
+            normal(*shape, seed=4 + i, dtype=dtype).requires_grad_() for i, shape in enumerate((left, (C, R), (C,)))
         ]
         made[name] = Factored(*parts)
         made[f"{name} without bias"] = Factored(*parts[:2])
@@ -54,7 +50,7 @@ def leaves(prior):
 def test_cost_and_gradients_are_those_of_the_plain_form(prior, entropy_weight, weighted):
     q, features, codebook = channel()
     r = priors()[prior]
-    weight = randn(B, K, seed=9).square() if weighted else None
+    weight = normal(B, K, seed=9).square() if weighted else None
     tensors = [features, codebook, *leaves(r)]
     plain = code_cost(q.dense(), dense(r), entropy_weight, weight)
     wanted = torch.autograd.grad(2.5 * plain, tensors)
@@ -69,7 +65,7 @@ def test_it_is_posterior_logits_where_the_variance_is_the_batch_s():
     q, features, codebook = channel(torch.float32, variance=1.0)
     variance = calibrate_variance([q.features], q.codebook)
     q = NearestCodes(q.features, codebook, variance, scores=SCORES)
-    r = Categorical(randn(K, C, seed=3, dtype=torch.float32).requires_grad_())
+    r = Categorical(normal(K, C, seed=3, dtype=torch.float32).requires_grad_())
     plain = code_cost(Categorical(posterior_logits(q.features, codebook)), r, 1.0)
     cost = q.code_cost(r, 1.0)
     torch.testing.assert_close(cost, plain, rtol=1e-6, atol=1e-6)
@@ -159,8 +155,8 @@ def test_a_code_that_the_prior_excludes_costs_nothing_where_q_is_zero():
 
 def test_sharp_codes_keep_their_digits():
     """A thousand variances away and far from the origin, against float64."""
-    features, codebook = randn(2, 8, D, seed=1) + 100, randn(64, D, seed=2) + 100
-    prior = Categorical(randn(1, 64, seed=3))
+    features, codebook = normal(2, 8, D, seed=1) + 100, normal(64, D, seed=2) + 100
+    prior = Categorical(normal(1, 64, seed=3))
     exact = NearestCodes(features, codebook, 1e-3).code_cost(prior, 1.0)
     single = NearestCodes(features.float(), codebook.float(), 1e-3).code_cost(Categorical(prior.logits.float()), 1.0)
     assert single.item() == pytest.approx(exact.item(), rel=1e-4)
@@ -203,9 +199,9 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize(("images", "codes"), [(2, 512), (8, 512), (2, 2048), (8, 2048)])
 def test_memory_does_not_grow_with_tokens_times_codes(images, codes):
     tokens, scores = 64, 4096
-    features = randn(images, tokens, D, dtype=torch.float32).requires_grad_()
-    codebook = randn(codes, D, seed=1, dtype=torch.float32).requires_grad_()
-    table = randn(codes, 6, seed=2, dtype=torch.float32).requires_grad_()
+    features = normal(images, tokens, D, dtype=torch.float32).requires_grad_()
+    codebook = normal(codes, D, seed=1, dtype=torch.float32).requires_grad_()
+    table = normal(codes, 6, seed=2, dtype=torch.float32).requires_grad_()
     prior, low = SharedPrior(codes), LowRankPrior(tokens, codes, R)
     with Saved() as saved, Largest() as largest:
         q = NearestCodes(features, codebook, 0.1, scores=scores)
@@ -231,7 +227,7 @@ def test_the_cost_s_gradients_come_in_the_types_of_what_was_given():
 
 
 def test_nearest_codes_are_the_nearest():
-    features, codebook = randn(B, 2, 3, D), randn(C, D, seed=1)
+    features, codebook = normal(B, 2, 3, D), normal(C, D, seed=1)
     wanted = torch.cdist(features.flatten(0, 2), codebook).argmin(-1).view(B, 2, 3)
     assert torch.equal(nearest_codes(features, codebook, scores=SCORES), wanted)
 
@@ -243,7 +239,7 @@ def test_the_variance_is_the_mean_squared_error_over_all_batches():
 
 
 def test_the_variance_gives_the_entropy_that_is_asked_for():
-    features, codebook = randn(4, 16, D), randn(32, D, seed=1)
+    features, codebook = normal(4, 16, D), normal(32, D, seed=1)
     variance = calibrate_variance([features], codebook, entropy_bits=1.5)
     entropy = NearestCodes(features, codebook, variance).dense().entropy().mean() / math.log(2)
     assert entropy.item() == pytest.approx(1.5, abs=1e-6)
@@ -252,11 +248,11 @@ def test_the_variance_gives_the_entropy_that_is_asked_for():
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (lambda: calibrate_variance([], randn(C, D)), "no features"),
-        (lambda: calibrate_variance([randn(2, D)], randn(4, D), entropy_bits=2.0), "between 0 and 2 bits"),
-        (lambda: NearestCodes(randn(B, K, D), randn(C, D + 1), 1.0), r"\(B, K, D\)"),
-        (lambda: NearestCodes(randn(B, K, D), randn(C, D), 0.0), "above 0"),
-        (lambda: channel()[0].code_cost(Categorical(randn(K + 1, C)), 0.0), "5 tokens of 3 images"),
+        (lambda: calibrate_variance([], normal(C, D)), "no features"),
+        (lambda: calibrate_variance([normal(2, D)], normal(4, D), entropy_bits=2.0), "between 0 and 2 bits"),
+        (lambda: NearestCodes(normal(B, K, D), normal(C, D + 1), 1.0), r"\(B, K, D\)"),
+        (lambda: NearestCodes(normal(B, K, D), normal(C, D), 0.0), "above 0"),
+        (lambda: channel()[0].code_cost(Categorical(normal(K + 1, C)), 0.0), "5 tokens of 3 images"),
     ],
 )
 def test_what_does_not_fit_is_said(wrong, says):
@@ -273,9 +269,9 @@ def plain_look_up(table, codes, features, codebook, variance, gradient=1.0):
 
 @pytest.mark.parametrize("gradient", [1.0, 0.05, 0.0])
 def test_look_up_gives_hard_rows_and_soft_gradients(gradient):
-    features = randn(B * K, D, seed=1).requires_grad_()
-    codebook, table = randn(C, D, seed=2).requires_grad_(), randn(C, 6, seed=3).requires_grad_()
-    codes, upstream = nearest_codes(features, codebook), randn(B * K, 6, seed=4)
+    features = normal(B * K, D, seed=1).requires_grad_()
+    codebook, table = normal(C, D, seed=2).requires_grad_(), normal(C, 6, seed=3).requires_grad_()
+    codes, upstream = nearest_codes(features, codebook), normal(B * K, 6, seed=4)
     rows = look_up(table, codes, features, codebook, 0.4, relaxation=2.0, gradient=gradient, scores=SCORES)
     assert torch.equal(rows, table[codes])
     tensors = [table, features, codebook]
@@ -288,7 +284,7 @@ def test_look_up_gives_hard_rows_and_soft_gradients(gradient):
 def test_priors_learn_what_the_codes_are():
     """To the entropy of the codes' frequencies: pooled where all positions share one, of each where they do not."""
     codes = torch.stack([torch.tensor([k % C, (k + i % 2) % C]) for i, k in enumerate(range(40))])
-    q = NearestCodes(randn(C, D, seed=2, dtype=torch.float32)[codes], randn(C, D, seed=2, dtype=torch.float32), 1e-3)
+    q = NearestCodes(normal(C, D, seed=2, dtype=torch.float32)[codes], normal(C, D, seed=2, dtype=torch.float32), 1e-3)
     pooled = torch.bincount(codes.flatten(), minlength=C) / codes.numel()
     each = sum(torch.special.entr(torch.bincount(column, minlength=C) / len(codes)).sum() for column in codes.T)
     for prior, least in ((SharedPrior(C), 2 * torch.special.entr(pooled).sum()), (LowRankPrior(2, C, C), each)):
@@ -302,7 +298,7 @@ def test_priors_learn_what_the_codes_are():
 
 
 def test_factored_logits_are_those_of_a_language_model_s_head():
-    hidden, head = randn(B, K, R, seed=1), torch.nn.Linear(R, C, bias=False).double()
+    hidden, head = normal(B, K, R, seed=1), torch.nn.Linear(R, C, bias=False).double()
     given = Factored(hidden, head.weight)
     torch.testing.assert_close(given.dense().logits, head(hidden))
     log_r = F.log_softmax(head(hidden), -1)
@@ -322,8 +318,8 @@ def test_the_plug_in_s_term_is_that_of_the_logits(estimator):
         beta = 0.0 if estimator == "none" else 0.7
         bottleneck = InformationBottleneck(estimator, beta=beta, tokens=K, codebook=C)
         with torch.no_grad():
-            bottleneck.prior.logits.copy_(randn(K, C, seed=3))
-        weight = randn(B, K, seed=9, dtype=torch.float32).square()
+            bottleneck.prior.logits.copy_(normal(K, C, seed=3))
+        weight = normal(B, K, seed=9, dtype=torch.float32).square()
         term = bottleneck(q.dense(), given.dense(), weight=weight) if plain else bottleneck(q, given, weight=weight)
         term.loss.backward()
         gradients = [features.grad, codebook.grad, bottleneck.prior.logits.grad, given.left.grad]
@@ -356,7 +352,7 @@ def test_the_plug_in_s_priors_of_large_codebooks(prior):
 def test_the_plug_in_takes_a_given_prior(estimator):
     """The code length under given logits, written out; no gradient reaches them."""
     q, features, _ = channel(torch.float32)
-    left, right = randn(B, K, R, seed=5).float().requires_grad_(), randn(C, R, seed=6).float()
+    left, right = normal(B, K, R, seed=5).float().requires_grad_(), normal(C, R, seed=6).float()
     beta = 0.0 if estimator == "none" else 0.7
     bottleneck = InformationBottleneck(estimator, beta=beta, tokens=K, codebook=C, prior="given")
     term = bottleneck(q, prior=Factored(left, right))
@@ -378,12 +374,12 @@ def test_the_plug_in_takes_a_given_prior(estimator):
     [
         (
             lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, codebook=C, prior="given")(
-                NearestCodes(randn(B, K, D), randn(C, D), 1.0)
+                NearestCodes(normal(B, K, D), normal(C, D), 1.0)
             ),
             "the given prior needs `posterior`.*`prior`",
         ),
-        (lambda plug: plug(NearestCodes(randn(B, K + 1, D), randn(C, D), 1.0)), "5, 11"),
-        (lambda plug: plug(NearestCodes(randn(B, K, D), randn(C + 1, D), 1.0)), "5, 11"),
+        (lambda plug: plug(NearestCodes(normal(B, K + 1, D), normal(C, D), 1.0)), "5, 11"),
+        (lambda plug: plug(NearestCodes(normal(B, K, D), normal(C + 1, D), 1.0)), "5, 11"),
         (lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, dimension=D, prior="shared"), "discrete tokens"),
         (lambda plug: InformationBottleneck("dib", beta=1.0, tokens=K, codebook=C, prior="wide"), "low_rank"),
     ],

@@ -20,6 +20,10 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
+
+
 def tokenizer(tokens=4, codebook=8, channel="sampled", family="ar", image_size=16, **changes):
     torch.manual_seed(0)
     settings = {"dimension": 4, "width": 16, "hidden": 24, "blocks": 1, "logit_scale": 5.0, "relaxation": 3.0}
