@@ -12,7 +12,6 @@ from torch import nn
 
 from infotok.data.arrow import Split, write_split
 from infotok.data.pixels import to_unit
-from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.data.texts import encode_captions
 from infotok.examiners.judges import load_judge
 from infotok.examiners.matcher import Matcher
@@ -23,6 +22,7 @@ from infotok.training.checkpoints import Checkpoints
 from infotok.training.examiners import ExaminerConfig, augmented, train_matching
 from stages import judge as judging
 from stages import perceptual as perceiving
+from tiny import trained_codec
 
 CPU = torch.device("cpu")
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "yellow": (230, 220, 40)}
@@ -41,13 +41,6 @@ def squares(count, seed, captions=True):
         pairs = [("what color is it?", color), ("where is it?", place)]
         asked.append([] if captions else [{"question": q, "answer": a, "family": ""} for q, a in pairs])
     return Split(images, said, asked, [[] for _ in images], {})
-
-
-def trained_codec(split):
-    texts = [text for said in split.captions for text in said]
-    texts += [pair[key] for asked in split.questions for pair in asked for key in ("question", "answer")]
-    trained = train_text_tokenizer(texts, 300)
-    return TextCodec(trained, trained.token_to_id("<pad>"), trained.token_to_id("<end>"))
 
 
 @pytest.fixture(scope="module")

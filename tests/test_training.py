@@ -1,15 +1,11 @@
-"""Batches, random streams, pretraining and joint training."""
+"""Pretraining and joint training."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 
-from infotok.data.sources import scenes
-from infotok.data.text import TextCodec, train_text_tokenizer
-from infotok.data.texts import pad
 from infotok.examiners.perceptual import Distortion, Perceptual
 from infotok.information.kernels import Kernels
 from infotok.models import family_names
@@ -20,12 +16,11 @@ from infotok.random import stream
 from infotok.tokenizer.base import TokenizerConfig
 from infotok.tokenizer.passes import through
 from infotok.training import loop
-from infotok.training.batches import Batches, unseen_tasks
+from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
-from infotok.training.order import order
 from infotok.training.pretrain import PretrainConfig, pretrain
-from tiny import Stopped
+from tiny import Stopped, small_scenes, trained_codec
 
 CPU = torch.device("cpu")
 PIXELS = Distortion(pixel=1.0, perceptual=0.0)
@@ -33,173 +28,16 @@ PIXELS = Distortion(pixel=1.0, perceptual=0.0)
 
 @pytest.fixture(scope="module")
 def split():
-    config = {"seed": 0, "image_size": 16, "objects": 1, "nuisance": 0.5, "questions": 4}
-    return scenes.make_split("train", 200, config)
+    return small_scenes(200)
 
 
 @pytest.fixture(scope="module")
 def codec(split):
-    texts = [text for said in split.captions for text in said]
-    texts += [pair[key] for asked in split.questions for pair in asked for key in ("question", "answer")]
-    trained = train_text_tokenizer(texts, 300)
-    return TextCodec(trained, trained.token_to_id("<pad>"), trained.token_to_id("<end>"))
+    return trained_codec(split)
 
 
 def batches(split, codec, **changes):
     return Batches(split, codec, JointConfig(batch=16, **changes), seed=0)
-
-
-def test_every_image_comes_once_an_epoch_in_a_new_order():
-    first = np.concatenate([order(20, 4, 7, step) for step in range(5)])
-    second = np.concatenate([order(20, 4, 7, step) for step in range(5, 10)])
-    assert sorted(first) == sorted(second) == list(range(20))
-    assert first.tolist() != second.tolist()
-    assert order(20, 4, 8, 0).tolist() != order(20, 4, 7, 0).tolist()
-
-
-def test_a_step_has_the_same_batch_whatever_came_before(split, codec):
-    one, other = batches(split, codec), batches(split, codec)
-    for step in range(3):
-        one.texts(step)
-    assert torch.equal(one.images(5), other.images(5))
-    a, b = one.texts(5), other.texts(5)
-    assert torch.equal(a.captions, b.captions)
-    assert all(torch.equal(x.ids, y.ids) for x, y in zip(a.questions, b.questions, strict=True))
-
-
-def test_a_batch_says_what_the_images_show(split, codec):
-    text = batches(split, codec, caption_dropout=0.0).texts(3)
-    for row, index in enumerate(order(len(split), 16, 0, 3)):
-        caption = codec.decode(text.captions[row][1:])
-        assert caption in split.captions[index]
-        first, last = text.questions
-        pair = codec.decode(first.ids[row][~first.answers[row]]), codec.decode(first.ids[row][first.answers[row]])
-        assert pair in {(p["question"], p["answer"]) for p in split.questions[index]}
-        assert codec.decode(last.ids[row][last.answers[row]]) == caption
-
-
-@pytest.mark.parametrize(("balance", "rare"), [(False, 1 / 8), (True, 1 / 2)])
-def test_balanced_questions_come_evenly_from_the_families_of_an_image(split, codec, balance, rare):
-    """One color question of red among seven of size: an eighth of the draws, or half of them."""
-    sizes = [{"question": f"size {n}", "answer": "small", "family": "size"} for n in range(7)]
-    lopsided = split.take(np.arange(16))
-    lopsided.questions = [[{"question": "color", "answer": "red", "family": "color"}, *sizes] for _ in range(16)]
-    drawn = batches(lopsided, codec, questions=1, describe=False, balance=balance)
-    asked = [one for step in range(60) for one in drawn.texts(step).questions]
-    said = [codec.decode(ids[valid]) for one in asked for ids, valid in zip(one.ids, one.valid, strict=True)]
-    count, total = sum("red" in text for text in said), len(said)
-    assert total == 960
-    assert binomtest(count, total, rare).pvalue > 1e-4
-
-
-def spoken(codec, questions):
-    """(question, answer) of every row."""
-    rows = zip(questions.ids, questions.valid, questions.answers, strict=True)
-    return [(codec.decode(ids[valid & ~answer]), codec.decode(ids[answer])) for ids, valid, answer in rows]
-
-
-@pytest.mark.parametrize("number", [1, 2, 5])
-def test_asking_for_the_caption_is_added_to_the_questions(split, codec, number):
-    """Never in place of one: with a single question an image and step, every image still asks its own."""
-    shown, bare = (batches(split, codec, questions=number, describe=on).texts(3) for on in (True, False))
-    assert (len(shown.questions), len(bare.questions)) == (number + 1, number)
-    for row, index in enumerate(order(len(split), 16, 0, 3)):
-        own = {(pair["question"], pair["answer"]) for pair in split.questions[index]}
-        assert {spoken(codec, one)[row] for one in (*shown.questions[:-1], *bare.questions)} <= own
-        question, caption = spoken(codec, shown.questions[-1])[row]
-        assert question == "describe the image"
-        assert caption in split.captions[index]
-
-
-def test_where_an_image_has_no_caption_one_more_question_is_asked(split, codec):
-    mixed = split.take(np.arange(16))
-    mixed.captions = [texts if row % 2 else [] for row, texts in enumerate(mixed.captions)]
-    text = batches(mixed, codec, questions=1).texts(0)
-    for row, index in enumerate(order(16, 16, 0, 0)):
-        first, last = (spoken(codec, one)[row] for one in text.questions)
-        own = {(pair["question"], pair["answer"]) for pair in mixed.questions[index]}
-        assert first in own
-        assert (last in own) == (not mixed.captions[index])
-
-
-@pytest.mark.parametrize("describe", [True, False])
-def test_captions_alone_are_asked_for_in_every_question_and_no_more(split, codec, describe):
-    silent = split.take(np.arange(16))
-    silent.questions = [[] for _ in range(16)]
-    text = batches(silent, codec, questions=2, balance=True, describe=describe).texts(0)
-    assert len(text.questions) == 2
-    assert {question for one in text.questions for question, _ in spoken(codec, one)} == {"describe the image"}
-
-
-def test_an_image_without_questions_among_others_asks_for_its_caption(split, codec):
-    mixed = split.take(np.arange(16))
-    mixed.questions = [pairs if row % 2 else [] for row, pairs in enumerate(mixed.questions)]
-    text = batches(mixed, codec, questions=1).texts(0)
-    for row, index in enumerate(order(16, 16, 0, 0)):
-        question, _ = spoken(codec, text.questions[0])[row]
-        assert (question == "describe the image") == (not mixed.questions[index])
-
-
-@pytest.mark.parametrize(
-    ("changes", "tasks", "says"),
-    [
-        ({}, ["understanding", "generation"], []),
-        ({"understanding": 0.0}, ["understanding", "generation"], ["train.understanding is 0"]),
-        ({"understanding": 0.0}, ["generation"], []),
-        ({"generation": 0.0}, ["understanding", "generation"], ["train.generation is 0"]),
-        ({"caption_dropout": 1.0}, ["generation"], ["train.caption_dropout is 1"]),
-        ({"caption_dropout": 1.0}, ["understanding"], []),
-        ({"generation": 0.0, "understanding": 0.0}, ["understanding", "generation"],
-         ["train.understanding is 0", "train.generation is 0"]),
-    ],
-)  # fmt: skip
-def test_a_task_that_is_scored_but_never_trained_is_told(changes, tasks, says):
-    told = unseen_tasks(JointConfig(**changes), tasks)
-    assert [line.partition(":")[0] for line in told] == says
-
-
-def test_a_dropped_caption_keeps_its_begin_mark_alone(split, codec):
-    text = batches(split, codec, caption_dropout=1.0).texts(0)
-    assert text.captions_valid.sum(1).tolist() == [1] * 16
-
-
-def test_neighbouring_keys_give_unrelated_streams():
-    draws = torch.stack([torch.rand(500, generator=stream(CPU, *key)) for key in ((0, 1), (1, 0), (0, 2), (1, 1))])
-    assert torch.equal(draws[0], torch.rand(500, generator=stream(CPU, 0, 1)))
-    correlations = torch.corrcoef(draws) - torch.eye(4)
-    assert correlations.abs().max() < 4 / math.sqrt(500)
-
-
-def test_a_collapsed_codebook_is_reported():
-    tokenizer = small_tokenizer(codebook=256)
-    assert tokenizer.collapse_warning({"perplexity": 60.0, "dead_codes": 10.0}) is None
-    warning = tokenizer.collapse_warning({"perplexity": 3.0, "dead_codes": 250.0})
-    assert "codebook collapse: perplexity 3.0 of 256" in warning
-
-
-def test_what_fills_no_whole_batch_waits_for_the_next_epoch():
-    for epoch in range(3):
-        seen = np.concatenate([order(11, 4, 3, 2 * epoch + step) for step in range(2)])
-        assert len(set(seen.tolist())) == 8
-        assert set(seen.tolist()) <= set(range(11))
-    assert {int(index) for step in range(20) for index in order(11, 4, 3, step)} == set(range(11))
-
-
-def test_padding_stands_on_the_right_and_is_not_valid():
-    ids, valid = pad([[5, 6, 7], [8], [9, 4]], 0)
-    assert ids.tolist() == [[5, 6, 7], [8, 0, 0], [9, 4, 0]]
-    assert valid.int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-
-
-def test_answers_and_their_end_marks_are_what_is_predicted(split, codec):
-    for asked in batches(split, codec).texts(2).questions:
-        for ids, valid, answers in zip(asked.ids, asked.valid, asked.answers, strict=True):
-            count, predicted = int(valid.sum()), answers.nonzero().flatten().tolist()
-            assert valid.tolist() == [True] * count + [False] * (len(ids) - count)
-            assert predicted == list(range(predicted[0], count))
-            assert 0 < predicted[0] < count - 1
-            assert ids[count - 1] == codec.end
-            assert codec.end not in ids[: count - 1]
 
 
 def small_tokenizer(seed=0, family="ar", **changes):
@@ -255,6 +93,13 @@ def test_a_collapsed_tokenizer_is_reported_and_a_healthy_one_is_not(split):
     assert found["perplexity"] < 1.6
     assert collapsed.collapse_warning(found).startswith("codebook collapse: perplexity 1.")
     assert healthy.collapse_warning(healthy.health(*through(healthy, split.images, 0))) is None
+
+
+def test_a_collapsed_codebook_is_reported():
+    tokenizer = small_tokenizer(codebook=256)
+    assert tokenizer.collapse_warning({"perplexity": 60.0, "dead_codes": 10.0}) is None
+    warning = tokenizer.collapse_warning({"perplexity": 3.0, "dead_codes": 250.0})
+    assert "codebook collapse: perplexity 3.0 of 256" in warning
 
 
 def joint_model(codec, family="ar", **changes):
@@ -455,18 +300,3 @@ def test_the_rate_of_a_step_is_the_divergence_from_the_prior(split, codec):
     # The prior starts uniform: KL(q || uniform) = log C - H(q), summed over four tokens.
     expected = (4 * math.log(16) - q.entropy().sum(-1)).mean().item() / math.log(2)
     assert line["rate_bits"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_streams_of_many_neighbouring_keys_are_uniform_and_distinct():
-    first = torch.stack([torch.rand(1, generator=stream(CPU, 0, step, 5)) for step in range(2000)]).flatten()
-    counts = np.histogram(first.numpy(), bins=10, range=(0, 1))[0]
-    assert ((counts - 200) ** 2 / 200).sum() < 27.9  # the 0.999 quantile of chi-square with 9 degrees
-    assert len(set(first.tolist())) > 1990
-    lag = np.corrcoef(first[:-1].numpy(), first[1:].numpy())[0, 1]
-    assert abs(lag) < 4 / math.sqrt(2000)
-
-
-def test_a_stream_is_seeded_by_splitmix64_and_knows_how_long_its_key_is():
-    # The first output of the published splitmix64 from state 0, less its top bit.
-    assert stream(CPU, 0).initial_seed() == 0xE220A8397B1DCDAF % 2**63
-    assert len({stream(CPU, *[0] * count).initial_seed() for count in range(1, 6)}) == 5

@@ -2,6 +2,8 @@
 
 import torch
 
+from infotok.data.sources import scenes
+from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.data.texts import QuestionBatch, TextBatch
 from infotok.models.backbone import Backbone, BackboneConfig
 from infotok.models.family import family_class
@@ -54,6 +56,19 @@ def texts(second=(7, 8, 4, END)):
     other = question([list(second)] * 3, 2)
     captions = torch.tensor([[END, 11, 12, 0], [END, 11, 13, 14], [END, 15, 0, 0]])
     return TextBatch([first, other], captions, captions.ne(0))
+
+
+def small_scenes(count):
+    config = {"seed": 0, "image_size": 16, "objects": 1, "nuisance": 0.5, "questions": 4}
+    return scenes.make_split("train", count, config)
+
+
+def trained_codec(split):
+    """A text tokenizer of all that a split says, at most 300 tokens."""
+    texts = [text for said in split.captions for text in said]
+    texts += [pair[key] for asked in split.questions for pair in asked for key in ("question", "answer")]
+    trained = train_text_tokenizer(texts, 300)
+    return TextCodec(trained, trained.token_to_id("<pad>"), trained.token_to_id("<end>"))
 
 
 def gradients(module):

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 
-from infotok.data.sources import scenes
-from infotok.data.text import TextCodec, train_text_tokenizer
 from infotok.distributed import ALONE, join, leave
 from infotok.errors import InfotokError
 from infotok.examiners.perceptual import Distortion, Perceptual
@@ -21,7 +19,7 @@ from infotok.training.batches import Batches
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.joint import JointConfig, train_jointly
 from infotok.training.pretrain import PretrainConfig, pretrain
-from tiny import Stopped, tokenizer
+from tiny import Stopped, small_scenes, tokenizer, trained_codec
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 12, 6
@@ -43,11 +41,8 @@ DISTORTION = Distortion(pixel=1.0)
 
 
 def material():
-    split = scenes.make_split("train", 60, {"seed": 0, "image_size": 16, "objects": 1, "nuisance": 0.5, "questions": 4})
-    texts = [text for said in split.captions for text in said]
-    texts += [pair[key] for asked in split.questions for pair in asked for key in ("question", "answer")]
-    trained = train_text_tokenizer(texts, 300)
-    return split, TextCodec(trained, trained.token_to_id("<pad>"), trained.token_to_id("<end>"))
+    split = small_scenes(60)
+    return split, trained_codec(split)
 
 
 def joint(split, codec, family, arm, world=ALONE, **settings):
