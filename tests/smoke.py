@@ -2,15 +2,19 @@
 
 import atexit
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
 
+from pipeline.config.dvc_yaml import write_dvc_file
+from pipeline.config.study import Study
 from pipeline.running import worker as worker_module
 
 ROOT = Path(__file__).parent.parent
@@ -26,9 +30,14 @@ atexit.register(_worker.close)
 
 
 def start_worker() -> None:
-    """From now on, the stages that this process starts come from a worker, as those of a sweep do."""
-    if worker_module.VARIABLE not in os.environ:
-        os.environ |= _worker.enter_context(worker_module.worker())
+    """From now on, the stages that this process starts come from a worker, as those of a sweep do. A stage that does
+    not wait until it is ready would load all libraries once more."""
+    if worker_module.VARIABLE in os.environ:
+        return
+    os.environ |= _worker.enter_context(worker_module.worker())
+    end = time.monotonic() + 120
+    while not os.path.exists(os.environ.get(worker_module.VARIABLE, os.curdir)) and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def environment() -> dict[str, str]:
@@ -88,31 +97,36 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in made if path.is_file()}
 
 
-ALL_STAGES = """
-import sys
-from stages.cli import make_study
+ONE_BY_ONE = """
+import json, sys
 from stages.common import COMMANDS, stage_command
-
-def run(name, **axes):
-    stage_command(COMMANDS[name])(study="mine", **axes)
-
-make_study(name="mine")
-tokens, arms = int(sys.argv[1]), sys.argv[2:]
-for name in ("configure", "prepare", "judge", "perceptual"):
-    run(name)
-run("pretrain", family="ar", tokens=tokens, seed=0)
-for arm in arms:
-    for name in ("train", "understand", "generate"):
-        run(name, family="ar", arm=arm, tokens=tokens, seed=0)
-run("report")
+for name, options in json.loads(sys.argv[1]):
+    stage_command(COMMANDS[name])(**options)
 """
 
 
-def all_stages(folder, params):
+def run_stages(folder: Path, study: str, stages: list[tuple[str, dict]], **variables: str) -> None:
+    """Run stages, each with its cell's axes, in one process: what they share is imported once."""
+    program = folder / "stages/one_by_one.py"  # a stage to the worker
+    program.write_text(ONE_BY_ONE)
+    given = json.dumps([(name, axes | {"study": study}) for name, axes in stages])
+    try:
+        done = run(folder, "stages.one_by_one", given, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        program.unlink()
+
+
+def run_all_stages(folder: Path, params: dict) -> None:
     """Run a study `mine` of one family, budget and seed."""
-    (folder / "studies" / "mine").mkdir()
-    (folder / "studies" / "mine" / "params.yaml").write_text(yaml.safe_dump(params))
-    command = [sys.executable, "-c", ALL_STAGES, str(params["grid"]["tokens"][0]), *params["grid"]["arm"]]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    study = Study("mine", folder)
+    study.folder.mkdir(parents=True)
+    study.params_file.write_text(yaml.safe_dump(params))
+    write_dvc_file(study)
+    (family,), (tokens,) = params["grid"]["family"], params["grid"]["tokens"]
+    shared = {"family": family, "tokens": tokens, "seed": 0}
+    stages: list[tuple[str, dict]] = [(name, {}) for name in ("configure", "prepare", "judge", "perceptual")]
+    stages += [("pretrain", shared)]
+    for arm in params["grid"]["arm"]:
+        stages += [(name, shared | {"arm": arm}) for name in ("train", "understand", "generate")]
+    run_stages(folder, "mine", [*stages, ("report", {})])

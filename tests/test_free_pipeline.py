@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from smoke import ROOT, all_stages, copy_of_the_code
+from smoke import ROOT, copy_of_the_code, run_all_stages
 
 from infotok.evaluation.geneval_prompts import TAGS
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     params = yaml.safe_load((ROOT / "studies" / "smoke" / "params.yaml").read_text())
     params["data"] = DATA | {name: params["data"][name] for name in ("train", "validation", "test", "novel")}
     params["grid"] = {"family": ["ar"], "arm": ["none-0-0", ARM], "tokens": [4], "seed": [0]}
-    all_stages(folder, params)
+    run_all_stages(folder, params)
     return folder
 
 

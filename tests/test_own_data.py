@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from smoke import ROOT, all_stages, copy_of_the_code
+from smoke import ROOT, copy_of_the_code, run_all_stages
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240, 240, 240)}
 SIDES = {"left": 6, "right": 20}
@@ -45,7 +45,7 @@ def finished(request, tmp_path_factory):
     params["data"] = {"source": "jsonl", "path": "data/mine", "image_size": size, "vocabulary": 400}
     params["tokenizer"]["encoder"] = "convolution" if request.param == "both" else "patch"
     params["grid"] = {"family": ["ar"], "arm": ["none-0-0", "ceb-0.01-1"], "tokens": [4], "seed": [0]}
-    all_stages(folder, params)
+    run_all_stages(folder, params)
     return request.param, folder
 
 
@@ -91,7 +91,7 @@ def test_one_question_an_image_and_step_is_learned_beside_its_caption(tmp_path):
     params["data"] = {"source": "jsonl", "path": "data/mine", "vocabulary": 400}
     params["grid"] = {"family": ["ar"], "arm": ["none-0-0"], "tokens": [4], "seed": [0]}
     params["pretrain"]["steps"], params["train"] = 200, {"steps": 400, "batch": 32}
-    all_stages(folder, params)
+    run_all_stages(folder, params)
     found = json.loads((folder / "runs/mine/understand/ar-none-0-0-4-0/metrics.json").read_text())["metrics"]
     assert found["understanding/accuracy"] > 0.9
     assert found["understanding/question_only"] < 0.7

@@ -26,6 +26,7 @@ from smoke import (
     one_line_error,
     ran,
     run,
+    run_stages,
     sha256,
 )
 
@@ -167,17 +168,6 @@ def test_a_new_cell_runs_alone_and_killed_training_ends_with_the_weights_of_an_u
     assert sha256(weights) == after_the_kill
 
 
-# In one process, which imports what they share once.
-EVERY_STAGE = """
-import sys
-from stages.common import COMMANDS, stage_command
-family, arm = sys.argv[1:]
-stage_command(COMMANDS["pretrain"])(family=family, tokens=4, seed=0, study="elastic")
-for name in ("train", "understand", "generate"):
-    stage_command(COMMANDS[name])(family=family, arm=arm, tokens=4, seed=0, study="elastic")
-"""
-
-
 @pytest.fixture
 def elastic(workspace):
     """A study whose tokenizers serve every budget, with the data, features and judge of the finished run."""
@@ -200,10 +190,9 @@ def test_the_other_families_go_through_every_stage_at_every_budget(elastic, fami
         raw = yaml.safe_load(path.read_text())
         raw["train"] |= {"target_bits": 9.0, "prior": "autoregressive"}
         path.write_text(yaml.safe_dump(raw))
-    quiet = environment() | {"INFOTOK_TRACKING": "off", "PYTHONPATH": str(elastic)}
-    command = [sys.executable, "-c", EVERY_STAGE, family, arm]
-    done = subprocess.run(command, cwd=elastic, env=quiet, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    axes = {"family": family, "tokens": 4, "seed": 0}
+    of_arm = [(stage, axes | {"arm": arm}) for stage in ("train", "understand", "generate")]
+    run_stages(elastic, "elastic", [("pretrain", axes), *of_arm], INFOTOK_TRACKING="off")
 
     results = elastic / "runs/elastic"
     metrics, protocol = {}, {}

@@ -1,6 +1,7 @@
 """What test_mllm_sharded.py does in one process and again in two: short tunings, and all that they leave."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -100,28 +101,28 @@ def warmed(root, folder, world):
 
 
 def interrupted(root, folder, world):
-    """A sharded tuning that stops, whose newest checkpoint is damaged, or half there, and that goes on."""
+    """A sharded tuning that stops, whose newest checkpoint is whole, damaged, or half there, and that goes on."""
     how = {"parallel": "shard", "steps": 5}
     whole, _ = tuner(root, "chameleon", "vib", world, **how)
     history = whole.run(Data(), seed=0)
-    said = {}
-    for fault in ("none", "damaged", "partial"):
-        kept = folder / f"kept-{fault}"
-        stopped, _ = tuner(root, "chameleon", "vib", world, **how)
-        try:
-            stopped.run(Data(stop_at=4), seed=0, checkpoints=stopped.checkpoints(kept))
-        except Stopped:
-            world.any(False)
-        names = sorted(path.name for path in kept.iterdir())
-        newest = stopped.checkpoints(kept).latest()
+    stopped, _ = tuner(root, "chameleon", "vib", world, **how)
+    try:
+        stopped.run(Data(stop_at=4), seed=0, checkpoints=stopped.checkpoints(folder / "kept-none"))
+    except Stopped:
         world.any(False)
-        if world.first and fault == "damaged":
-            file = newest / "__1_0.distcp"
-            content = bytearray(file.read_bytes())
-            content[len(content) // 2] ^= 4
-            file.write_bytes(content)
-        if world.first and fault == "partial":
-            (newest / "__0_0.distcp").unlink()
+    faults, said = ("none", "damaged", "partial"), {}
+    if world.first:
+        for fault in faults[1:]:
+            shutil.copytree(folder / "kept-none", folder / f"kept-{fault}")
+        file = folder / "kept-damaged/step-00000004/__1_0.distcp"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+        (folder / "kept-partial/step-00000004/__0_0.distcp").unlink()
+    world.any(False)
+    for fault in faults:
+        kept = folder / f"kept-{fault}"
+        names = sorted(path.name for path in kept.iterdir())
         world.any(False)
         resumed, _ = tuner(root, "chameleon", "vib", world, **how)
         again = resumed.run(Data(), seed=0, checkpoints=resumed.checkpoints(kept))
