@@ -5,13 +5,12 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from smoke import CELLS, FILE, PARAMS, ROOT, STUDY, copy_of_the_code, environment, one_line_error, ran, run
+from smoke import CELLS, FILE, PARAMS, ROOT, STUDY, copy_of_the_code, one_line_error, ran, run
 
 from pipeline.config.dvc_yaml import dvc_yaml
 from pipeline.config.study import Study, names
@@ -277,48 +276,28 @@ def listed(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
 
 
-# The console script several times in one process, which imports what the commands share once. The folder from which a
-# command is called is the same each time.
-COMMANDS = """
-import json, os, sys
-from infotok.__main__ import main
-for command in json.loads(sys.argv[1]):
-    here, sys.argv = os.getcwd(), ["infotok", *command]
-    try:
-        ended = main()
-    except SystemExit as end:
-        ended = end.code
-    assert not ended, command
-    os.chdir(here)
-    print("=====")
-"""
-
-
 @pytest.mark.xdist_group("smoke")
 def test_commands_work_from_any_directory_as_from_the_root(finished, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
+    ours = {"PYTHONPATH": str(finished)}  # what an installed command imports
 
-    def said(folder: Path, *commands: str, **variables: str) -> list[str]:
-        """What each command says."""
-        given = json.dumps([[command, *STUDY] for command in commands])
-        ours = environment() | VARIABLES | {"PYTHONPATH": str(finished)}  # what an installed command imports
-        command = [sys.executable, "-c", COMMANDS, given]
-        done = subprocess.run(command, cwd=folder, env=ours | variables, capture_output=True, text=True, check=False)
+    def said(folder: Path, *command: str, **variables: str) -> str:
+        done = run(folder, "infotok", *command, *STUDY, **ours | variables)
         assert done.returncode == 0, done.stderr
-        return done.stdout.split("=====\n")[:-1]
+        return done.stdout
 
     places = {"within": finished / "studies/smoke", "outside": outside}
     stray = {name: listed(place) for name, place in places.items()}
-    at_the_root = said(finished, "status", "plan")
-    assert "done 8" in at_the_root[0]  # four stages of two cells
-    before = (finished / "runs/smoke/perceptual/metrics.json").stat().st_mtime_ns
+    for command in ("status", "plan"):
+        at_the_root = said(finished, command)
+        for place in places.values():
+            assert said(place, command) == at_the_root
+    assert "done 8" in said(outside, "status")  # four stages of two cells
     for name, place in places.items():
-        store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/{name}.db", "INFOTOK_TRACKING": ""}
-        *shown, filled = said(place, "status", "plan", "track", **store)
-        assert shown == at_the_root
-        assert filled == "7 stages filled in\n"
-    said(outside, "perceptual")
+        assert said(place, "track", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/{name}.db") == "7 stages filled in\n"
+    before = (finished / "runs/smoke/perceptual/metrics.json").stat().st_mtime_ns
+    said(outside, "perceptual", INFOTOK_TRACKING="off")
     assert (finished / "runs/smoke/perceptual/metrics.json").stat().st_mtime_ns > before
     assert git(finished, "status", "--porcelain") == ""
     assert {name: listed(place) for name, place in places.items()} == stray

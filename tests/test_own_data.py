@@ -43,7 +43,7 @@ def finished(request, tmp_path_factory):
     params = yaml.safe_load((ROOT / "studies" / "smoke" / "params.yaml").read_text())
     size = 64 if request.param == "both" else 32
     params["data"] = {"source": "jsonl", "path": "data/mine", "image_size": size, "vocabulary": 400}
-    params["tokenizer"]["encoder"] = "convolution" if request.param == "both" else "patch"
+    params["tokenizer"]["encoder"] = "convolution" if request.param == "captions" else "patch"
     params["grid"] = {"family": ["ar"], "arm": ["none-0-0", "ceb-0.01-1"], "tokens": [4], "seed": [0]}
     run_all_stages(folder, params)
     return request.param, folder
