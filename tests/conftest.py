@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import tiny_mllm
 import torch
 from smoke import FILE, copy_of_the_code, run
 
@@ -33,6 +34,13 @@ def trusted_code(tmp_path_factory):
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         patch.setattr("sys.path", list(sys.path))
         yield
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Checkpoints of tiny models by their names, which no test changes."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: tiny_mllm.make(name, root / name) for name in tiny_mllm.MODELS}
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,6 @@ NAMES = tuple(tiny_mllm.MODELS)
 SMALL = 2**12  # bytes: states of random generators, scalars and losses
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {name: tiny_mllm.make(name, root / name) for name in NAMES}
-
-
 def case(name, folder):
     adapted = {"emu3": memory.emu3, "chameleon": memory.chameleon, "janus": memory.janus}[name].Adapted
     return memory.Case(adapted, lambda: AutoConfig.from_pretrained(folder), side=32, tokens=4, columns=200)

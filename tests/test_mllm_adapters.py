@@ -20,12 +20,6 @@ from infotok.mllm.tiny import CODES
 NAMES = tiny_mllm.SHARED
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {name: tiny_mllm.make(name, root / name) for name in NAMES}
-
-
 @pytest.fixture
 def adapter(folders, request):
     adapter = load(folders[request.param])

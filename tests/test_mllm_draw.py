@@ -18,12 +18,11 @@ from stages.cli import app
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Tiny models, Chameleon's with the decoder that a tuning saves beside it."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    made = {name: tiny_mllm.make(name, root / name) for name in tiny_mllm.MODELS}
-    load(made["chameleon"]).save(root / "tuned")
-    return made | {"tuned": str(root / "tuned")}
+def folders(folders, tmp_path_factory):
+    """Beside Chameleon as transformers has it, one with the decoder that a tuning saves."""
+    tuned = tmp_path_factory.mktemp("tuned")
+    load(folders["chameleon"]).save(tuned)
+    return folders | {"tuned": str(tuned)}
 
 
 @pytest.fixture(autouse=True)

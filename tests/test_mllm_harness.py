@@ -47,12 +47,6 @@ def text(document, lmms_eval_specific_kwargs=None):
 """
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {name: tiny_mllm.make(name, root / name) for name in tiny_mllm.MODELS}
-
-
 @pytest.fixture
 def model(folders, request):
     """In lmms-eval's class, with four documents whose images have two sizes."""

@@ -18,9 +18,9 @@ from infotok.mllm.tuning import TuneConfig, Tuner, calibrated
 EXAMPLES = [Example(*row) for row in zip(*tiny_mllm.toy(), strict=True)]  # 8
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_mllm.make("janus", tmp_path_factory.mktemp("checkpoints") / "janus")
+@pytest.fixture
+def folder(folders):
+    return folders["janus"]
 
 
 def made(folder, estimator="dib", beta=0.003, **settings):

@@ -32,12 +32,6 @@ UNEVEN = [replace(one, answer=one.caption) if index < 5 else one for index, one 
 both = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {name: tiny_mllm.make(name, root / name) for name in NAMES}
-
-
 class Interrupted:
     """Examples that end a run at a step, as a killed process does."""
 

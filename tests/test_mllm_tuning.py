@@ -23,12 +23,6 @@ SETTINGS |= {"steps": 2, "batch": 8, "beta_warmup": 0.0}
 EXAMPLES = [Example(*row) for row in zip(*tiny_mllm.toy(range(-2, 2)), strict=True)]  # 32
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {name: tiny_mllm.make(name, root / name) for name in NAMES}
-
-
 def pixels_of(adapter, examples=EXAMPLES):
     return adapter.ask([e.image for e in examples], [e.question for e in examples])["pixel_values"]
 
