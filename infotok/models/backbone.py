@@ -105,6 +105,12 @@ class Backbone(nn.Module):
     def width(self) -> int:
         return self.model.config.hidden_size
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The transformer layers: the members of the list of modules that holds the most weights."""
+        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        return list(max(lists, key=lambda some: sum(weight.numel() for weight in nn.Module.parameters(some))))
+
     def embed_text(self, ids: Tensor) -> Tensor:
         """(..., width) of token ids (...)."""
         return self.model.get_input_embeddings()(ids)
