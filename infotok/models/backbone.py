@@ -108,8 +108,12 @@ class Backbone(nn.Module):
     @property
     def layers(self) -> list[nn.Module]:
         """The transformer layers: the members of the list of modules that holds the most weights."""
-        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
-        return list(max(lists, key=lambda some: sum(weight.numel() for weight in nn.Module.parameters(some))))
+        lists: list[nn.ModuleList] = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+
+        def size(module: nn.Module) -> int:
+            return sum(weight.numel() for weight in module.parameters())
+
+        return [*max(lists, key=size)]
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """(..., width) of token ids (...)."""
