@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import together
 import together_parallel
 import torch
+import yaml
+from smoke import copy_of_the_code, environment, run
 
 from infotok.distributed import ALONE
 from infotok.models.backbone import Backbone, BackboneConfig
+from infotok.models.files import load_model, load_tokenizer
 from infotok.tensors import read_tensors
 from infotok.training import loop
 from infotok.training.checkpoints import Checkpoints
@@ -157,6 +161,45 @@ def test_one_process_with_either_setting_does_the_same(monkeypatch):
     monkeypatch.setitem(together.ARMS, "whole", together.ARMS["ar-ceb"] | {"parallel": "replicate"})
     (one, history), (other, expected) = (together.joint(*material, "ar", name) for name in ("ar-ceb", "whole"))
     assert_same_bits((one.state_dict(), history), (other.state_dict(), expected))
+
+
+STUDY = {
+    "grid": {"family": ["ar"], "arm": ["none-0-0"], "tokens": [4], "seed": [0]},
+    "data": {"source": "scenes", "train": 200, "validation": 50, "test": 50, "novel": 50},
+    "perceptual": {"steps": 2, "batch": 32},
+    "tokenizer": {"codebook": 64, "width": 32, "hidden": 96, "blocks": 1},
+    "pretrain": {"steps": 4, "warmup": 1, "revive_every": 2, "parallel": "shard"},
+    "backbone": {"width": 32, "layers": 2},
+    "train": {"steps": 120, "batch": 16, "checkpoint_every": 3, "parallel": "shard"},
+}
+
+
+def test_a_stage_that_two_processes_began_one_ends_with_the_ordinary_files(tmp_path):
+    folder, axes = copy_of_the_code(tmp_path), ["--study", "shared", "--family", "ar", "--tokens", "4", "--seed", "0"]
+    (folder / "studies/shared").mkdir()
+    (folder / "studies/shared/params.yaml").write_text(yaml.safe_dump(STUDY))
+    two = {"INFOTOK_PROCESSES": "2", "INFOTOK_TRACKING": "off", "INFOTOK_WORKER": ""}
+    for stage in ("prepare", "perceptual"):
+        assert run(folder, f"stages.{stage}", "--study", "shared", INFOTOK_TRACKING="off").returncode == 0
+    done = run(folder, "stages.pretrain", *axes, **two)
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "stages.train", *axes, "--arm", "ceb-0.01-1"]
+    settings = {"cwd": folder, "stderr": subprocess.PIPE, "text": True}
+    began = subprocess.Popen(command, env=environment() | two, **settings)
+    while began.poll() is None and not list(folder.glob(".ckpt/shared/checkpoints/train/*/*/step-*.safetensors")):
+        time.sleep(0.05)
+    began.terminate()
+    assert began.wait(60) == 143, began.communicate()[1]
+    one = {"INFOTOK_TRACKING": "off", "INFOTOK_WORKER": ""}
+    ended = subprocess.run(command, env=environment() | one, check=False, timeout=300, **settings)
+    assert ended.returncode == 0, ended.stderr
+    assert "train.parallel: shard changes nothing for one process; INFOTOK_PROCESSES or torchrun" in ended.stderr
+    assert "goes on from .ckpt/shared/checkpoints/train/" in ended.stderr
+    result = folder / "runs/shared/train/ar-ceb-0.01-1-4-0"
+    names = {"history.jsonl", "metrics.json", "model.safetensors", "text.json"}
+    assert {path.name for path in result.iterdir()} == names
+    assert load_model(result, "")[0].backbone.width == 32
+    assert load_tokenizer(folder / "runs/shared/pretrain/ar-4-0", "").tokens == 4
 
 
 def test_the_layers_of_a_backbone_are_found():

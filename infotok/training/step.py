@@ -65,7 +65,7 @@ class Step:
         self.move()
         if self.average:
             followers, followed = zip(*self.average, strict=True)
-            torch._foreach_lerp_([*map(own_part, followers)], [*map(own_part, followed)], 1 - self.ema)
+            torch._foreach_lerp_([own_part(t) for t in followers], [own_part(t) for t in followed], 1 - self.ema)
         return norm
 
 
