@@ -170,7 +170,7 @@ STUDY = {
     "tokenizer": {"codebook": 64, "width": 32, "hidden": 96, "blocks": 1},
     "pretrain": {"steps": 4, "warmup": 1, "revive_every": 2, "parallel": "shard"},
     "backbone": {"width": 32, "layers": 2},
-    "train": {"steps": 120, "batch": 16, "checkpoint_every": 3, "parallel": "shard"},
+    "train": {"steps": 60, "batch": 16, "checkpoint_every": 3, "parallel": "shard"},
 }
 
 
