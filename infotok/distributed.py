@@ -4,8 +4,9 @@ Together they do what one process does with the whole batch, but for the order i
 summed:
 
 - random numbers of a step are drawn for the whole batch, of which a process keeps its rows (`infotok.random`);
-- the loss is the average of the processes' losses, its gradient of their gradients. A mean over images or tokens is as
-  it is; one over numbers that differ among processes is weighted by them (`World.weighted`);
+- the loss is the average of the processes' losses, its gradient of their gradients, which
+  `infotok.training.parallel` averages. A mean over images or tokens is as it is; one over numbers that differ among
+  processes is weighted by them (`World.weighted`);
 - what compares or counts images of a batch, as contrast, kernels and usage of the codebook do, every process computes
   from the rows of all (`World.gather`).
 
@@ -14,12 +15,12 @@ Without torchrun there is one process, `ALONE`, and nothing here computes anythi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from infotok.errors import InfotokError
 
@@ -43,8 +44,16 @@ class World:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, (size * n, ...) from (n, ...) of each, differentiable; `rows` where alone."""
-        return _Gather.apply(rows, self) if self.size > 1 else rows
+        """The rows of all processes, (size * n, ...) from (n, ...) of each; `rows` where alone.
+
+        Backward, a row has the sum of the processes' gradients, so that averaging those of parameters afterwards is
+        right whatever each process computes from the rows.
+        """
+        if self.size == 1:
+            return rows
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(rows))
 
     @torch.no_grad()
     def average(self, value: Tensor) -> Tensor:
@@ -76,15 +85,6 @@ class World:
         own = torch.as_tensor(count, dtype=torch.float32, device=self.device)
         return mean * (own / self.average(own))
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Put the mean over processes in the place of every gradient, in one message."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.size == 1 or not gradients:
-            return
-        flat = self.average(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
-
     def require_alike(self, digest: str) -> None:
         """Raises InfotokError where a hexadecimal digest of what training starts from is not that of all processes."""
         if self.size == 1:
@@ -102,6 +102,8 @@ ALONE = World()
 
 def join(store: dist.Store, rank: int, size: int, device: torch.device) -> World:
     """Connect this process with the others, which must call this too: by NCCL between GPUs, else by Gloo."""
+    # What PyTorch 2.13 names in its place is private, and versions before have it not.
+    warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated", FutureWarning)
     cuda = device.type == "cuda"
     backend, bound = ("nccl", device) if cuda else ("gloo", None)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=bound)
@@ -112,21 +114,3 @@ def leave() -> None:
     """Disconnect, if connected. Other processes may go on alone."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-class _Gather(torch.autograd.Function):
-    """Concatenated rows of all processes. Backward: of each row the sum of the processes' gradients, so that averaging
-    the gradients of parameters afterwards is right whatever each process computes from the rows."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, world: World) -> Tensor:
-        ctx.world = world
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world.size)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total[ctx.world.rows(len(total))], None

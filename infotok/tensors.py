@@ -1,4 +1,4 @@
-"""Weights as safetensors files whose header carries their JSON; no pickles."""
+"""Weights: as safetensors files whose header carries their JSON, no pickles; and spread over processes, a part each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,14 +70,40 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a part of a tensor alone (`DTensor`)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The part that this process holds, in the same memory; all of what is not sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, for which all processes must call this; any other itself. Without gradient."""
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Copy values of its whole shape into a tensor; of a sharded one each process does this with its own part."""
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        place: Any = tensor
+        values = distribute_tensor(values.to(tensor.device), place.device_mesh, place.placements, src_data_rank=None)
+    tensor.copy_(values)
+
+
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """A module's state, tensors that share memory (tied embeddings) once."""
     seen, out = set(), {}
-    for name, tensor in module.state_dict().items():
-        if tensor.numel() and tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        out[name] = tensor
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        mark = tensor.data_ptr() or id(tensor)  # what is empty or sharded has no memory of its own
+        if mark not in seen:
+            out[name] = tensor.detach()
+        seen.add(mark)
     return out
 
 
@@ -112,7 +139,7 @@ def load_tensors(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Pa
         odd = sorted(wanted.keys() ^ tensors.keys()) or [n for n, t in tensors.items() if wanted[n].shape != t.shape]
         raise InfotokError(f"{path}: does not fit this configuration (first at '{odd[0]}'); {remedy}")
     for name, tensor in wanted.items():
-        tensor.copy_(tensors[name])
+        fill(tensor, tensors[name])
 
 
 def save_module(module: nn.Module, path: Path, description: dict) -> None:

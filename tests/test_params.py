@@ -77,6 +77,7 @@ def refused(path: Path, text: str) -> str:
         ("  nested_dropout: 0.0", "  nested_dropout: 1.5", "'tokenizer.nested_dropout' is 1.5"),
         ("  target_bits: 0.0", "  target_bits: -1", "'train.target_bits' is -1"),
         ("  prior: marginal", "  prior: learned", "'train.prior' is 'learned'"),
+        ("  prior: marginal", "  parallel: both", "'train.parallel' is 'both': input should be 'replicate' or 'shard'"),
         ("  bandwidth: dimension", "  bandwidth: -2.0", "'kernels.bandwidth"),
         ("  decoding_steps: 8", "  decoding_steps: 0", "'generation.decoding_steps' is 0"),
         ("  temperatures: [1.0, 0.5]", "  temperatures: [0.5]", "'generation.temperatures' is [0.5]: must contain 1.0"),

@@ -20,7 +20,7 @@ from infotok.training.joint import JointConfig
 from pipeline.config import params as sections
 from pipeline.config.cells import NONE, Cell
 from pipeline.config.params import Params
-from pipeline.config.recipes import FRAME, PLUGINS, PROJECT, imported, modules_of, runs_of, write_recipes
+from pipeline.config.recipes import FRAME, PLUGINS, PROJECT, fingerprint, imported, modules_of, runs_of, write_recipes
 from pipeline.config.study import Study, stage_name
 from pipeline.graph import FROM_SCRATCH, REPORT, STAGES
 from pipeline.running.stage import Stage
@@ -152,7 +152,7 @@ def test_the_recipes_of_a_grid_are_one_of_each_run_and_the_report(copied):
     assert train["cell"] == {
         "family": "ar", "estimator": "ceb", "beta": 0.01, "gamma": 1.0, "tokens": 4, "seed": 0, "arm": "ceb-0.01-1"
     }  # fmt: skip
-    assert train["parameters"]["train"] == study.params.train.model_dump(mode="json")
+    assert train["parameters"]["train"] == study.params.train.model_dump(mode="json", exclude={"parallel"})
     assert "infotok/information/estimators/ceb.py" in train["code"]
     pretrain = json.loads(recipes(copied)["pretrain/ar-4-0.json"])
     assert pretrain["cell"] == {"family": "ar", "tokens": 4, "seed": 0}
@@ -252,6 +252,21 @@ def test_one_key_of_params_yaml_changes_the_stages_that_read_its_section(copied,
     content[section] = content.get(section, {}) | OTHER[section]
     path.write_text(json.dumps(content))  # which is YAML
     assert stages_changed(copied, before) == (READ[section] | {"report"} if section != "paths" else set())
+
+
+@pytest.mark.parametrize("section", ["pretrain", "train"])
+def test_how_processes_hold_the_weights_changes_no_recipe_and_no_fingerprint(copied, section):
+    """So that nothing is trained again for it, and a training goes on from the checkpoints of the other setting."""
+    study, path = Study("smoke", copied), copied / PARAMS
+    before, content = recipes(copied), sections.YamlFile(path).content
+    cell = study.params.cells()[0]
+    marks = [fingerprint(study, stage, cell) for stage in ("pretrain", "train", "generate")]
+    content[section] = content[section] | {"parallel": "shard"}
+    path.write_text(json.dumps(content))
+    changed = Study("smoke", copied)
+    assert getattr(changed.params, section).parallel == "shard"
+    assert stages_changed(copied, before) == set()
+    assert [fingerprint(changed, stage, cell) for stage in ("pretrain", "train", "generate")] == marks
 
 
 def test_every_section_is_read_by_a_stage_or_the_report_alone():

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer states spread over processes, by FSDP2 (`torch.distributed.fsdp.fully_shard`).
+"""A joint step whose weights, gradients and optimizer states are spread over processes (`infotok.training.parallel`).
 
 The language model's layers are gathered one at a time. Everything else, embeddings, head, tokenizer and regularizer, is
 used by several parts of the joint step and is gathered with the step itself, from its forward to its backward.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,36 +17,18 @@ from infotok.distributed import World
 from infotok.mllm.adapter import Adapter
 from infotok.mllm.joint import JointStep
 from infotok.mllm.memory import language_layers
+from infotok.training.parallel import spread
 
 
 def shard(step: JointStep, world: World, narrow: bool) -> None:
-    """Spread a joint step, in place; parameters become those that an optimizer is to take. narrow: layers are gathered
-    in bfloat16, their gradients averaged in float32.
+    """Spread a joint step, in place; parameters become those that an optimizer is to take. narrow: as of
+    `infotok.training.parallel.spread`.
 
     Raises:
         InfotokError: the processes do not hold the same weights.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    assert world.device is not None
     world.require_alike(_mark(step))  # each process keeps its part of its own weights
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    # Autocast decides about activations, as it does without sharding; a mask of the smallest float32 would overflow.
-    policy = MixedPrecisionPolicy(torch.bfloat16 if narrow else None, torch.float32, cast_forward_inputs=False)
-    for layer in language_layers(step.adapter):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(step, mesh=mesh)
-
-
-@contextmanager
-def gathered(step: Any) -> Iterator[None]:
-    """Let tokenizer, embeddings and head of a sharded step be used outside of its forward, by all processes at once."""
-    step.unshard()
-    try:
-        yield
-    finally:
-        step.reshard()
+    spread(step, language_layers(step.adapter), world, narrow)
 
 
 def skeleton(adapter: Adapter, attached: Any) -> tuple[Adapter, Any]:

@@ -22,11 +22,12 @@ from infotok.mllm.examples import StepExamples
 from infotok.mllm.joint import JointStep, StepConfig
 from infotok.mllm.memory import enough_memory, language_layers, make_again, set_types, tokenizer_blocks
 from infotok.mllm.parts import Part, among, rows_of_all
-from infotok.mllm.sharding import fill, gathered, shard, skeleton, whole_weights
+from infotok.mllm.sharding import fill, shard, skeleton, whole_weights
 from infotok.mllm.suiting import check_used
 from infotok.options import Count, Fraction, Natural, Positive, Precision, Weight
 from infotok.training.checkpoints import Checkpoints
 from infotok.training.loop import make_optimizer, run
+from infotok.training.parallel import Parallel, gathered, replicated
 from infotok.training.runtime import autocast, has_bf16
 
 FEWEST_IMAGES = 4  # of which kernel dependence can be estimated
@@ -78,7 +79,7 @@ class TuneConfig(StepConfig):
     prior_rank: Count = 16
     precision: Precision = "auto"
     recompute: bool = False
-    parallel: Literal["replicate", "shard"] = "replicate"
+    parallel: Parallel = "replicate"
     checkpoint_every: Natural = 100
     cache: bool = True
 
@@ -123,6 +124,9 @@ class Tuner:
             shard(self.step, world, narrow)  # which moves one layer after the other to the device
         else:
             self.step.to(device)
+        self.called: Any = self.step  # and averages gradients, where there are several processes
+        if world.size > 1 and not self.sharded:
+            self.called = replicated(self.step, lambda *given: self.step(*given), backwards=config.accumulate)
         tokenizer = _learning([adapter.tokenizer, *([] if adapter.extra is None else [adapter.extra])])
         self.of_bottleneck = _learning([bottleneck])
         others = {id(parameter) for parameter in tokenizer + self.of_bottleneck}
@@ -169,14 +173,13 @@ class Tuner:
                 world=self.world,
                 own_backward=True,
                 careful=True,
-                sharded=self.sharded,
             )
 
     def gradients(
         self, examples: list[Example], dropped: list[bool], *, seed: int = 0, step: int = 0
     ) -> dict[str, Tensor]:
-        """Add to all gradients those of one step's loss, of this process's share of the examples; returns its loss and
-        parts, detached.
+        """Add to all gradients those of one step's loss, the mean over processes; returns the loss and parts of this
+        process's share of the examples, detached.
 
         One micro-batch has a graph at a time. Where the regularizer compares images, all of them pass once more before
         that, without a graph.
@@ -201,8 +204,9 @@ class Tuner:
             bottleneck.train(index == 0)  # in which it counts a step
             bottleneck.gather = among(whole, part) if whole else self.world.gather
             bottleneck.average = self.world.average
-            loss, values = self._forward(batch, part)
-            (loss / count).backward()
+            with nullcontext() if self.called is self.step or index == count - 1 else self.called.no_sync():
+                loss, values = self._forward(batch, part)
+                (loss / count).backward()
             for name, value in (values | {"loss": loss.detach()}).items():
                 totals[name] = totals.get(name, 0.0) + value / count
         return totals
@@ -224,7 +228,7 @@ class Tuner:
 
     def _forward(self, batch: Batch, part: Part, compared: bool = False) -> Any:
         with autocast(self.adapter.device, self.config.precision):
-            return self.step(batch, part, compared)
+            return (self.step if compared else self.called)(batch, part, compared)
 
     def checkpoints(self, folder: Path) -> Checkpoints:
         """In a folder of this training alone, that all processes see: of what is trained. Call its `clear` after a
@@ -234,7 +238,7 @@ class Tuner:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """In which the adapter's tokenizer can be used, as by `infotok.mllm.health.health`; all processes enter it."""
-        with gathered(self.step) if self.sharded else nullcontext():
+        with gathered(self.step):
             yield
 
     def prior(self) -> dict[str, Tensor]:

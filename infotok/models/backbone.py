@@ -105,6 +105,16 @@ class Backbone(nn.Module):
     def width(self) -> int:
         return self.model.config.hidden_size
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The transformer layers: the members of the list of modules that holds the most weights."""
+        lists: list[nn.ModuleList] = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+
+        def size(module: nn.Module) -> int:
+            return sum(weight.numel() for weight in module.parameters())
+
+        return [*max(lists, key=size)]
+
     def embed_text(self, ids: Tensor) -> Tensor:
         """(..., width) of token ids (...)."""
         return self.model.get_input_embeddings()(ids)

@@ -20,6 +20,7 @@ from infotok.information.channel import Categorical, gumbel, modes, one_hot
 from infotok.information.priors import CategoricalPrior
 from infotok.information.rate import code_statistics
 from infotok.random import Source
+from infotok.tensors import fill, whole
 from infotok.tokenizer import base
 from infotok.tokenizer.base import TokenizerConfig, Tokens
 
@@ -111,7 +112,9 @@ class DiscreteTokenizer(base.Tokenizer[Categorical]):
             pool = features.reshape(-1, features.shape[-1])
             chosen = torch.randint(len(pool), (count,), generator=generator, device=pool.device)
             jitter = torch.randn(count, pool.shape[-1], generator=generator, device=pool.device) * 0.01
-            self.codebook[dead] = (pool[chosen] + jitter).to(self.codebook.dtype)
+            codes = whole(self.codebook)
+            codes[dead] = (pool[chosen] + jitter).to(codes.dtype)
+            fill(self.codebook, codes)
         return count
 
 

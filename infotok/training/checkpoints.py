@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn, optim
 
+from infotok.distributed import World
 from infotok.errors import InfotokError
-from infotok.tensors import load_tensors, module_tensors, read_tensors, trained_tensors, write_tensors
+from infotok.tensors import fill, load_tensors, module_tensors, read_tensors, trained_tensors, whole, write_tensors
 
 log = logging.getLogger("infotok")
 
@@ -61,9 +62,12 @@ class Checkpoints:
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{index}/{name}"] = value
         target = self.folder / f"step-{step:08d}.safetensors"
-        write_tensors(target, tensors, {"step": step, "history": history, "pending": pending})
-        self._thin_out()
+        self._write(target, tensors, {"step": step, "history": history, "pending": pending})
         return target
+
+    def _write(self, target: Path, tensors: dict[str, Tensor], meta: dict) -> None:
+        write_tensors(target, tensors, meta)
+        self._thin_out()
 
     def restore(
         self,
@@ -91,16 +95,17 @@ class Checkpoints:
         load_tensors(self._kept(module), model, path, remedy)
         for prefix, own in (("ema", ema), ("extra", extra or {})):
             for name in own:
-                own[name].copy_(tensors[f"{prefix}/{name}"])
+                fill(own[name], tensors[f"{prefix}/{name}"])
         for index, parameter in enumerate(parameters_of(optimizer)):
             prefix = f"optimizer/{index}/"
             state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             if state:
-                # In the parameter's own layout of memory, over which a fused optimizer walks.
-                optimizer.state[parameter] = {
-                    n: t.to(parameter.device) if n == "step" else torch.empty_like(parameter, dtype=t.dtype).copy_(t)
-                    for n, t in state.items()
-                }
+                for name, value in state.items():
+                    moment = value.to(parameter.device)
+                    if name != "step":  # in the parameter's own layout of memory, over which a fused optimizer walks
+                        moment = torch.empty_like(parameter, dtype=value.dtype)
+                        fill(moment, value)
+                    optimizer.state[parameter][name] = moment
         return meta["step"], meta["history"], meta["pending"]
 
     def _kept(self, module: nn.Module) -> dict[str, Tensor]:
@@ -133,6 +138,27 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove the folder after a run that ended well; of several processes the first is to call this."""
         remove(self.folder)
+
+
+class GatheredCheckpoints(Checkpoints):
+    """Of a network that is sharded over processes, which all write them together: the same files as those of one
+    process, from which any number of processes goes on, sharded or not."""
+
+    by_all = True
+
+    def __init__(self, folder: Path, world: World):
+        super().__init__(folder)
+        self.world = world
+
+    def _write(self, target: Path, tensors: dict[str, Tensor], meta: dict) -> None:
+        """One tensor after the other is gathered, and leaves the device for the memory of the first process."""
+        gathered = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)
+            if self.world.first:
+                gathered[name] = full.cpu()
+        if self.world.first:
+            super()._write(target, gathered, meta)
 
 
 def aside_of(path: Path) -> Path:

@@ -25,11 +25,13 @@ from infotok.information.objective import NONE
 from infotok.models.unified import UnifiedModel
 from infotok.options import BelowOne, Count, Fraction, Natural, Positive, Precision, Section, Weight
 from infotok.random import Purpose, Source, Stream, stream
-from infotok.training.checkpoints import Checkpoints
+from infotok.training.checkpoints import Checkpoints, GatheredCheckpoints
 from infotok.training.graph import Compile, one_graph, resolved
 from infotok.training.inputs import Inputs
 from infotok.training.loop import make_optimizer, run
+from infotok.training.parallel import Parallel, collect, sharded, to_train
 from infotok.training.runtime import autocast, uses_bf16
+from infotok.training.step import Losses
 
 WIDTHS = 16  # a step that is one graph has texts whose columns are a multiple of it
 
@@ -43,7 +45,8 @@ class JointConfig(Section):
     autocast, fp32, or auto: bf16 where the processor has it; checkpoint_every: steps between resumable checkpoints.
     compile: `record` a step as a CUDA graph, which gives the same numbers sooner; `fuse` its operations by
     torch.compile too, which takes a minute or more first and changes last digits; `never`; or auto: `record` for one
-    process on a GPU.
+    process on a GPU. parallel: of several processes, `replicate` gives each all weights, `shard` spreads weights,
+    gradients and optimizer states over them (FSDP2), for a model that one device cannot hold.
     Objective: weights of understanding, generation and reconstruction; beta_warmup: share of the steps over which beta
     and gamma rise linearly; target_bits: above 0, a multiplier that starts at the arm's beta drives the rate to these
     bits per image, the target coming down from the first step's rate over `beta_warmup`; prior: `marginal`, or
@@ -75,6 +78,7 @@ class JointConfig(Section):
     ema: BelowOne = 0.0
     precision: Precision = "auto"
     compile: Compile = "auto"
+    parallel: Parallel = "replicate"
     checkpoint_every: Count = 100
 
 
@@ -89,7 +93,7 @@ class Given:
 
 
 class StepData(Protocol):
-    """What a step trains on, the same whenever it is asked for: `infotok.training.batches.Batches`, or your own."""
+    """What a step trains on, the same whenever it is asked for: `infotok.training.batches.Batches`, or your held."""
 
     def images(self, step: int) -> Tensor:
         """(B, S, S, 3) uint8."""
@@ -122,18 +126,18 @@ def train_jointly(
     Raises:
         InfotokError: a loss is not finite, or a checkpoint is damaged.
     """
-    model.to(device)
+    held = to_train(model, config.parallel, world, device)
     perceptual.to(device).requires_grad_(False).eval()
     information = InformationBottleneck(
         estimator,
         beta=beta,
         gamma=gamma,
         prior=config.prior,
-        priors=model.priors,
+        priors=held.priors,
         warmup=config.beta_warmup * config.steps,
         target_bits=config.target_bits if config.target_bits and estimator != NONE else None,
         kernels=kernels,
-        text_width=model.backbone.width,
+        text_width=held.backbone.width,
         gather=world.gather,
         average=world.average,
     ).to(device)
@@ -143,13 +147,13 @@ def train_jointly(
     def step_losses(given: Given) -> dict[str, Tensor]:
         images = to_unit(given.images)
         with autocast(device, precision):
-            out = model(images, given.texts, given.noise)
-            decoded = model.tokenizer.decode(out.read)
+            out = held(images, given.texts, given.noise)
+            decoded = held.tokenizer.decode(out.read)
         error = perceptual_distortion(perceptual, decoded.float(), images, distortion)
         term = information(
             out.posterior,
             out.drawing.distribution,
-            channel=model.tokenizer.channel_of(out.posterior.detach()),
+            channel=held.tokenizer.channel_of(out.posterior.detach()),
             weight=out.drawing.weight,
             inputs=images,
             vectors=out.tokens.vectors,
@@ -166,9 +170,13 @@ def train_jointly(
         parts = {"understanding": out.answer_loss, "generation": out.drawing.loss, "reconstruction": error}
         return {"loss": loss, **parts, **term.parts}
 
-    trained = nn.ModuleDict({"model": model, "information": information})
-    prior = list(model.priors.parameters())
-    tokenizer = list(model.tokenizer.parameters())
+    trained = nn.ModuleDict({"model": held, "information": information})
+    losses: Losses = step_losses
+    if held is not model:
+        losses = sharded(trained, step_losses, world, held.backbone.layers)
+        checkpoints = checkpoints and GatheredCheckpoints(checkpoints.folder, world)
+    prior = list(held.priors.parameters())
+    tokenizer = list(held.tokenizer.parameters())
     special = {id(p) for p in prior + tokenizer}
     groups = [
         ([p for p in trained.parameters() if id(p) not in special], config.learning_rate),  # language model and critic
@@ -190,10 +198,10 @@ def train_jointly(
     inputs = Inputs(make, streams, device)
     if in_graph:
         inputs.rehearse(trained, step_losses)
-    return run(
+    history = run(
         trained,
         make_optimizer(groups, config.weight_decay, device, in_graph, fused=compile != "fuse"),
-        step_losses,
+        losses,
         steps=config.steps,
         warmup=config.warmup,
         final=config.final_fraction,
@@ -207,3 +215,6 @@ def train_jointly(
         observe=observe,
         world=world,
     )
+    if held is not model:
+        collect(model, held, device)
+    return history

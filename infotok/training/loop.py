@@ -13,8 +13,9 @@ from torch import Tensor, nn, optim
 from infotok.distributed import ALONE, World
 from infotok.errors import InfotokError
 from infotok.stopping import Stopped, deferred
-from infotok.tensors import module_tensors, state_digest
+from infotok.tensors import is_sharded, module_tensors, state_digest
 from infotok.training.checkpoints import Checkpoints
+from infotok.training.parallel import replicated
 from infotok.training.step import Losses, Step
 
 LOG_EVERY = 10  # steps; logged values are means over them
@@ -35,14 +36,15 @@ def make_optimizer(
     in_graph: bool = False,
     fused: bool = True,
 ) -> optim.AdamW:
-    """AdamW (0.9, 0.95) over (parameters, learning rate) groups; vectors and scalars do not decay. in_graph: learning
-    rates are tensors, which a graph reads anew. fused: by a kernel of the library, which no compiler looks into."""
+    """AdamW (0.9, 0.95) over (parameters, learning rate) groups; vectors and scalars do not decay, and scalars are a
+    group of their own, since they are not sharded where vectors are. in_graph: learning rates are tensors, which a
+    graph reads anew. fused: by a kernel of the library, which no compiler looks into."""
     settings = []
     for parameters, rate in groups:
-        for decays in (True, False):
-            chosen = [p for p in parameters if p.requires_grad and (p.ndim >= 2) == decays]
+        for dimensions in (2, 1, 0):
+            chosen = [p for p in parameters if p.requires_grad and min(p.ndim, 2) == dimensions]
             if chosen:
-                decay = weight_decay if decays else 0.0
+                decay = weight_decay if dimensions == 2 else 0.0
                 start: float | Tensor = torch.tensor(rate, device=device) if in_graph else rate
                 settings.append({"params": chosen, "lr": start, "peak": rate, "weight_decay": decay})
     return optim.AdamW(settings, betas=(0.9, 0.95), fused=fused, foreach=not fused, capturable=in_graph)
@@ -69,7 +71,6 @@ def run(
     world: World = ALONE,
     own_backward: bool = False,
     careful: bool = False,
-    sharded: bool = False,
 ) -> list[dict]:
     """Train `module` in place, from its newest checkpoint where there is one.
 
@@ -85,10 +86,11 @@ def run(
         whole: makes of a step one graph: `infotok.training.graph`.
         observe: called with the step and mean values every `LOG_EVERY` steps.
         world: the processes that train together. The loss is the average of theirs; the first writes checkpoints.
-        own_backward: `step_losses` has left the gradients itself, as where micro-batches share a step.
+            Gradients are averaged here, unless the module is sharded, `step_losses` then being what
+            `infotok.training.parallel.sharded` makes.
+        own_backward: `step_losses` has left the gradients itself, averaged, as where micro-batches share a step.
         careful: look at the numbers of every step before the weights move, where steps are so long that this costs
             nothing.
-        sharded: parameters and gradients are those that `fully_shard` has spread over the processes and averaged.
 
     Returns:
         The history: {"step": n, "<name>": mean, ...}.
@@ -101,10 +103,13 @@ def run(
     average = {n: t.detach().clone() for n, t in module_tensors(module).items()} if ema else {}
     extra = extra or {}
     start, history, unlogged = checkpoints.restore(module, optimizer, average, extra) if checkpoints else (0, [], [])
-    if world.size > 1:
-        world.require_alike(f"{start:x}" if sharded else state_digest(module, start))
     free = {id(p) for p in unclipped or []}
     every = [p for group in optimizer.param_groups for p in group["params"]]
+    if world.size > 1:
+        sharded = any(map(is_sharded, every))
+        world.require_alike(f"{start:x}" if sharded else state_digest(module, start))
+        if not (sharded or own_backward):
+            step_losses = replicated(module, step_losses)
     followed = module_tensors(module) if ema else {}
     step_of = whole(
         Step(
@@ -117,7 +122,6 @@ def run(
             world=world,
             own_backward=own_backward,
             careful=careful,
-            sharded=sharded,
         )
     )
     numbers = _Numbers(start, unlogged, checkpoints)

@@ -17,12 +17,14 @@ from infotok.options import Count, Natural, Positive, Precision, Section, Weight
 from infotok.random import Purpose, Source, stream
 from infotok.tokenizer.base import Tokenizer
 from infotok.tokenizer.discrete import DiscreteTokenizer
-from infotok.training.checkpoints import Checkpoints
+from infotok.training.checkpoints import Checkpoints, GatheredCheckpoints
 from infotok.training.graph import Compile, one_graph, resolved
 from infotok.training.inputs import Inputs
 from infotok.training.loop import make_optimizer, run
 from infotok.training.order import order
+from infotok.training.parallel import Parallel, collect, gathered, sharded, to_train
 from infotok.training.runtime import autocast, uses_bf16
+from infotok.training.step import Losses
 
 
 class PretrainConfig(Section):
@@ -32,7 +34,7 @@ class PretrainConfig(Section):
     usage_weight: bonus per nat of codebook-usage entropy, against collapse. revive_every: steps between moving dead
     codes onto live features (none in the last fifth, so that the codebook settles); 0 for never. Neither concerns
     continuous tokens. precision: bf16 autocast, fp32, or auto: bf16 where the processor has it. checkpoint_every:
-    steps between resumable checkpoints. compile: as of `train`.
+    steps between resumable checkpoints. compile, parallel: as of `train`.
     """
 
     steps: Count = 1000
@@ -43,6 +45,7 @@ class PretrainConfig(Section):
     revive_every: Natural = 50
     precision: Precision = "auto"
     compile: Compile = "auto"
+    parallel: Parallel = "replicate"
     checkpoint_every: Count = 200
 
 
@@ -68,37 +71,44 @@ def pretrain(
     world: World = ALONE,
 ) -> list[dict]:
     """Train a tokenizer on images (n, S, S, 3) uint8, in place, in every process of `world`; returns the history."""
-    tokenizer.to(device)
+    held = to_train(tokenizer, config.parallel, world, device)
     perceptual.to(device).requires_grad_(False).eval()
-    codebook = _Codebook(tokenizer, config, world) if isinstance(tokenizer, DiscreteTokenizer) else None
+    codebook = _Codebook(held, config, world, device) if isinstance(held, DiscreteTokenizer) else None
 
     precision = "bf16" if uses_bf16(device, config.precision) else "fp32"  # asked once: no graph can ask
 
     def step_losses(given: Given) -> dict[str, Tensor]:
         batch = to_unit(given.images)
         with autocast(device, precision):
-            posterior = tokenizer.encode(batch)
-            tokens = tokenizer.sample(posterior, given.noise)
-            out = tokenizer.decode(tokenizer.nested_dropout(tokens.vectors, given.noise))
+            posterior = held.encode(batch)
+            tokens = held.sample(posterior, given.noise)
+            out = held.decode(held.nested_dropout(tokens.vectors, given.noise))
         error = perceptual_distortion(perceptual, out.float(), batch, distortion)
         losses = {"loss": error, "reconstruction": error}
-        if not isinstance(tokenizer, DiscreteTokenizer):
+        if not isinstance(held, DiscreteTokenizer):
             return losses | {"posterior_entropy": posterior.entropy().sum(-1).mean()}
         assert codebook is not None
         assert tokens.codes is not None
         assert isinstance(posterior, Categorical)
         codebook.used[tokens.codes.flatten()] = True
-        usage = tokenizer.usage_entropy(posterior, world)
+        usage = held.usage_entropy(posterior, world)
         losses["loss"] = error - config.usage_weight * usage
-        return losses | {"usage_entropy": usage, "logit_scale": tokenizer.log_scale.exp()}
+        return losses | {"usage_entropy": usage, "logit_scale": held.log_scale.exp()}
 
     def shown(step: int) -> Tensor:
         chosen = order(len(images), config.batch, seed, step)[world.rows(config.batch)]
         return torch.from_numpy(images[chosen])
 
+    losses: Losses = step_losses
+    if held is not tokenizer:
+        losses = sharded(held, step_losses, world)
+        checkpoints = checkpoints and GatheredCheckpoints(checkpoints.folder, world)
+
     def after_step(step: int) -> None:
         if codebook is not None and config.revive_every and (step + 1) % config.revive_every == 0:
-            codebook.tend(step, shown(step).to(device), stream(device, seed, step, Purpose.REVIVAL))
+            with gathered(losses):
+                features = codebook.features(shown(step).to(device))
+            codebook.tend(step, features, stream(device, seed, step, Purpose.REVIVAL))
 
     compile, extra = resolved(config.compile, "pretrain.compile", device, world), {}
     if codebook is not None:
@@ -110,14 +120,14 @@ def pretrain(
     )
     in_graph = compile != "never"
     if in_graph:
-        inputs.rehearse(tokenizer, step_losses, list(extra.values()))
+        inputs.rehearse(held, step_losses, list(extra.values()))
     optimizer = make_optimizer(
-        [(list(tokenizer.parameters()), config.learning_rate)], 0.01, device, in_graph, fused=compile != "fuse"
+        [(list(held.parameters()), config.learning_rate)], 0.01, device, in_graph, fused=compile != "fuse"
     )
-    return run(
-        tokenizer,
+    history = run(
+        held,
         optimizer,
-        step_losses,
+        losses,
         steps=config.steps,
         warmup=config.warmup,
         final=0.03,
@@ -130,20 +140,27 @@ def pretrain(
         observe=observe,
         world=world,
     )
+    if held is not tokenizer:
+        collect(tokenizer, held, device)
+    return history
 
 
 class _Codebook:
     """Which codes were used since the last revival."""
 
-    def __init__(self, tokenizer: DiscreteTokenizer, config: PretrainConfig, world: World):
+    def __init__(self, tokenizer: DiscreteTokenizer, config: PretrainConfig, world: World, device: torch.device):
         self.tokenizer, self.last, self.world = tokenizer, 0.8 * config.steps, world
-        self.used = torch.zeros(tokenizer.config.codebook, dtype=torch.bool, device=tokenizer.codebook.device)
+        self.used = torch.zeros(tokenizer.config.codebook, dtype=torch.bool, device=device)
 
     @torch.no_grad()
-    def tend(self, step: int, images: Tensor, generator: torch.Generator) -> None:
-        """Move the codes that no step used since the last time onto features of a step's images (B, S, S, 3) uint8."""
+    def features(self, images: Tensor) -> Tensor:
+        """Those of the images (B, S, S, 3) uint8 of all processes."""
+        return self.world.gather(self.tokenizer.features(to_unit(images)))
+
+    @torch.no_grad()
+    def tend(self, step: int, features: Tensor, generator: torch.Generator) -> None:
+        """Move the codes that no step used since the last time onto features of a step's images."""
         if step + 1 <= self.last:
             used = self.world.gather(self.used[None]).any(0)
-            features = self.world.gather(self.tokenizer.features(to_unit(images)))
             self.tokenizer.revive(~used, features, generator)
         self.used.zero_()

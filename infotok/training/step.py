@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from infotok.distributed import ALONE, World
+from infotok.tensors import is_sharded, own_part, whole
 
 Losses = Callable[[Any], dict[str, Tensor]]
 
@@ -23,8 +24,8 @@ class Step:
 
     losses: from what a step is given; `loss` is minimized. bound: the parameters whose gradient's norm `clip` bounds.
     average: pairs of moving averages and what they follow, with the decay `ema`. own_backward: `losses` has left the
-    gradients itself. careful: wait for loss and norm, and leave the weights where one is not finite. sharded:
-    parameters and gradients are those that `fully_shard` has spread and averaged.
+    gradients itself. careful: wait for loss and norm, and leave the weights where one is not finite. world: the
+    processes whose losses are averaged; gradients are already (`infotok.training.parallel`).
     """
 
     def __init__(
@@ -39,12 +40,10 @@ class Step:
         world: World = ALONE,
         own_backward: bool = False,
         careful: bool = False,
-        sharded: bool = False,
     ):
         self.losses, self.optimizer, self.bound, self.clip = losses, optimizer, list(bound), clip
         self.average, self.ema = average, ema
-        self.world, self.own_backward, self.careful, self.sharded = world, own_backward, careful, sharded
-        self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.world, self.own_backward, self.careful = world, own_backward, careful
         self.move: Callable[[], Any] = optimizer.step
         self.update: Callable[[Tensor], Tensor] = self._update
 
@@ -53,8 +52,6 @@ class Step:
         losses = self.losses(given)
         if not self.own_backward:
             losses["loss"].backward()
-        if not self.sharded:
-            self.world.average_gradients(self.trained)
         losses = self.world.averages(losses)
         return {name: value.detach() for name, value in losses.items()} | {
             "gradient_norm": self.update(losses["loss"].detach())
@@ -62,12 +59,26 @@ class Step:
 
     @torch.no_grad()
     def _update(self, loss: Tensor) -> Tensor:
-        norm: Any = nn.utils.clip_grad_norm_(self.bound, self.clip)
-        norm = norm.full_tensor() if self.sharded else norm
+        norm = clip_gradients(self.bound, self.clip)
         if self.careful and not (norm.isfinite() & loss.isfinite()):
             return norm
         self.move()
         if self.average:
             followers, followed = zip(*self.average, strict=True)
-            torch._foreach_lerp_(followers, followed, 1 - self.ema)
+            torch._foreach_lerp_([own_part(t) for t in followers], [own_part(t) for t in followed], 1 - self.ema)
         return norm
+
+
+def clip_gradients(parameters: list[nn.Parameter], most: float) -> Tensor:
+    """Scale gradients in place so that their common norm is at most `most`; returns the norm before, a scalar.
+
+    Some may be sharded and others not, as scalars are, which no function of PyTorch takes together.
+    """
+    kinds = [[p for p in parameters if is_sharded(p) == kind] for kind in (False, True)]
+    if not (kinds[0] and kinds[1]):
+        return whole(nn.utils.clip_grad_norm_(parameters, most))
+    gradients = [[p.grad for p in kind if p.grad is not None] for kind in kinds]
+    norm = torch.stack([whole(nn.utils.get_total_norm(some)) for some in gradients]).norm()
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, most, norm)
+    return norm

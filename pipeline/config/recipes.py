@@ -38,6 +38,8 @@ FRAME = (
     "pipeline.tracking",
     "stages.common",
 )
+# How processes share a training, which changes the order of sums and no more than how many they are.
+SHARING: Any = {"pretrain": {"parallel"}, "train": {"parallel"}}
 PLUGINS = {
     "source": "infotok.data.sources",
     "family": "infotok.models.families",
@@ -134,10 +136,10 @@ def source_digest(study: Study, stage: str, cell: Cell | None) -> str:
 
 
 def parameters_of(study: Study, stage: str, cell: Cell | None = None) -> dict[str, Any]:
-    """The sections that a stage reads, defaults filled in, as JSON; of the section `models` the cell's alone."""
+    """The sections that a stage reads, defaults filled in, as JSON, without `SHARING`; of `models` the cell's alone."""
     every = [name for name in type(study.params).model_fields if name != "paths"]  # on which no result depends
     names = every if stage == REPORT.name else STAGES[stage].sections
-    values = study.params.model_dump(mode="json", include=set(names))
+    values = study.params.model_dump(mode="json", include=set(names), exclude=SHARING)
     if cell is not None and "models" in values:
         values["models"] = values["models"][cell.family]
     return {name: values[name] for name in names}

@@ -96,8 +96,17 @@ class Stage:
         return self.study.remedy(stage, self._cell)
 
     def join(self, device: torch.device) -> World:
-        """Connect the processes that run this stage together."""
-        return ALONE if self.processes is None else self.processes.join(device)
+        """Connect the processes that run this stage together; says so where one was to share weights with others."""
+        if self.processes is not None:
+            return self.processes.join(device)
+        for name in self.spec.sections:
+            if getattr(getattr(self.study.params, name), "parallel", "") == "shard":
+                errors.print(
+                    f"{self.label}: {name}.parallel: shard changes nothing for one process; INFOTOK_PROCESSES or "
+                    "torchrun starts several",
+                    markup=False,
+                )
+        return ALONE
 
     def checkpoints(self) -> Checkpoints:
         """Where this stage keeps its resumable state; says so where there is some to go on from."""
