@@ -58,11 +58,12 @@ def one_graph(
 class Recorded:
     """A step as CUDA graphs, one for each combination of shapes that it is given.
 
-    The first step of a shape runs operation by operation, in which libraries get ready; the second is recorded.
+    The first step of a shape runs operation by operation, in which libraries get ready; the second is recorded. Graphs
+    share their memory, as they are replayed one after the other and leave nothing there but numbers read at once.
     """
 
     def __init__(self, step: Step):
-        self.step = step
+        self.step, self.memory = step, torch.cuda.graph_pool_handle()
         self.recordings: dict[tuple[torch.Size, ...], Recording | None] = {}
 
     def __call__(self, given: Any) -> dict[str, Tensor]:
@@ -70,7 +71,7 @@ class Recorded:
         if shapes not in self.recordings:
             self.recordings[shapes] = None
             return _on_another_stream(self.step, given)
-        recording = self.recordings[shapes] or Recording(self.step, given)
+        recording = self.recordings[shapes] or Recording(self.step, given, self.memory)
         self.recordings[shapes] = recording
         return recording.replay(given)
 
@@ -78,12 +79,12 @@ class Recorded:
 class Recording:
     """A CUDA graph of a step, with the tensors that it reads and writes, always the same."""
 
-    def __init__(self, step: Step, given: Any):
+    def __init__(self, step: Step, given: Any, memory: Any):
         """Raises InfotokError: an operation of the step cannot be recorded."""
         self.given, self.graph = mapped(torch.clone, given), torch.cuda.CUDAGraph()
         self.read = tensors_of(self.given)
         try:
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=memory):
                 numbers = step(self.given)
                 self.written = torch.stack([number.float() for number in numbers.values()])
         except RuntimeError as error:

@@ -28,7 +28,7 @@ from infotok.random import Purpose, Source, Stream, stream
 from infotok.training.checkpoints import Checkpoints, GatheredCheckpoints
 from infotok.training.graph import Compile, one_graph, resolved
 from infotok.training.inputs import Inputs
-from infotok.training.loop import make_optimizer, run
+from infotok.training.loop import Training, at_once, make_optimizer, step_by_step
 from infotok.training.parallel import Parallel, collect, sharded, to_train
 from infotok.training.runtime import autocast, uses_bf16
 from infotok.training.step import Losses
@@ -102,7 +102,7 @@ class StepData(Protocol):
         """Questions and captions of the same images."""
 
 
-def train_jointly(
+def joint_steps(
     model: UnifiedModel,
     perceptual: Perceptual,
     batches: StepData,
@@ -116,12 +116,13 @@ def train_jointly(
     kernels: Kernels = Kernels(),
     distortion: Distortion = Distortion(),
     checkpoints: Checkpoints | None = None,
+    keep_end: bool = False,
     observe: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     world: World = ALONE,
-) -> list[dict]:
+) -> Training:
     """Train in place, in every process of `world`, whose rows `batches` gives; returns the history.
 
-    estimator, beta, gamma: the arm, as `InformationBottleneck` takes them.
+    estimator, beta, gamma: the arm, as `InformationBottleneck` takes them. keep_end: leave a checkpoint of the end.
 
     Raises:
         InfotokError: a loss is not finite, or a checkpoint is damaged.
@@ -198,7 +199,7 @@ def train_jointly(
     inputs = Inputs(make, streams, device)
     if in_graph:
         inputs.rehearse(trained, step_losses)
-    history = run(
+    history = yield from step_by_step(
         trained,
         make_optimizer(groups, config.weight_decay, device, in_graph, fused=compile != "fuse"),
         losses,
@@ -210,6 +211,7 @@ def train_jointly(
         ema=config.ema,
         checkpoints=checkpoints,
         checkpoint_every=config.checkpoint_every,
+        keep_end=keep_end,
         given=inputs,
         whole=lambda step: one_graph(step, compile, device),
         observe=observe,
@@ -218,3 +220,6 @@ def train_jointly(
     if held is not model:
         collect(model, held, device)
     return history
+
+
+train_jointly = at_once(joint_steps)

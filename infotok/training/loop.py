@@ -1,11 +1,17 @@
-"""The training loop that every network here goes through."""
+"""The training loop that every network here goes through.
+
+It is a generator, which stands still between steps: several trainings can take turns in one process
+(`infotok.training.together`). `at_once` makes of it a function that trains to the end.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import signal
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn, optim
@@ -19,6 +25,11 @@ from infotok.training.parallel import replicated
 from infotok.training.step import Losses, Step
 
 LOG_EVERY = 10  # steps; logged values are means over them
+P = ParamSpec("P")
+
+# A training, which stands still before every step and once more after the last. It goes on when it is sent None; sent
+# the number of a signal, it writes a checkpoint and raises `Stopped`. It returns its history.
+Training = Generator[None, int | None, list[dict]]
 
 
 def cosine(step: int, steps: int, warmup: int, final: float) -> float:
@@ -50,7 +61,28 @@ def make_optimizer(
     return optim.AdamW(settings, betas=(0.9, 0.95), fused=fused, foreach=not fused, capturable=in_graph)
 
 
-def run(
+def at_once(steps: Callable[P, Training]) -> Callable[P, list[dict]]:
+    """A training as a function that takes what it takes and trains to the end; a signal stops it after a step."""
+
+    @functools.wraps(steps)
+    def trained(*arguments: P.args, **settings: P.kwargs) -> list[dict]:
+        return to_the_end(steps(*arguments, **settings))
+
+    return trained
+
+
+def to_the_end(training: Training) -> list[dict]:
+    """Train without a stop but for signals; returns the history."""
+    next(training)
+    with deferred() as signals:
+        try:
+            while True:
+                training.send(signals[0] if signals else None)
+        except StopIteration as ended:
+            return ended.value
+
+
+def step_by_step(
     module: nn.Module,
     optimizer: optim.Optimizer,
     step_losses: Losses,
@@ -63,6 +95,7 @@ def run(
     ema: float = 0.0,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 0,
+    keep_end: bool = False,
     extra: dict[str, Tensor] | None = None,
     given: Callable[[int], Any] = lambda step: step,
     whole: Callable[[Step], Callable[[Any], dict[str, Tensor]]] = lambda step: step,
@@ -71,14 +104,15 @@ def run(
     world: World = ALONE,
     own_backward: bool = False,
     careful: bool = False,
-) -> list[dict]:
+) -> Training:
     """Train `module` in place, from its newest checkpoint where there is one.
 
     Args:
         step_losses: what a step is given -> named scalars; `loss` is minimized, all are logged. Must depend on that and
             the module's weights (and `extra`) alone, so that a resumed run repeats an undisturbed one bit for bit.
         unclipped: parameters whose gradient neither counts for the norm that `clip` bounds nor is scaled.
-        checkpoint_every: steps between checkpoints; 0 for none but that of a signal.
+        checkpoint_every: steps between checkpoints; 0 for none but that of a signal. keep_end: one after the last step
+            too, from which who trains with it again has nothing left to do.
         extra: tensors outside the module that carry over from step to step, changed in place.
         ema: decay of a moving average of the weights, which replaces them at the end; 0 for none.
         given: what a step is given, a matter of its number alone, which is the default. A step is asked for once, while
@@ -125,32 +159,41 @@ def run(
         )
     )
     numbers = _Numbers(start, unlogged, checkpoints)
-    kept = None
+    kept: dict[int, Path] = {}
+
+    def keep(step: int) -> None:
+        unlogged = numbers.read()
+        if checkpoints and (world.first or checkpoints.by_all) and step not in kept:
+            kept[step] = checkpoints.save(step, module, optimizer, average, history, unlogged, extra)
+
     module.train()
-    with deferred() as signals:
-        for step in range(start, steps):
-            set_rates(optimizer, cosine(step, steps, warmup, final))
-            numbers.add(step_of(given(step)))
-            if careful:
-                numbers.read()
-            after_step(step)
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-                means = numbers.means()
-                history.append({"step": step + 1, **{n: float(f"{v:.6g}") for n, v in means.items()}})
-                observe(step + 1, means)
-            stopping = world.any(bool(signals))  # all stop after the same step
-            due = checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps
-            if due or stopping:
-                unlogged = numbers.read()
-                if checkpoints and (world.first or checkpoints.by_all):
-                    kept = checkpoints.save(step + 1, module, optimizer, average, history, unlogged, extra)
-            if stopping:
-                number = signals[0] if signals else signal.SIGTERM
-                raise Stopped(number, f"step {step + 1} of {steps} is kept in {kept}" if kept else "")
+    for step in range(start, steps + 1):
+        number = yield
+        if world.any(number is not None):  # all stop after the same step
+            keep(step)
+            said = f"step {step} of {steps} is kept in {kept[step]}" if step in kept else ""
+            raise Stopped(number or signal.SIGTERM, said)
+        if step == steps:
+            break
+        set_rates(optimizer, cosine(step, steps, warmup, final))
+        numbers.add(step_of(given(step)))
+        if careful:
+            numbers.read()
+        after_step(step)
+        last = step + 1 == steps
+        if (step + 1) % LOG_EVERY == 0 or last:
+            means = numbers.means()
+            history.append({"step": step + 1, **{n: float(f"{v:.6g}") for n, v in means.items()}})
+            observe(step + 1, means)
+        if keep_end if last else checkpoint_every and (step + 1) % checkpoint_every == 0:
+            keep(step + 1)
     if ema:
         module.load_state_dict(average, strict=False)
     module.eval()
     return history
+
+
+run = at_once(step_by_step)
 
 
 def set_rates(optimizer: optim.Optimizer, factor: float) -> None:

@@ -131,10 +131,10 @@ class Stage:
             self._progress.update(self._task, completed=step, values=text)
 
     @contextmanager
-    def progress(self, steps: int) -> Iterator[None]:
-        """A progress line while training; nothing when the output is not a terminal."""
+    def progress(self, steps: int, beside: bool = False) -> Iterator[None]:
+        """A progress line while training; nothing when the output is not a terminal, or others train beside it."""
         self._steps = steps
-        if not errors.is_terminal or not self.first:
+        if not errors.is_terminal or not self.first or beside:
             yield
             return
         columns = [TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn()]
