@@ -211,6 +211,15 @@ def sweep(
             show_default="here all are shared evenly; in a Ray cluster with GPUs 1",
         ),
     ] = None,
+    together: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="CELLS",
+            help="Cells of one family and budget that train side by side in one process.",
+            show_default="on a GPU as many as pay, else 1",
+        ),
+    ] = None,
     clones: Annotated[
         str | None,
         typer.Option(
@@ -241,6 +250,7 @@ def sweep(
     from pipeline.sweep.dvc_files import mend
     from pipeline.sweep.dvc_lock import dvc_lock
     from pipeline.sweep.engines.choice import choose
+    from pipeline.sweep.groups import arrangement
     from pipeline.sweep.jobs import cell_states, environment, select, to_do
     from pipeline.sweep.jobs import sweep as run
     from pipeline.sweep.processes import beside, only_sweep
@@ -271,13 +281,14 @@ def sweep(
         clones=clones,
         settings=slurm or [],
     )
+    arrange = arrangement(chosen, together=together, engine=engine, gpus=gpus_per_cell, pull=pull)
     # Lines alone where there is no terminal.
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
     with live as shown:
         show = shown.update if shown else lambda table: None
         if swept := bool(only or to_do(chosen)):
             initialise(chosen)
-            failed = run(chosen, cells, opened, say, show)
+            failed = run(chosen, cells, opened, say, show, arrange)
             if elsewhere:
                 collect(chosen, cells, failed)
         else:  # one `dvc repro`, below, sees as well that all is up to date

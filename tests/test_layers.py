@@ -28,7 +28,7 @@ PIPELINE = [
 ]
 STAGES = [["common", "opening"], ["draw", "configure", "prepare", "perceptual", "judge", "pretrain", "train"]]
 STAGES[1] += ["understand", "generate", "report", "inspect", "calibrate", "tune", "answer", "render"]
-STAGES += [["cli"]]
+STAGES += [["together"], ["cli"]]
 
 
 @pytest.fixture(scope="module")

@@ -46,11 +46,16 @@ def to_do(study: Study) -> list[str]:
 
 @dataclass
 class Job:
-    """One `dvc repro` of some stages, started once the jobs it waits for have ended well."""
+    """One `dvc repro` of some stages, started once the jobs it waits for have ended well.
+
+    ahead: its stages train side by side in one process instead, at most `most` at once, into checkpoints from which
+    other jobs go on, in which they are the stages' `dvc repro` (`pipeline.sweep.groups`)."""
 
     name: str
     stages: list[tuple[str, Cell | None]]
     after: tuple[str, ...] = ()
+    ahead: bool = False
+    most: int | None = None
 
     @property
     def targets(self) -> list[str]:
@@ -155,6 +160,7 @@ def sweep(
     engine: Opener,
     say: Callable[[str], None],
     show: Callable[[Table], None] = lambda table: None,
+    arrange: Callable[[list[Job]], list[Job]] = list,
 ) -> list[str]:
     """Run the jobs of these cells on an engine, going on past failures.
 
@@ -165,6 +171,7 @@ def sweep(
 
     Args:
         say: takes a line for every job that ends. show: takes a table of the running jobs, several times a second.
+        arrange: puts further jobs among those planned, such as of cells that train in one process.
 
     Returns:
         names of jobs that failed or that waited for one that failed.
@@ -174,7 +181,7 @@ def sweep(
         Stopped: a signal came, and all jobs have ended.
     """
     times, cells = Times(study), {cell.key: cell for cell in chosen}
-    waiting, done, failed = jobs(study.graph, cells.values(), times.of), set(), []
+    waiting, done, failed = arrange(jobs(study.graph, cells.values(), times.of)), set(), []
     running: list[Submitted] = []
     tries: Counter[str] = Counter()
     kept = {job.name for job in waiting if all(n in STAGES and state(study, n, c) == "done" for n, c in job.stages)}
@@ -218,6 +225,9 @@ def sweep(
                     waiting.insert(0, one.job)
                     place = "its last checkpoint" if study.params.paths.checkpoints else "the start"
                     say(f"{one.name}: lost ({ended.lost}); it is run again, training from {place}")
+                elif one.job.ahead:
+                    done.add(one.name)
+                    say(f"{one.name}: ended early, and its cells go on one by one; see {one.log}{one.reason()}")
                 else:
                     failed.append(one.name)
                     lost = f" {tries[one.name]} times ({ended.lost})" if ended.lost else ""

@@ -1,4 +1,5 @@
-"""Jobs side by side on this machine, each a `dvc repro --single-item` in this checkout (`pipeline.sweep.repro`)."""
+"""Jobs side by side on this machine, each a `dvc repro --single-item` in this checkout (`pipeline.sweep.repro`), or the
+training of several cells in one process (`stages.together`)."""
 
 from __future__ import annotations
 
@@ -52,13 +53,25 @@ class Local:
             return None
         one = Running(job, self.study.scratch / "logs")
         one.devices = devices
-        entries = self.entries.lend(job.name, job.targets)
-        command = [sys.executable, "-m", "pipeline.sweep.repro", str(entries), str(self.study.dvc_file)]
         variables = environment() | self.variables | {progress.VARIABLE: str(one.path.absolute())}
         variables |= {VARIABLE: ",".join(devices)} if devices else {}
-        one.process = start([*command, *self.options, *job.targets], one.log, self.lock, variables)
+        one.process = start(self._command(job), one.log, self.lock, variables)
         self._running += 1
         return one
+
+    def _command(self, job: Job) -> list[str]:
+        python = [sys.executable, "-m"]
+        if job.ahead:
+            most = [] if job.most is None else ["--most", str(job.most)]
+            return [
+                *python,
+                "stages.together",
+                *self.study.options,
+                *most,
+                *(cell.key for _, cell in job.stages if cell),
+            ]
+        entries = str(self.entries.lend(job.name, job.targets))
+        return [*python, "pipeline.sweep.repro", entries, str(self.study.dvc_file), *self.options, *job.targets]
 
     def poll(self, one: Running) -> Ended | None:
         self.entries.add_from_time_to_time()
