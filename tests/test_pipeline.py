@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from mlflow import MlflowClient
 from PIL import Image
 from smoke import (
     CELL,
@@ -29,6 +30,9 @@ from smoke import (
     run_stages,
     sha256,
 )
+
+from pipeline.config.study import Study
+from pipeline.sweep.due import due
 
 pytestmark = pytest.mark.xdist_group("smoke")  # one worker makes the finished run
 
@@ -83,6 +87,67 @@ def test_a_sweep_makes_the_bytes_of_a_serial_run(workspace, tmp_path):
     assert [said for said in logs if "lock file" in said] == []  # which no job reads or writes
 
 
+# `stages.together`, which a signal hits when the second cell has made so many steps.
+TOGETHER_BUT = """
+import os, sys
+from pipeline.running.stage import Stage
+from stages.common import single
+from stages.together import together
+number, at = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+own = Stage.observe
+def observe(self, step, values):
+    own(self, step, values)
+    if step == at and self.cell.estimator == "ceb":
+        os.kill(os.getpid(), number)
+Stage.observe = observe
+single(together)
+"""
+
+
+def test_cells_that_train_in_one_process_make_the_bytes_that_they_make_alone(workspace, tmp_path, monkeypatch):
+    """Interrupted, killed, and then by a sweep, in which DVC runs their stages and nothing after them."""
+    folder = tmp_path / "copy"
+    shutil.copytree(workspace, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts"))
+    monkeypatch.chdir(folder)
+    study = Study("smoke")
+    shutil.rmtree(folder / "runs/smoke/train")
+    assert due(study, "train", study.params.cells()) == []  # which DVC has in its cache
+    shutil.rmtree(folder / ".dvc/cache")
+    assert [cell.key for cell in due(study, "train", study.params.cells())] == CELLS
+    (folder / "but.py").write_text(TOGETHER_BUT)
+
+    def kept():
+        found = folder.glob(".ckpt/smoke/checkpoints/train/*/*/step-*.safetensors")
+        return {path.parents[1].name: int(path.stem.removeprefix("step-")) for path in sorted(found)}
+
+    options = ["--most", "2", *STUDY, *CELLS]
+    stopped = run(folder, "but", str(int(signal.SIGTERM)), "20", *options, INFOTOK_WORKER="")
+    assert stopped.returncode == 143, stopped.stderr
+    assert f"stopped by SIGTERM (kept in checkpoints: {', '.join(CELLS)})" in stopped.stderr
+    before = kept()
+    assert before == {CELLS[0]: 21, CELLS[1]: 20}
+    killed = run(folder, "but", str(int(signal.SIGKILL)), "30", *options, INFOTOK_WORKER="")
+    assert killed.returncode == -signal.SIGKILL
+    assert kept() == {CELLS[0]: 30, CELLS[1]: 20}  # killed before its own was written
+    swept = run(folder, "stages.cli", "sweep", "--jobs", "2", "--together", "2", *STUDY)
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    assert contents(folder) == contents(workspace)
+    locks = [(made / FILE).with_suffix(".lock").read_text() for made in (workspace, folder)]
+    assert yaml.safe_load(locks[0]) == yaml.safe_load(locks[1])
+    logs = {path.stem: path.read_text() for path in folder.glob(".ckpt/smoke/logs/*.log")}
+    for cell in CELLS:
+        assert f"train {cell}: goes on from" in logs["together-ar-4"]
+        assert f"{cell}: trained" in logs["together-ar-4"]
+        assert "step-00000040.safetensors" in logs[cell]
+        assert ran(logs[cell]) == [f"train@{cell}"]
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    for one in client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.kind = 'cell'"):
+        steps = [point.step for point in client.get_metric_history(one.info.run_id, "train/generation")]
+        assert sorted(steps) == [10, 20, 30, 40]
+    assert set(shown_in_mlflow(folder)) == set(CELLS)
+    assert kept() == {}
+
+
 def test_every_metrics_file_carries_its_protocol(workspace):
     protocol = json.loads((workspace / "runs/smoke/generate" / CELLS[0] / "metrics.json").read_text())["protocol"]
     assert {"temperature", "guidance", "top_k", "geneval", "chosen", "seeds", "gfid"} <= set(protocol)
@@ -90,8 +155,6 @@ def test_every_metrics_file_carries_its_protocol(workspace):
 
 def shown_in_mlflow(folder: Path) -> dict[str, dict[str, float]]:
     """Cell -> metrics of its one MLflow run."""
-    from mlflow import MlflowClient
-
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, "tags.kind = 'cell'")
