@@ -32,6 +32,7 @@ class Name(StrEnum):
     cells = "cells"
     frozen = "frozen"
     gpu = "gpu"
+    together = "together"
 
 
 @clear_errors

@@ -35,6 +35,7 @@ from benchmarks import (  # noqa: E402
     regularizer,
     step,
     sweep,
+    together,
     training,
     whole,
 )
@@ -162,6 +163,16 @@ def test_step(params, tmp_path):
     assert TIMING | DEVICE | {"family", "batch", "compile", "images_per_s", "waits"} == set(whole[0])
     assert all(row["busy_%"] > 0 and row["waits"] == 0 for row in whole)
     assert [row["family"] for row in whole if row["compile"] == "never"] == ["ar", "mask", "flow"]
+
+
+def test_together(params, tmp_path):
+    (rows,) = kept(together.measure(params, quick=True), tmp_path)
+    assert TIMING | {"cells", "steps_per_s", "images_per_s", "device_work_ms", "work_of_round_%", "peak_MiB"} == set(
+        rows[0]
+    )
+    assert [row["cells"] for row in rows] == list(together.QUICK)
+    one, three = rows
+    assert three["device_work_ms"] > 2 * one["device_work_ms"]
 
 
 def test_regularizer(params, tmp_path):

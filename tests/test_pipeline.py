@@ -112,7 +112,10 @@ def test_cells_that_train_in_one_process_make_the_bytes_that_they_make_alone(wor
     study = Study("smoke")
     shutil.rmtree(folder / "runs/smoke/train")
     assert due(study, "train", study.params.cells()) == []  # which DVC has in its cache
-    shutil.rmtree(folder / ".dvc/cache")
+    for stage, entry in yaml.safe_load((folder / FILE).with_suffix(".lock").read_text())["stages"].items():
+        if stage.startswith("train@"):
+            digest = entry["outs"][0]["md5"]
+            (folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).unlink()
     assert [cell.key for cell in due(study, "train", study.params.cells())] == CELLS
     (folder / "but.py").write_text(TOGETHER_BUT)
 

@@ -51,9 +51,9 @@ class Group:
         self.models[name], training = together.joint(*self.material, *CELLS[name], **settings)
         return training
 
-    def run(self, places=3):
+    def run(self, places=3, device=CPU):
         trainings = [(name, partial(self.begin, name)) for name in CELLS]
-        side_by_side(trainings, Places(places), CPU, self.outcomes.__setitem__)
+        side_by_side(trainings, Places(places), device, self.outcomes.__setitem__)
 
     def assert_as(self, alone, names=tuple(CELLS)):
         for name in names:
@@ -244,3 +244,12 @@ def test_batches_are_made_once_for_those_that_see_the_same(material):
         assert torch.equal(remembered.images(step), plain.images(step))
     assert made == [0, 1]
     assert remembered.images(0) is remembered.images(0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records CUDA graphs")
+def test_recorded_steps_side_by_side_have_the_numbers_that_they_have_alone(material, monkeypatch, tmp_path):
+    monkeypatch.setattr(together, "CPU", torch.device("cuda"))
+    alone = {name: together.joint(*material, *cell) for name, cell in CELLS.items()}
+    group = Group(monkeypatch, material, tmp_path)
+    group.run(device=torch.device("cuda"))
+    group.assert_as(alone)

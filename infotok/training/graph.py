@@ -60,33 +60,50 @@ class Recorded:
 
     The first step of a shape runs operation by operation, in which libraries get ready; the second is recorded. Graphs
     share their memory, as they are replayed one after the other and leave nothing there but numbers read at once.
+
+    Made where a stream is current, it records there and is to be replayed there: matrix products have a workspace for
+    each stream, which two graphs recorded on one stream would both write, replayed at once on two.
     """
 
     def __init__(self, step: Step):
         self.step, self.memory = step, torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream()
+        # On the default stream nothing can be recorded.
+        self.stream = torch.cuda.Stream() if current == torch.cuda.default_stream() else current
         self.recordings: dict[tuple[torch.Size, ...], Recording | None] = {}
 
     def __call__(self, given: Any) -> dict[str, Tensor]:
         shapes = tuple(tensor.shape for tensor in tensors_of(given))
         if shapes not in self.recordings:
             self.recordings[shapes] = None
-            return _on_another_stream(self.step, given)
-        recording = self.recordings[shapes] or Recording(self.step, given, self.memory)
+            return self._by_operations(given)
+        recording = self.recordings[shapes] or Recording(self.step, given, self.stream, self.memory)
         self.recordings[shapes] = recording
         return recording.replay(given)
+
+    def _by_operations(self, given: Any) -> dict[str, Tensor]:
+        """On the stream of the recording, as whatever is done before it must be."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            found = self.step(given)
+        current.wait_stream(self.stream)
+        return found
 
 
 class Recording:
     """A CUDA graph of a step, with the tensors that it reads and writes, always the same."""
 
-    def __init__(self, step: Step, given: Any, memory: Any):
+    def __init__(self, step: Step, given: Any, stream: torch.cuda.Stream, memory: Any):
         """Raises InfotokError: an operation of the step cannot be recorded."""
         self.given, self.graph = mapped(torch.clone, given), torch.cuda.CUDAGraph()
         self.read = tensors_of(self.given)
         try:
-            with torch.cuda.graph(self.graph, pool=memory):
+            with torch.cuda.graph(self.graph, pool=memory, stream=stream):
                 numbers = step(self.given)
                 self.written = torch.stack([number.float() for number in numbers.values()])
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise InfotokError(f"compile: a step cannot be recorded as a CUDA graph ({reason}); use never") from error
@@ -98,13 +115,3 @@ class Recording:
             own.copy_(new)
         self.graph.replay()
         return dict(zip(self.names, self.written.clone().unbind(), strict=True))
-
-
-def _on_another_stream(step: Step, given: Any) -> dict[str, Tensor]:
-    """A step on a stream of its own, as whatever is done before a recording must be."""
-    current, other = torch.cuda.current_stream(), torch.cuda.Stream()
-    other.wait_stream(current)
-    with torch.cuda.stream(other):
-        found = step(given)
-    current.wait_stream(other)
-    return found
