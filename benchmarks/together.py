@@ -27,7 +27,7 @@ from pipeline.config.params import Params
 
 FAMILY = "ar"
 ARMS = (Arm(), Arm("vib", 0.01), Arm("dib", 0.01, 1.0), Arm("hsic", 0.1))  # of one seed each, as a study has them
-COUNTS = {"cpu": (1, 2, 4), "cuda": (1, 2, 4, 8, 20)}
+COUNTS = {"cpu": (1, 4), "cuda": (1, 2, 4, 8, 20)}
 QUICK = (1, 3)
 
 

@@ -66,7 +66,6 @@ class Measured:
     total: int
     clock: Callable[[], float]
     most: int = 1
-    _settled: bool = False
     _rounds: int = 0
     _since: float = 0.0
     _rate: float = 0.0
