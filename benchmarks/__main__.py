@@ -47,9 +47,11 @@ def main(
     figures of a GPU, by `gpu`."""
     from benchmarks.common import RESULTS, Result, keep, machine, show
     from infotok.training.runtime import start
+    from infotok.training.together import many_streams
     from pipeline.config.study import Study
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go away
+    many_streams()
     on_cpu = start().type == "cpu"
     settings, console = Study(study).params, Console()
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])

@@ -17,7 +17,7 @@ from infotok.errors import InfotokError
 from infotok.training.joint import JointConfig, StepData
 from infotok.training.loop import Training
 from infotok.training.runtime import start
-from infotok.training.together import room, side_by_side
+from infotok.training.together import many_streams, room, side_by_side
 from pipeline.config.cells import Cell
 from pipeline.config.study import Study
 from pipeline.running.stage import running
@@ -48,6 +48,7 @@ def together(
     study: StudyOption = "default",
 ) -> None:
     """Train cells side by side into checkpoints, from which their own stages go on."""
+    many_streams()
     chosen = Study(study)
     wanted = due(chosen, STAGE, select(chosen, cells))
     shared: dict[int, StepData] = {}

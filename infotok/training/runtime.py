@@ -26,8 +26,6 @@ def start() -> torch.device:
     torch.set_num_threads(threads)
     # A sharp posterior is full of probabilities near 1e-40, on which a processor is a hundred times slower.
     torch.set_flush_denormal(True)
-    # Read when CUDA starts. By default it lets 8 streams run at once; trainings side by side have one each.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     name = _device()
     if name.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

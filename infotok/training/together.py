@@ -6,6 +6,7 @@ fills little of a GPU, and several run there at once. None sees the others: its 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,11 @@ from infotok.training.loop import Training
 SETTLING, WINDOW = 30, 50  # rounds in which steps are recorded, and those that are then timed
 GAIN = 1.1  # of the steps a second of all, without which twice as many trainings do not pay
 FREE = 0.1  # of a GPU's memory, left for what steps of other shapes need
+
+
+def many_streams() -> None:
+    """Let 32 streams of a GPU run at once, not 8; to be called before anything of CUDA."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 class Room(Protocol):
