@@ -21,7 +21,8 @@ from benchmarks.training import FAMILIES, prepared
 from infotok.training.runtime import uses_bf16
 from pipeline.config.params import Params
 
-OTHERS = {"together": 120, "quantizer": 60, "regularizer": 120, "generation": 120, "chunked": 60, "frozen": 60}  # seconds at most
+# Other benchmarks, and how many seconds each has at most.
+OTHERS = {"together": 120, "quantizer": 60, "regularizer": 120, "generation": 120, "chunked": 60, "frozen": 60}
 STEPS, RATES, PIECES = "A whole step", "Matrix products on this device", "Pieces"
 LIMIT, COMPILING = 60, 150  # seconds of a piece, and of one that compiles
 Tables = dict[str, list[Row]]
