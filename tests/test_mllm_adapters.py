@@ -259,8 +259,21 @@ def said(function, *arguments, **settings):
 
 def test_a_folder_that_is_no_model(tmp_path):
     assert "save_pretrained" in said(load, str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    assert "save_pretrained" in said(load, str(tmp_path))
+    for content in ("{}", '{"transformers_version": "5.0.0"}'):
+        (tmp_path / "config.json").write_text(content)
+        assert "names a model_type" in (message := said(load, str(tmp_path)))
+        assert "save_pretrained" in message
+
+
+def test_a_configuration_with_values_of_other_types(folders, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(folders["emu3"], tmp_path / "emu3")
+    config = json.loads((tmp_path / "emu3/config.json").read_text())
+    config["vq_config"]["attn_resolutions"] = None
+    (tmp_path / "emu3/config.json").write_text(json.dumps(config))
+    assert "attn_resolutions" in said(load, str(tmp_path / "emu3"))
 
 
 def test_a_model_without_an_adapter(tmp_path):
@@ -277,6 +290,20 @@ def test_weights_that_are_missing(folders, tmp_path):
     shutil.copytree(folders["emu3"], tmp_path / "emu3")
     (tmp_path / "emu3/model.safetensors").unlink()
     assert "cannot be loaded" in said(load, str(tmp_path / "emu3"))
+
+
+@pytest.mark.parametrize("family", ["chameleon", "emu3"])
+def test_weights_some_of_which_are_missing(family, folders, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folders[family], tmp_path / family)
+    weights = load_file(path := tmp_path / family / "model.safetensors")
+    name = next(name for name in weights if name.endswith("encoder.conv_in.weight"))
+    save_file({key: value for key, value in weights.items() if key != name}, path, {"format": "pt"})
+    assert "lack 1 of the model's tensors" in (message := said(load, str(tmp_path / family)))
+    assert f"{name}; " in message
 
 
 def test_a_decoder_that_does_not_fit(folders, tmp_path):

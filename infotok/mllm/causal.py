@@ -73,7 +73,14 @@ class CausalAdapter(CodeAdapter, CausalText):
 
         if cls.has_decoder and decoder is not None:
             raise SettingError("decoder", f"{decoder}: {name} has a decoder of its own; leave it out")
-        return cls(cls.model_class.from_pretrained(name, dtype=dtype), AutoProcessor.from_pretrained(name))
+        model, loaded = cls.model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        # transformers draws them at random and goes on.
+        if missing := sorted(set(loaded["missing_keys"]) & {key for key, _ in model.named_parameters()}):
+            raise InfotokError(
+                f"{name}: its weights lack {len(missing)} of the model's tensors, such as {missing[0]}; copy or "
+                "download all of its files again"
+            )
+        return cls(model, AutoProcessor.from_pretrained(name))
 
     # The visual tokenizer.
 

@@ -70,6 +70,8 @@ def load(
         SettingError: there is no such model, no adapter for it, its tokens are not shared, it comes with code that is
             not trusted, or the decoder is none.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     without_bars()
     adapted = adapter_of(name)
     if not (adapted.shared or control):
@@ -88,7 +90,7 @@ def load(
         raise SettingError(
             "name", f"{name}: its weights are damaged ({one_line(error)}); copy or download them again"
         ) from None
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
         raise _cannot_load(name, error) from None
     without_dropout(adapter.model.eval())
     return adapter
@@ -158,6 +160,8 @@ def _kind(name: str) -> str:
     from transformers import PretrainedConfig
 
     described, _ = PretrainedConfig.get_config_dict(name)
+    if "model_type" not in described:
+        raise ValueError("no config.json that names a model_type")
     return described["model_type"]
 
 
