@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _number(value):
@@ -17,6 +17,13 @@ def _number(value):
     return value
 
 
+def _whole(value: str) -> str:
+    """No shell reads a params file, which DVC compares between machines: `~` would be another folder on each."""
+    if value.startswith("~"):
+        raise ValueError("~ stands for no folder here; write the whole path")
+    return value
+
+
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -25,6 +32,7 @@ Weight = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=Fa
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 BelowOne = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 Scale = Annotated[float, BeforeValidator(_number), Field(ge=1)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_whole)]  # a file or folder, or a name on the hub
 Precision = Literal["bf16", "fp32", "auto"]
 
 

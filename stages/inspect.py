@@ -11,14 +11,14 @@ from infotok.files import write_text
 from infotok.mllm.codes import CodeAdapter
 from infotok.mllm.data import Grid, Pictures, Shown, background_of
 from infotok.mllm.lengths import check_lengths
-from infotok.mllm.loading import MODEL_FILE, check_codes
+from infotok.mllm.loading import MODEL_FILE, check_codes, check_finite
 from infotok.mllm.options import ModelConfig
 from infotok.mllm.scoring import grid_of, reconstruct, token_use, tokens_of_images
 from infotok.training.runtime import start
 from pipeline.config.params import PretrainedParams
 from pipeline.running.stage import Stage
 from stages.common import main
-from stages.opening import open_pretrained
+from stages.opening import open_pretrained, section
 
 IMAGES = 64  # of the validation split, at most
 BATCH = 8
@@ -29,6 +29,8 @@ def inspect(run: Stage) -> None:
     """Compare the adapter's codes with the model's own, and measure the tokenizer on validation images."""
     torch.manual_seed(0)  # of a decoder that is new
     adapter = open_pretrained(run, run.model, start())
+    with section("models"), section(run.cell.family):
+        check_finite(adapter)
     data = run.input("prepare")
     split = read_split(data, "validation")
     pictures, rows, grid = Pictures(split, background_of(data)), range(min(IMAGES, len(split))), grid_of(adapter)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from infotok.errors import InfotokError
 from infotok.mllm.adapter import PADDING
 from infotok.mllm.codes import codes_of
-from infotok.mllm.loading import adapter_names, check_codes, load
+from infotok.mllm.loading import adapter_names, check_codes, check_finite, load
 from infotok.mllm.tiny import CODES
 
 NAMES = tiny_mllm.SHARED
@@ -304,6 +304,15 @@ def test_weights_some_of_which_are_missing(family, folders, tmp_path):
     save_file({key: value for key, value in weights.items() if key != name}, path, {"format": "pt"})
     assert "lack 1 of the model's tensors" in (message := said(load, str(tmp_path / family)))
     assert f"{name}; " in message
+
+
+def test_weights_that_are_not_finite(folders):
+    adapter = load(folders["emu3"])
+    check_finite(adapter)
+    name, weights = list(adapter.model.named_parameters())[-1]
+    with torch.no_grad():
+        weights.view(-1)[-1] = torch.nan
+    assert f"name: its weights are not finite, such as {name}; " in said(check_finite, adapter)
 
 
 def test_a_decoder_that_does_not_fit(folders, tmp_path):

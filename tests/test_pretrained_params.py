@@ -132,6 +132,12 @@ def test_a_folder_that_could_be_a_name_on_the_hub_is_to_be_marked(written, tmp_p
         written()
 
 
+@pytest.mark.parametrize(("before", "line"), [("owner/two", 3), ("two.ckpt", 3), ("mine", 11)])
+def test_a_home_folder_is_to_be_written_whole(written, before, line):
+    with pytest.raises(InfotokError, match=rf"params\.yaml:{line}: .*~ stands for no folder here; write"):
+        written(before, "~/two")
+
+
 def test_the_kind_of_a_model_is_its_configuration_s(tmp_path):
     model = ModelConfig(name=str(tmp_path / "some"))
     with pytest.raises(InfotokError, match="there is no such folder"):

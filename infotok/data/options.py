@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from infotok.options import BelowOne, Count, Natural, Section, Seed
+from infotok.options import BelowOne, Count, Natural, Place, Section, Seed
 
 
 class DataOptions(Section):
@@ -39,7 +39,7 @@ class FileOptions(DataOptions):
     outside of `path` that links and names in it may lead to.
     """
 
-    path: Annotated[str, Field(min_length=1)]
+    path: Place
     fit: Literal["pad", "crop", "stretch"] = "pad"
     background: str = "white"
     validation: BelowOne = 0.1

@@ -120,6 +120,15 @@ def open_model(config: ModelConfig, tokens: int, device: torch.device) -> Adapte
     return adapter
 
 
+def check_finite(adapter: Adapter) -> None:
+    """Raises SettingError, of the key `name`, where weights are not finite."""
+    for name, weights in adapter.model.named_parameters():
+        if not weights.isfinite().all():
+            raise SettingError(
+                "name", f"its weights are not finite, such as {name}; copy or download all of its files again"
+            )
+
+
 def check_codes(adapter: CodeAdapter, pixels: Tensor) -> str | None:
     """Compare our codes of pixels (B, 3, H, W) with the model's own; returns a sentence where they are not the same.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from infotok.errors import InfotokError
-from infotok.options import Count, Natural, Section, Seed
+from infotok.options import Count, Natural, Place, Section, Seed
 from infotok.tried import Guidance, Temperatures
 
 FOLDERS = (".", "/")  # how the name of a folder begins; other names are the hub's
@@ -23,9 +23,9 @@ class ModelConfig(Section):
     than it reads with, and is taken all the same. trust: run code that comes with the model.
     """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Place
     revision: str | None = None
-    decoder: str | None = None
+    decoder: Place | None = None
     control: bool = False
     trust: bool = False
 
