@@ -7,6 +7,8 @@ import tiny_mllm
 import torch
 from smoke import FILE, copy_of_the_code, run
 
+torch.set_num_threads(1)  # of fixtures that modules share
+
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):

@@ -264,7 +264,7 @@ def test_the_first_reason_stands_where_no_image_is_left(tmp_path, change, reason
         prepared(tmp_path / "in", tmp_path / "out", max_rejects=100)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'in'}: no image can be used; ")
-    assert f"left out: data.jsonl:1: {reason}" in message
+    assert f"left out: {tmp_path / 'in'}/data.jsonl:1: {reason}" in message
     assert f"and {17 if 'empty' in reason else 7} more ({tmp_path / 'out'}.rejects.jsonl lists them)" in message
     assert len((tmp_path / "out.rejects.jsonl").read_text().splitlines()) == (20 if "empty" in reason else 10)
 

@@ -315,7 +315,7 @@ def test_what_is_refused(folder, adapter, tmp_path, monkeypatch):
     import sys
 
     assert "set trust: true" in said(load, folder)
-    assert "leave `decoder` out" in said(load, folder, trust=True, decoder=tmp_path / "decoder.ckpt")
+    assert "has a decoder of its own; leave it out" in said(load, folder, trust=True, decoder=tmp_path / "decoder.ckpt")
     assert "more" in said(adapter.limit, 3)
     assert "nucleus: a masked model takes do_sample" in said(adapter.draw, ["a"], 4, 4, nucleus=0.9)
     assert "nucleus: a masked model takes max_new_tokens" in said(adapter.answer, [], [], nucleus=0.9)

@@ -312,5 +312,5 @@ def test_a_tokenizer_s_own_phase_resumes_bit_for_bit(folders, tmp_path):
 
 
 def test_a_tokenizer_that_lacks_nothing_has_nothing_new(folders):
-    with pytest.raises(InfotokError, match="tokenizer: new: this model's tokenizer lacks nothing"):
+    with pytest.raises(InfotokError, match="tokenizer: is new, but this model's tokenizer lacks nothing"):
         warmed(folders["emu3"])

@@ -240,7 +240,7 @@ def test_parts_of_the_tokenizer_that_are_not_trained_stay_as_they_are(folders, n
 
 def test_a_frozen_tokenizer_is_not_pressed(folders):
     for terms in ({"beta": 0.1}, {"beta": 0.0, "gamma": 1.0}):
-        with pytest.raises(InfotokError, match="tokenizer: frozen") as error:
+        with pytest.raises(InfotokError, match="tokenizer: is frozen") as error:
             tuner(folders["emu3"], tokenizer="frozen", **terms)
         assert "\n" not in str(error.value)
 
