@@ -184,6 +184,7 @@ def test_damaged_weights_are_told_with_what_makes_them_again(finished, tmp_path)
         finally:
             (model / name).write_bytes(kept)
         assert f"delete runs/{NAME}/tune/{CELLS['chameleon', 'none-0-0']} and run `dvc repro {FILE}:tune@" in said
+        assert "copy" not in said  # what would help a pretrained one
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def load_tuned(folder: Path, remedy: str, config: ModelConfig, tokens: int, devi
     except SettingError as error:
         if error.key != ("name",):
             raise
-        raise InfotokError(f"{error.problem}; {remedy}") from None
+        what = error.problem.rsplit("; ", 1)[0]  # its own remedy is one for pretrained models
+        raise InfotokError(f"{what}; {remedy}") from None
     tensors, described = read_tensors(folder / PRIOR, remedy)
     variance = described.pop("variance")
     bottleneck = InformationBottleneck("none", beta=0.0, **described).to(device)
