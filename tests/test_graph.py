@@ -26,6 +26,7 @@ CASES = {
 }
 CASES["mask-vib"][1].update(target_bits=6.0, prior="autoregressive")
 CASES["ar-ceb"][1].update(ema=0.5)
+CASES["ar-dib"][1].update(consistency="likelihood")
 CASES["flow-hsic"][1].update(kernels=Kernels(estimator="rff", consistency="kernels", bandwidth="median"))
 
 

@@ -95,7 +95,7 @@ def refused(path: Path, text: str) -> str:
         ("  nested_dropout: 0.0", "  nested_dropout:", "'tokenizer.nested_dropout' is empty; write its value, or"),
         ("  nested_dropout: 0.0", "  nested_dropout: a", "'tokenizer.nested_dropout' is 'a': must be a number"),
         ("  nested_dropout: 0.0", "  3: 0.0", "the key 3 of 'tokenizer' is no text; keys are names"),
-        ("  target_bits: 0.0", "  describe: 1", "'train.describe' is 1: must be true or false"),
+        ("  target_bits: 0.0", "  balance: 1", "'train.balance' is 1: must be true or false"),
         ("  target_bits: 0.0", "  steps: true", "'train.steps' is true: must be a whole number"),
         ("tokens: [4, 8]", "tokens: 4", "'grid.tokens' is 4: must be a list, such as [a, b]"),
         ("seed: [0]", "seed: [9223372036854775808]", "'grid.seed[0]' is 9223372036854775808"),

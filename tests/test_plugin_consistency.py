@@ -63,3 +63,34 @@ def test_gamma_rises_with_beta():
         term = ib(torch.zeros(8, 2, 3), **shown)
         wanted = rise * (0.5 * term.parts["penalty"] - 0.8 * term.parts["consistency"])
         assert term.loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_by_likelihood_consistency_is_what_the_model_says_of_the_texts():
+    """The model's own bound, -log p(t|z), has its gradients, needs no critic, and rises with gamma's warm-up."""
+    ib = InformationBottleneck("dib", beta=0.5, gamma=0.7, consistency="likelihood", tokens=2, codebook=3, warmup=2)
+    plain = InformationBottleneck("dib", beta=0.5, tokens=2, codebook=3, warmup=2)
+    assert ib.critic is None
+    logits, nats = torch.randn(6, 2, 3), torch.rand(6, requires_grad=True)
+    term = ib(logits, text_nats=nats)
+    assert term.parts["consistency"].item() == pytest.approx(-nats.mean().item())
+    assert term.loss.item() == pytest.approx(plain(logits).loss.item() + 0.35 * nats.mean().item(), rel=1e-5)
+    term.loss.backward()
+    torch.testing.assert_close(nats.grad, torch.full((6,), 0.35 / 6))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"consistency needs `text_nats` \(what your model needs for the images' texts, given their tokens\)"),
+        ({"text_nats": torch.tensor(1.0)}, r"`text_nats` must be \(B,\), one number an image, got \(\)"),
+    ],
+)
+def test_likelihood_says_what_it_needs(given, message):
+    ib = InformationBottleneck("none", beta=0.0, gamma=1.0, consistency="likelihood", tokens=2, codebook=3)
+    with pytest.raises(ValueError, match=message):
+        ib(torch.zeros(6, 2, 3), **given)
+
+
+def test_an_unknown_consistency_is_refused():
+    with pytest.raises(ValueError, match="unknown consistency 'captions': choose one of contrast, likelihood"):
+        InformationBottleneck("none", beta=0.0, gamma=1.0, consistency="captions", tokens=2, codebook=3)

@@ -38,10 +38,12 @@ ARMS |= {
     },
     "deterministic": {"estimator": "dib", "beta": 0.3, "gamma": 0.7, "channel": "deterministic"},
     "deterministic rate": {"estimator": "vib", "beta": 0.3, "channel": "deterministic"},
+    "likelihood": {"gamma": 0.7, "consistency": "likelihood"},
+    "likelihood and code length": {"estimator": "dib", "beta": 0.3, "gamma": 0.7, "consistency": "likelihood"},
     "nested": {"estimator": "ceb", "beta": 0.3, "gamma": 0.7, "nested_dropout": 0.8},
 }  # fmt: skip
 NONE = {"estimator": "none", "beta": 0.0}
-OF_TOKENIZER, OF_CONFIG = ("channel", "nested_dropout"), ("prior", "target_bits")
+OF_TOKENIZER, OF_CONFIG = ("channel", "nested_dropout"), ("prior", "target_bits", "consistency")
 CASES = [(family, arm) for family in family_names() for arm in ARMS if (family, ARMS[arm].get("channel")) != (
     "flow", "deterministic")]  # fmt: skip
 
@@ -90,12 +92,15 @@ def by_hand(model, batches, bottleneck):
         vectors=out.tokens.vectors,
         text=out.text,
         has_text=out.has_caption,
+        text_nats=out.description,
         generator=stream(CPU, 0, 0, Purpose.KERNELS),
     )
     error = F.mse_loss(model.tokenizer.decode(out.read), images)
-    loss = out.answer_loss + out.drawing.loss + error + term.loss
+    description = out.description.mean()
+    loss = out.answer_loss + 0.1 * description + out.drawing.loss + error + term.loss
     loss.backward()
     parts = {"loss": loss, "understanding": out.answer_loss, "generation": out.drawing.loss, "reconstruction": error}
+    parts["description"] = description
     return parts | term.parts, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -103,6 +108,7 @@ def new_bottleneck(model, config, arm):
     """The plug-in; with a marginal prior one of its own, as it stands before the first step."""
     sizes, prior = model.tokenizer.config, config.prior
     settings = {"warmup": WARMUP, "target_bits": config.target_bits or None, "text_width": model.backbone.width}
+    settings["consistency"] = config.consistency
     torch.manual_seed(3)
     if prior == "autoregressive" or arm.get("estimator") == "hsic":
         return InformationBottleneck(**NONE | arm, **settings, prior=prior, priors=model.priors)

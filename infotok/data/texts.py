@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -26,25 +27,32 @@ class QuestionBatch:
 @dataclass
 class TextBatch:
     """Tokenized texts of B examples. questions: one `QuestionBatch` per question of an example, each as wide as its own
-    longest row. captions: (B, M) ids behind a begin mark; captions_valid: (B, M)."""
+    longest row. captions: (B, M) ids behind a begin mark; captions_valid: (B, M). description: asks every example for
+    its caption; None where nothing does."""
 
     questions: list[QuestionBatch]
     captions: Tensor
     captions_valid: Tensor
+    description: QuestionBatch | None = None
+
+    @property
+    def asked(self) -> list[QuestionBatch]:
+        """All that is answered: the questions and, behind them, the description."""
+        return [*self.questions] if self.description is None else [*self.questions, self.description]
 
     def to(self, device: torch.device) -> TextBatch:
-        questions = [QuestionBatch(*(value.to(device) for value in vars(one).values())) for one in self.questions]
-        return TextBatch(questions, self.captions.to(device), self.captions_valid.to(device))
+        return self._changed(lambda values: values.to(device))
 
     def widened(self, multiple: int) -> TextBatch:
         """The same with so many columns of padding more that every width is a multiple of a number: batches of few
         shapes, each of which takes a graph of its own."""
 
-        def wide(values: Tensor) -> Tensor:
-            return F.pad(values, (0, -values.shape[1] % multiple))
+        return self._changed(lambda values: F.pad(values, (0, -values.shape[1] % multiple)))
 
-        questions = [QuestionBatch(*(wide(values) for values in vars(one).values())) for one in self.questions]
-        return TextBatch(questions, wide(self.captions), wide(self.captions_valid))
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> TextBatch:
+        asked = [QuestionBatch(*(change(values) for values in vars(one).values())) for one in self.asked]
+        questions, description = asked[: len(self.questions)], asked[len(self.questions) :]
+        return TextBatch(questions, change(self.captions), change(self.captions_valid), *description)
 
 
 def pad(sequences: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:

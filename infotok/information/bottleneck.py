@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ FEWEST_TEXTS = 4  # that consistency needs, over all processes: fewer, after cap
 Given = Channel | NearestCodes | Factored | Bits
 LARGE = ("shared", "low_rank")  # priors of large codebooks
 GIVEN = "given"  # a prior that every call hands in
+Consistency = Literal["contrast", "likelihood"]
 INPUTS = {
     "posterior": "q(z|x)",
     "conditional": "what the generator says of these tokens given their text",
@@ -36,6 +37,7 @@ INPUTS = {
     "inputs": "the images that the tokens are compared with",
     "vectors": "the tokens that flowed",
     "text": "states of the images' texts",
+    "text_nats": "what your model needs for the images' texts, given their tokens",
 }
 
 
@@ -44,7 +46,7 @@ class Regularization:
     """loss: add it to yours (scalar). parts: scalars for the log, detached: `penalty` and `beta`, and for hsic
     `penalty_independent`, what so few images would give if images and tokens were independent; of the prior
     `rate_bits` and `code_length_bits` per image; of several priors the others' rates too, named after them; with gamma
-    `consistency`."""
+    `consistency`, an estimate of I(Z;T) in nats, by likelihood less the texts' entropy, which no token changes."""
 
     loss: Tensor
     parts: dict[str, Tensor]
@@ -86,8 +88,10 @@ class InformationBottleneck(nn.Module):
             The code length of Gaussian tokens falls with their scale: unless your tokenizer bounds their noise from
             below, take `vib`.
         beta: loss per nat per image, or per unit of dependence.
-        gamma: reward per nat of a learned lower bound on I(tokens; text), or with `kernels.consistency` per unit of
-            dependence. A batch of fewer than four texts has none. text_width: of the text states.
+        gamma: reward per nat of a lower bound on I(tokens; text), or with `kernels.consistency` per unit of dependence.
+        consistency: that bound. `contrast`, by a critic of its own that finds each image's text among the batch's, of
+            at least four (van den Oord et al. 2018), at most the log of their number; text_width: of the text states.
+            `likelihood`, by your model's own -log p(text | tokens) (Barber and Agakov 2003), with no such limit.
         tokens: K. codebook: C of discrete tokens. bits: D of lookup-free tokens, instead of their 2 ** D codes.
             dimension: D of Gaussian tokens; of discrete ones, D of their vectors, which the autoregressive prior and
             the learned bound need.
@@ -117,6 +121,7 @@ class InformationBottleneck(nn.Module):
         *,
         beta: float,
         gamma: float = 0.0,
+        consistency: Consistency = "contrast",
         tokens: int | None = None,
         codebook: int | None = None,
         bits: int | None = None,
@@ -164,14 +169,19 @@ class InformationBottleneck(nn.Module):
                 self.prior = _make_prior(prior, tokens, codebook, dimension, rank)
             else:
                 self.prior = make_bit_prior(prior, tokens, bits)
+        if consistency not in get_args(Consistency):
+            raise ValueError(f"unknown consistency {consistency!r}: choose one of {', '.join(get_args(Consistency))}")
         learned = self.estimator.consistency is contrast or kernels.consistency == "infonce"
-        self.critic: Any = self._make_critic(text_width) if gamma and learned else None
+        self.by_likelihood = learned and consistency == "likelihood"
+        self.critic: Any = None
+        if gamma and learned and not self.by_likelihood:
+            self.critic = self._make_critic(text_width)
         given = prior == GIVEN and (rates or "posterior" in self.estimator.needs)
         self.learns = given or self.prior is not None or self.priors is not None
         self.multiplier = None if target_bits is None else self._make_multiplier(target_bits)
         self.needs = {estimator: [n for n in self.estimator.needs if n in INPUTS and n != "prior"]}  # which it has
         if gamma:
-            self.needs["consistency"] = ["vectors", "text"]
+            self.needs["consistency"] = ["text_nats"] if self.by_likelihood else ["vectors", "text"]
         if rates:
             self.needs["the rate"] = ["posterior"]
         if given:
@@ -205,6 +215,7 @@ class InformationBottleneck(nn.Module):
         vectors: Tensor | None = None,
         text: Tensor | None = None,
         has_text: Tensor | None = None,
+        text_nats: Tensor | None = None,
         generator: Source | None = None,
     ) -> Regularization:
         """The term of one step; in training mode it counts the step for warm-up or multiplier.
@@ -224,15 +235,17 @@ class InformationBottleneck(nn.Module):
             weight: (B, K), how often the code length of each token counts, for `ceb`.
             vectors: (B, K, D), the tokens that flowed, for `hsic`, the autoregressive prior and gamma.
             inputs: (B, ...), the images that `hsic` compares them with.
-            text: (B, text_width), states of the images' texts, for gamma; its gradients are stopped.
+            text: (B, text_width), states of the images' texts, for consistency by contrast; its gradients are stopped.
             has_text: (B,) bool, False where an image has no text or it was dropped; None: all have one.
+            text_nats: (B,), -log p(text | tokens) of your model, with its gradients, for consistency by likelihood; 0
+                where an image has no text.
             generator: draws what kernel dependence draws, alike in all processes; None: one seeded by the step.
 
         Raises:
             ValueError: something is missing, or has a shape that does not belong to this tokenizer.
         """
         given = {"posterior": posterior, "conditional": conditional, "prior": prior}
-        given |= {"inputs": inputs, "vectors": vectors, "text": text}
+        given |= {"inputs": inputs, "vectors": vectors, "text": text, "text_nats": text_nats}
         for who, names in self.needs.items():
             if any(given[name] is None for name in names):
                 raise ValueError(f"{who} needs " + " and ".join(f"`{name}` ({INPUTS[name]})" for name in names))
@@ -276,6 +289,12 @@ class InformationBottleneck(nn.Module):
                 if present is not None:
                     gain = torch.where(present.sum() >= FEWEST_TEXTS, gain, 0.0)
             loss, parts = loss - self.gamma * rise * gain, parts | {"consistency": gain.detach()}
+        if self.gamma and self.by_likelihood:
+            assert text_nats is not None
+            if text_nats.ndim != 1:
+                raise ValueError(f"`text_nats` must be (B,), one number an image, got {tuple(text_nats.shape)}")
+            gain = -text_nats.float().mean()
+            loss, parts = loss - self.gamma * rise * gain, parts | {"consistency": gain.detach()}
         return Regularization(loss, parts)
 
     def compared(
@@ -293,7 +312,7 @@ class InformationBottleneck(nn.Module):
             found["vectors"] = self._padded(vectors)
         if "inputs" in self.estimator.needs:
             found["inputs"] = inputs
-        if self.gamma and text is not None:
+        if self.gamma and text is not None and not self.by_likelihood:
             found |= {"text": text.detach(), "has_text": has_text}
         return {name: rows for name, rows in found.items() if rows is not None}
 
@@ -370,7 +389,7 @@ class InformationBottleneck(nn.Module):
                     f"`vectors` must be (B, {self.tokens}, {self.dimension}) or of fewer tokens, "
                     f"got {tuple(vectors.shape)}"
                 )
-        if not self.gamma and "vectors" not in self.estimator.needs:
+        if (not self.gamma or self.by_likelihood) and "vectors" not in self.estimator.needs:
             return None
         return vectors if self.tokens is None else padded(vectors, self.tokens)
 

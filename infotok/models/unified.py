@@ -1,7 +1,7 @@
 """A unified multimodal LLM: one tokenizer whose tokens are read to answer and written to draw.
 
-One training sequence holds [image][question 1] ... [question n] [caption][image to draw]; every question sees the
-image and itself, the drawn image sees its caption. Shapes: B examples, n questions, L columns, K image tokens.
+One training sequence holds [image][question 1] ... [question n] [description] [caption][image to draw]; every question
+sees the image and itself, the drawn image sees its caption. Shapes: B examples, n questions, L columns, K image tokens.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from infotok.data.texts import TextBatch
+from infotok.data.texts import QuestionBatch, TextBatch
 from infotok.information.channel import Channel
 from infotok.information.priors import Priors
 from infotok.models.backbone import Backbone
 from infotok.models.family import Predicted, family_class
-from infotok.models.losses import chosen_cross_entropy
+from infotok.models.losses import IGNORED, chosen_cross_entropy
 from infotok.models.packing import Part, pack
 from infotok.random import Source, world_of
 from infotok.tokenizer.base import Tokenizer, Tokens
@@ -26,13 +27,16 @@ from infotok.tokenizer.base import Tokenizer, Tokens
 @dataclass
 class Outputs:
     """One training pass. tokens: what flowed through the channel; read: (B, K, D), what of it was read and decoded,
-    less by nested dropout. answer_loss: mean nats per predicted token (scalar). drawing: what the generator says of the
-    tokens. text: pooled caption states (B, width); has_caption: (B,) bool, False where it was dropped."""
+    less by nested dropout. answer_loss: mean nats per predicted token of the answers to questions (scalar).
+    description: (B,), nats of each image's caption given its tokens; None where it is not asked for. drawing: what the
+    generator says of the tokens. text: pooled caption states (B, width); has_caption: (B,) bool, False where it was
+    dropped."""
 
     posterior: Channel
     tokens: Tokens
     read: Tensor
     answer_loss: Tensor
+    description: Tensor | None
     drawing: Predicted
     text: Tensor
     has_caption: Tensor
@@ -56,14 +60,15 @@ class UnifiedModel(nn.Module):
         size = self.family.tokens
         start = torch.full((len(images),), size, device=images.device)
         parts = [self._image_part(read)]
-        for asked in texts.questions:
+        for asked in texts.asked:
             parts.append(Part(self.backbone.embed_text(asked.ids), asked.valid, start, sees=(0,)))
         drawn, to_predict = self._drawing_parts(
             tokens, texts.captions, texts.captions_valid, generator, first=len(parts)
         )
         parts += drawn
         hidden = self.backbone(*pack(parts)).split([part.embeddings.shape[1] for part in parts], 1)
-        _, *questions, captions, drawing = hidden
+        _, *asked_states, captions, drawing = hidden
+        questions, described = asked_states[: len(texts.questions)], asked_states[len(texts.questions) :]
 
         states = torch.cat([states[:, :-1] for states in questions], 1)
         wanted = torch.cat([one.ids[:, 1:] for one in texts.questions], 1)
@@ -71,10 +76,20 @@ class UnifiedModel(nn.Module):
         logits = self.backbone.text_logits(states).float()
         answer_loss = chosen_cross_entropy(logits, wanted, answers)
         answer_loss = world_of(generator).weighted(answer_loss, answers.sum())
+        description = None
+        if texts.description is not None:
+            description = self._nats(described[0], texts.description)
         predicted = self.family.predict(drawing, tokens, to_predict, generator)
         weight = texts.captions_valid[..., None].to(captions.dtype)
         text = (captions * weight).sum(1) / weight.sum(1)
-        return Outputs(posterior, tokens, read, answer_loss, predicted, text, texts.captions_valid[:, 1:].any(1))
+        has_caption = texts.captions_valid[:, 1:].any(1)
+        return Outputs(posterior, tokens, read, answer_loss, description, predicted, text, has_caption)
+
+    def _nats(self, states: Tensor, asked: QuestionBatch) -> Tensor:
+        """What the answers cost, (B,) nats, of hidden states (B, L, width) of questions and answers."""
+        logits = self.backbone.text_logits(states[:, :-1]).float()
+        targets = asked.ids[:, 1:].masked_fill(~asked.answers[:, 1:], IGNORED)
+        return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none").sum(1)
 
     def predict(self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: Source) -> Predicted:
         """What the generator says of given tokens, teacher-forced."""

@@ -52,7 +52,7 @@ class Batches:
         self.rows = world.rows(config.batch)
         self.split, self.codec, self.config, self.seed = split, codec, config, seed
         # Where no image has a question, asking for the caption stands for all of them already.
-        self.describe = config.describe and any(split.questions)
+        self.describe = config.describe > 0 and any(split.questions)
 
     def images(self, step: int) -> torch.Tensor:
         """(B, S, S, 3) uint8."""
@@ -66,9 +66,9 @@ class Batches:
         """Questions and captions of the same images; a dropped caption keeps its begin mark alone.
 
         With `balance` the families of an image's questions are drawn equally often, however many questions each has.
-        With `describe` asking for the caption is added to the questions. Where an image has no caption, a question with
-        its answer stands for it, and one more is asked; where it has no question, asking for the caption stands for
-        one.
+        With `describe` the caption is asked for beside the questions. Where an image has no caption, a question with
+        its answer stands for it, in drawing and in describing; where it has no question, asking for the caption stands
+        for one.
         """
         rng = np.random.default_rng([self.seed, step, Purpose.TEXTS])
         number = self.config.questions + self.describe
@@ -89,7 +89,9 @@ class Batches:
         dropped = rng.random(self.config.batch) < self.config.caption_dropout
         ids, valid = encode_captions(captions[self.rows], self.codec)
         valid[torch.from_numpy(dropped[self.rows]), 1:] = False
-        return TextBatch([self._question(row[self.rows]) for row in pairs], ids, valid)
+        asked = [self._question(row[self.rows]) for row in pairs]
+        number = self.config.questions
+        return TextBatch(asked[:number], ids, valid, *asked[number:])
 
     def _question(self, pairs: list[tuple[str, str]]) -> QuestionBatch:
         questions = [self.codec.encode(question) for question, _ in pairs]

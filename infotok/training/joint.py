@@ -1,6 +1,6 @@
 """IB-regularized joint training of tokenizer, prior and language model: the objective of the paper.
 
-    L = w_u answers + w_g drawing + w_r D(x, dec(z)) + the arm's term, an `InformationBottleneck`
+    L = w_u (answers + w_d description) + w_g drawing + w_r D(x, dec(z)) + the arm's term, an `InformationBottleneck`
 
 whose priors learn in every arm, the baseline too, so that every run reports a rate.
 """
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from infotok.data.pixels import to_unit
 from infotok.data.texts import TextBatch
 from infotok.distributed import ALONE, World
 from infotok.examiners.perceptual import Distortion, Perceptual, perceptual_distortion
-from infotok.information.bottleneck import InformationBottleneck
+from infotok.information.bottleneck import Consistency, InformationBottleneck
 from infotok.information.kernels import Kernels
 from infotok.information.objective import NONE
 from infotok.models.unified import UnifiedModel
@@ -49,11 +49,14 @@ class JointConfig(Section):
     gradients and optimizer states over them (FSDP2), for a model that one device cannot hold.
     Objective: weights of understanding, generation and reconstruction; beta_warmup: share of the steps over which beta
     and gamma rise linearly; target_bits: above 0, a multiplier that starts at the arm's beta drives the rate to these
-    bits per image, the target coming down from the first step's rate over `beta_warmup`; prior: `marginal`, or
+    bits per image, the target coming down from the first step's rate over `beta_warmup`; consistency: what gamma
+    rewards, `contrast`, a bound on I(Z;T) by a critic that finds each image's caption among the batch's, or
+    `likelihood`, a bound by the language model, which writes the caption (`describe`); prior: `marginal`, or
     `autoregressive`, which is tighter: the one whose code length is penalized; both are learned and reported.
     What a step shows: questions per image, packed into one sequence; balance: drawn evenly from the families of an
-    image's questions, not as often as the data ask; describe: beside them, what asks for the caption; caption_dropout:
-    share of captions left out, for classifier-free guidance.
+    image's questions, not as often as the data ask; describe: weight of a nat of the image's caption, which is asked
+    for beside the questions, whose answers weigh 1 together; 0: it is not asked for; caption_dropout: share of captions
+    left out, for classifier-free guidance.
     """
 
     steps: Count = 1200
@@ -65,6 +68,7 @@ class JointConfig(Section):
     final_fraction: Fraction = 0.03
     beta_warmup: Fraction = 0.3
     target_bits: Weight = 0.0
+    consistency: Consistency = "contrast"
     prior: Literal["marginal", "autoregressive"] = "marginal"
     clip: Positive = 1.0
     weight_decay: Weight = 0.05
@@ -73,13 +77,19 @@ class JointConfig(Section):
     reconstruction: Weight = 1.0
     questions: Count = 1
     balance: bool = False
-    describe: bool = True
+    describe: Weight = 0.1
     caption_dropout: Fraction = 0.1
     ema: BelowOne = 0.0
     precision: Precision = "auto"
     compile: Compile = "auto"
     parallel: Parallel = "replicate"
     checkpoint_every: Count = 100
+
+    @model_validator(mode="after")
+    def _likelihood_is_of_a_description(self) -> JointConfig:
+        if self.consistency == "likelihood" and not self.describe:
+            raise ValueError("consistency: likelihood is of the caption that describe asks for; set describe above 0")
+        return self
 
 
 @dataclass
@@ -133,6 +143,7 @@ def joint_steps(
         estimator,
         beta=beta,
         gamma=gamma,
+        consistency=config.consistency,
         prior=config.prior,
         priors=held.priors,
         warmup=config.beta_warmup * config.steps,
@@ -160,15 +171,20 @@ def joint_steps(
             vectors=out.tokens.vectors,
             text=out.text,
             has_text=out.has_caption,
+            text_nats=out.description,
             generator=given.kernel_noise,
         )
+        parts = {"understanding": out.answer_loss, "generation": out.drawing.loss, "reconstruction": error}
+        understanding = out.answer_loss
+        if out.description is not None:
+            parts["description"] = out.description.mean()
+            understanding = understanding + config.describe * parts["description"]
         loss = (
-            config.understanding * out.answer_loss
+            config.understanding * understanding
             + config.generation * out.drawing.loss
             + config.reconstruction * error
             + term.loss
         )
-        parts = {"understanding": out.answer_loss, "generation": out.drawing.loss, "reconstruction": error}
         return {"loss": loss, **parts, **term.parts}
 
     trained = nn.ModuleDict({"model": held, "information": information})
