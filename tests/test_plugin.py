@@ -38,7 +38,7 @@ def test_every_way_that_the_manual_shows_gives_a_finite_term():
     space: dict = {}
     exec(steps[0], space)
     exec(steps[1], space)
-    assert len(steps) == 14
+    assert len(steps) == 15
     for step in steps[2:]:
         space["features"].grad = None
         exec(step, space)
