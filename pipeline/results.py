@@ -75,20 +75,24 @@ def read_result(study: Study, stage: str, cell: Cell | None) -> dict:
         InfotokError: it is missing, damaged, or from another configuration or code.
     """
     folder: Path = study.output(stage, cell)
-    path, again = folder / METRICS, study.repro_of(stage, cell)
+    path = folder / METRICS
+
+    def again() -> str:  # looks through the whole grid
+        return study.repro_of(stage, cell)
+
     try:
         result = parse_result(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InfotokError(f"{path}: is missing; run `{again}`") from None
+        raise InfotokError(f"{path}: is missing; run `{again()}`") from None
     except (ValueError, OSError):
-        raise InfotokError(f"{path}: is damaged; delete {folder} and run `{again}`") from None
+        raise InfotokError(f"{path}: is damaged; delete {folder} and run `{again()}`") from None
     if (found := result.get("fingerprint")) != (expected := fingerprint(study, stage, cell)):
         raise InfotokError(
             f"{path}: is from another configuration (fingerprint {found}, {study.params_file} has {expected}); "
-            f"run `{again}`"
+            f"run `{again()}`"
         )
     if result["source"] != source_digest(study, stage, cell):
-        force = again.replace("dvc repro", "dvc repro --force --single-item", 1)
+        force = again().replace("dvc repro", "dvc repro --force --single-item", 1)
         raise InfotokError(
             f"{path}: was made by other code than the files now here (edited while it ran?); run `{force}`"
         )

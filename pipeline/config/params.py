@@ -92,10 +92,11 @@ class _Shared(Section):
     def cells(self) -> list[Cell]:
         """All cells of the grid, in the order of DVC's matrix."""
         grid = self.grid
+        arms = [parse_arm(arm, "grid.arm") for arm in grid.arm]
         return [
-            Cell(family, *parse_arm(arm, "grid.arm"), tokens, seed)
+            Cell(family, *arm, tokens, seed)
             for family in grid.family
-            for arm in grid.arm
+            for arm in arms
             for tokens in grid.tokens
             for seed in grid.seed
         ]

@@ -16,6 +16,7 @@ import ast
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,8 +126,27 @@ def _digest(path: Path, stamp: tuple[int, int]) -> str:
 def code_of(study: Study, stage: str, cell: Cell | None) -> dict[str, str]:
     """Digest by file of the code that a stage's result depends on."""
     spec = REPORT if stage == REPORT.name else STAGES[stage]
-    files = imported(modules_of(spec, study.params, cell), study.root)
-    return {file: _digest(study.root / file, _stamp(study.root / file)) for file in files}
+    return dict(_code(tuple(modules_of(spec, study.params, cell)), study.root, tuple(_stamps(study.root))))
+
+
+@lru_cache(256)
+def _code(modules: tuple[str, ...], root: Path, stamps: tuple) -> dict[str, str]:
+    """By file the digest of what these modules import. stamps: of all files of the project; what is the same for the
+    cells of a grid is found once, as long as none changes."""
+    return {file: _digest(root / file, _stamp(root / file)) for file in imported(list(modules), root)}
+
+
+def _stamps(root: Path) -> Iterator[tuple[str, int, int]]:
+    """Every module of the project with its `_stamp`."""
+    ahead = [f"{root}/{package}" for package in PROJECT]
+    while ahead:
+        with os.scandir(ahead.pop()) as entries:
+            for entry in entries:
+                if entry.name.endswith(".py"):
+                    status = entry.stat()
+                    yield entry.path, status.st_mtime_ns, status.st_size
+                elif entry.is_dir() and entry.name != "__pycache__":
+                    ahead.append(entry.path)
 
 
 def source_digest(study: Study, stage: str, cell: Cell | None) -> str:
