@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from infotok import __version__
-from pipeline.graph import STAGES
+from pipeline.graph import REPORT, STAGES
 from stages.common import COMMANDS, StudyOption, clear_errors, run_program, say, stage_command
 from stages.draw import draw, draw_model
 
@@ -243,9 +243,8 @@ def sweep(
     from pipeline.config.dvc_yaml import check_dvc_file
     from pipeline.config.study import Study
     from pipeline.config.workspace import check_workspace
-    from pipeline.report.analysis import read_analysis
-    from pipeline.report.summary import headline_table
     from pipeline.running.processes import ANNOUNCING, announced
+    from pipeline.sweep import unchanged
     from pipeline.sweep.collect import collect
     from pipeline.sweep.dvc_files import mend
     from pipeline.sweep.dvc_lock import dvc_lock
@@ -282,6 +281,12 @@ def sweep(
         settings=slurm or [],
     )
     arrange = arrangement(chosen, together=together, engine=engine, gpus=gpus_per_cell, pull=pull)
+    if not options and (changed := unchanged.changed(chosen)) <= {unchanged.MLFLOW}:
+        with only_sweep(chosen.root):
+            if changed:
+                unchanged.keep(chosen, unchanged.look(chosen), mirrored=fill_in(chosen, chosen.params.cells()))
+        _print_headline(chosen, console)
+        return
     # Lines alone where there is no terminal.
     live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else nullcontext()
     with live as shown:
@@ -306,14 +311,24 @@ def sweep(
         if not all(states):
             console.print(f"No report: it needs every cell of the grid, and {sum(states)} of {len(states)} are done.")
             return
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", *options, str(chosen.dvc_file)]
+    # Of which all stages are inputs, so that DVC makes them all; a file's name would have it read dvc.lock twice.
+    target, before = f"{chosen.dvc_file}:{REPORT.name}", unchanged.look(chosen)
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", *options, target]
     with beside(command, environment()) as closing:
-        if not swept:
-            fill_in(chosen, cells)
+        mirrored = not swept and fill_in(chosen, cells)
     if closing.returncode:
         raise typer.Exit(closing.returncode)
-    console.print(headline_table(read_analysis(chosen)))
-    console.print(f"Tables and figures: {chosen.reports}/page/index.html, {chosen.reports}/ablation.md")
+    unchanged.keep(chosen, before, mirrored)
+    _print_headline(chosen, console)
+
+
+def _print_headline(study, console) -> None:
+    """How a sweep ends."""
+    from pipeline.report.analysis import read_analysis
+    from pipeline.report.summary import headline_table
+
+    console.print(headline_table(read_analysis(study)))
+    console.print(f"Tables and figures: {study.reports}/page/index.html, {study.reports}/ablation.md")
     console.print("Compare the runs in MLflow: infotok ui")
 
 

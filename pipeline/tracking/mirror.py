@@ -24,6 +24,7 @@ from pipeline.tracking.store import SQLITE, WITH_HISTORY, Run, Store, now, read_
 
 log = logging.getLogger("infotok")
 
+FEW = 5  # cells whose runs are asked for one by one
 FLUSH_METRICS, FLUSH_SECONDS = 100, 2.0
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's codes of errors that are of one value, not of the store
 
@@ -93,8 +94,10 @@ def rebuild(study: Study, cells: list[Cell] | None = None) -> int:
         return 0
     filled = 0
     try:
-        store = Store(study)
-        for stage, cell, folder in _results(study, study.params.cells() if cells is None else cells):
+        store, cells = Store(study), study.params.cells() if cells is None else cells
+        if len(cells) > FEW:
+            store.remember()
+        for stage, cell, folder in _results(study, cells):
             try:
                 filled += _fill(store, stage, cell, folder)
             except Exception as error:
@@ -111,12 +114,15 @@ def rebuild(study: Study, cells: list[Cell] | None = None) -> int:
     return filled
 
 
-def fill_in(study: Study, cells: list[Cell]) -> None:
-    """`rebuild` of these cells where a store that cannot be used is a warning: a sweep goes on without it."""
+def fill_in(study: Study, cells: list[Cell]) -> bool:
+    """`rebuild` of these cells where a store that cannot be used is a warning: a sweep goes on without it. Says whether
+    it could be used."""
     try:
         rebuild(study, cells)
     except InfotokError as error:
         log.warning("%s", error)
+        return False
+    return True
 
 
 class Tracker:

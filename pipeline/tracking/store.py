@@ -21,6 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from infotok.data.arrow import read_manifest
@@ -38,6 +39,7 @@ log = logging.getLogger("infotok")
 
 SQLITE = "sqlite:///"
 BATCH = 1000  # metrics that one MLflow request may carry
+PAGE = 1000  # runs that one may bring
 LOCK_SECONDS = 60.0
 EXPERIMENTS = (".dvc", "tmp", "exps")  # where DVC puts the copies in which experiments run
 PROBE_SECONDS = 5.0
@@ -109,6 +111,7 @@ class Store:
         for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.study = study
+        self._remembered: dict[tuple[str, ...], Any] | None = None
         # Several processes that create the same new database at once would crash.
         with _locked(study):
             self.client = MlflowClient(tracking_uri=uri)
@@ -133,8 +136,26 @@ class Store:
                 self.client.set_experiment_tag(found.experiment_id, tag, value)
         return found.experiment_id
 
+    def remember(self) -> None:
+        """Ask once for all runs of this study. From then on `find` answers as of now."""
+        token, own = None, f"tags.configuration LIKE '{self.study.name}:%'"
+        self._remembered = {}
+        while True:
+            page = self.client.search_runs([self.experiment], own, max_results=PAGE, page_token=token)
+            for run in page:
+                self._remembered.setdefault(_place(run.data.tags), run)
+            if not (token := page.token):
+                break
+
     def find(self, stage: str, cell: Cell) -> Run | None:
         """The run of this stage and cell under this configuration, if there is one."""
+        if self._remembered is None:
+            return self._search(stage, cell)
+        identity = Identity.of(self.study, stage, cell)
+        run = self._remembered.get((identity.kind, identity.key, identity.configuration))
+        return Run(self, stage, cell, run) if run else None
+
+    def _search(self, stage: str, cell: Cell) -> Run | None:
         identity = Identity.of(self.study, stage, cell)
         wanted = {"kind": identity.kind, "cell": identity.key, "fingerprint": identity.fingerprint}
         search = " and ".join(f"tags.{name} = '{value}'" for name, value in wanted.items())
@@ -147,7 +168,7 @@ class Store:
         """Find the run or create it. `fresh`: one that shows this stage already is put in MLflow's bin."""
         # Two stages of one cell that start at once must not make two runs.
         with _locked(self.study):
-            found = self.find(stage, cell)
+            found = self._search(stage, cell)
             if found and fresh and f"logged.{stage}" in found.tags:
                 self.client.delete_run(found.id)
                 found = None
@@ -284,6 +305,11 @@ def read_stored(folder: Path) -> dict | None:
     except (OSError, ValueError, KeyError, TypeError):
         log.warning("%s: is damaged; left out of MLflow", path)
         return None
+
+
+def _place(tags: dict[str, str]) -> tuple[str, ...]:
+    """What an `Identity` is known by."""
+    return tuple(tags.get(name, "") for name in ("kind", "cell", "configuration"))
 
 
 def _settings(study: Study, kind: str, cell: Cell) -> dict:
