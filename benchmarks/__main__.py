@@ -54,13 +54,15 @@ def main(
     many_streams()
     on_cpu = start().type == "cpu"
     settings, console = Study(study).params, Console()
+    folder = Path(out) if out else RESULTS
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     for name in names:
         module, about = importlib.import_module(f"benchmarks.{name}"), machine()
-        found = module.measure(settings, quick, *([minutes] if name == Name.gpu else []))
+        own = {Name.gpu: [minutes], Name.overhead: [folder]}
+        found = module.measure(settings, quick, *own.get(name, []))
         for result in [found] if isinstance(found, Result) else found:
             small = quick or (on_cpu and name == Name.gpu)
-            path = keep(name, result, command, small, about, Path(out) if out else RESULTS)
+            path = keep(name, result, command, small, about, folder)
         show(result, console)
         console.print(path, highlight=False)
 

@@ -1,28 +1,30 @@
-"""What the pipeline costs beside training: `dvc repro` and `infotok sweep` of grids of 5, 20 and 50 cells whose every
-stage does next to nothing, in temporary copies of the repository.
+"""What the pipeline costs beside training: `infotok sweep` of grids of 5, 50 and 200 cells whose every stage does next
+to nothing, with MLflow, in temporary copies of the repository; then the same again, with nothing to do, and `dvc repro`
+with nothing to do.
 
-With MLflow, and for the middle grid without it; then again, with nothing to do. The processes of `dvc repro`'s stages
-are timed by a script that stands where DVC finds `python`; what is left of the whole is DVC's own. A sweep runs one
-job at a time here and forks its stages from a worker. Each grid runs once. What DVC's books alone cost in larger grids
-the benchmark `books` says.
+A sweep runs one job at a time here. Each grid runs once, and its row is written when it is done: started again with
+the same code on the same machine, the benchmark goes on with the grids that are missing. What DVC's books alone cost the
+benchmark `books` says. The table `Before` is of `dvc repro` before stages were forked and dvc.lock was left to sweeps;
+it stays as it was measured.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from benchmarks.common import Result, in_turns, spread
+from benchmarks.common import RESULTS, Result, commit, machine
 from benchmarks.device import Row
 from infotok.errors import InfotokError
 from pipeline.config.params import Params
@@ -30,39 +32,39 @@ from pipeline.sweep.jobs import environment
 
 ROOT = Path(__file__).parent.parent
 CODE = ("infotok", "pipeline", "stages", "dvc.yaml", ".dvcignore", ".gitignore")
-CELLS = (5, 20, 50)
+CELLS = (5, 50, 200)
 ARMS = ("none-0-0", "vib-0.01-1", "dib-0.01-1", "ceb-0.01-1", "hsic-1-1")
-IMPORTS = {
-    "nothing": "",
-    "parameters and results": "import pipeline.config.params, pipeline.results",
-    "torch": "import torch",
-    "torch, the backbone": "import torch; from transformers import LlamaForCausalLM",
-    "MLflow": "import mlflow",
-    "DVC": "import dvc.repo",
-}
-TIMED_PYTHON = """#!/bin/sh
-start=$(date +%s.%N)
-{python} "$@"
-status=$?
-echo "$2 $start $(date +%s.%N)" >> {log}
-exit $status
-"""
+GRIDS, BEFORE = "Sweeps of stages that do next to nothing", "Before"
+FORMER = "dvc repro of stages that do next to nothing"  # the table's name in the file that was written then
+SAME = ("cpu", "cores", "python", "torch")  # of a machine
 
 
-def measure(params: Params, quick: bool) -> Result:
-    rows, stages = [], []
+def measure(params: Params, quick: bool, folder: Path = RESULTS) -> Iterator[Result]:
+    """folder: where an earlier result lies, which this one goes on from."""
+    earlier = {} if quick else _earlier(folder / "overhead.json")
+    tables = earlier.get("tables", {})
+    before: list[Row] = tables.get(BEFORE) or tables.get(FORMER, [])
+    here = {name: machine()[name] for name in SAME}
+    settings = {"arms": ARMS, "params": smallest_params(params, 1), "code": _code(), "machine": here}
+    same = earlier.get("settings") == json.loads(json.dumps(settings))
+    rows: list[Row] = tables.get(GRIDS, []) if same else []
     for cells in (1,) if quick else CELLS:
-        row, processes = _grid(params, cells, tracking="on")
-        rows += [row, _grid(params, cells, tracking="on", swept=True)[0]]
-        stages += [{"cells": cells, "stage": name} | spread(taken) for name, taken in processes.items()]
-        if cells == 20:
-            rows += [_grid(params, cells, tracking="off", swept=swept)[0] for swept in (False, True)]
-    actions = {name: lambda code=code: run([sys.executable, "-c", code], ROOT) for name, code in IMPORTS.items()}
-    seconds = in_turns(actions, rounds=1 if quick else 10, warmup=1)
-    imports = [{"a python process that imports": name} | spread(taken) for name, taken in seconds.items()]
-    settings = {"arms": ARMS, "params": smallest_params(params, 1)}
-    tables = {"Stages that do next to nothing": rows, "Processes of dvc repro": stages, "Imports": imports}
-    return Result(settings, tables)
+        if all(row["cells"] != cells for row in rows):
+            rows.append(_grid(params, cells, rows[-1] if rows else None))
+        yield Result(settings, {GRIDS: rows} | ({BEFORE: before} if before else {}))
+
+
+def _earlier(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _code() -> str:
+    """One digest of all that a grid is run with."""
+    files = sorted(path for name in CODE for path in [ROOT / name, *(ROOT / name).rglob("*.py")] if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def smallest_params(params: Params, cells: int) -> dict:
@@ -101,39 +103,32 @@ def copied(folder: Path, content: dict) -> None:
     run(["git", "init", "--quiet"], folder)
 
 
-def _grid(params: Params, cells: int, tracking: str, swept: bool = False) -> tuple[Row, dict[str, list[float]]]:
-    """`dvc repro` or a sweep of one grid, and by stage the seconds of the processes of `dvc repro`."""
+def _grid(params: Params, cells: int, fewer: Row | None) -> Row:
+    """A sweep of one grid, and what follows with nothing to do. fewer: the row of a smaller grid."""
+    sweep = [sys.executable, "-m", "stages.cli", "sweep", "--jobs", "1"]
     with tempfile.TemporaryDirectory() as name:
-        folder, log = Path(name) / "repository", Path(name) / "processes.log"
+        folder = Path(name) / "repository"
         folder.mkdir()
         copied(folder, smallest_params(params, cells))
-        python = Path(name) / "bin" / "python"
-        python.parent.mkdir()
-        python.write_text(TIMED_PYTHON.format(python=shlex.quote(sys.executable), log=shlex.quote(str(log))))
-        python.chmod(0o755)
-        variables = {"INFOTOK_TRACKING": tracking, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
-        command = ["stages.cli", "sweep", "--jobs", "1"] if swept else ["dvc", "repro", "--quiet"]
-        command = [sys.executable, "-m", *command]
-        (total, processor) = timed(command, folder, variables)
-        lines = log.read_text().splitlines() if log.exists() else []
-        nothing = sorted(timed(command, folder, variables) for _ in range(3))
-    processes = defaultdict(list)
-    for module, start, end in map(str.split, lines):
-        processes[module.removeprefix("stages.")].append(float(end) - float(start))
-    within = sum(map(sum, processes.values()))
-    row: Row = {
-        "command": "infotok sweep" if swept else "dvc repro",
-        "cells": cells,
-        "MLflow": tracking,
-        "total_s": total,
-        "processor_s": processor,
-        "processor_per_cell_s": processor / cells,
-        "processes_s": within if lines else "",
-        "DVC_s": total - within if lines else "",
-        "nothing_to_do_s": nothing[1][0],
-        "nothing_to_do_processor_s": nothing[1][1],
-    }
-    return row, processes
+
+        def said(what: str, command: list[str]) -> tuple[float, float]:
+            print(f"{cells} cells: {what} ...", end=" ", flush=True)
+            seconds, processor = timed(command, folder)
+            print(f"{seconds:.1f} s, {processor:.1f} s of the processor", flush=True)
+            return seconds, processor
+
+        row: Row = {"cells": cells}
+        row["sweep_s"], row["processor_s"] = whole = said("infotok sweep", sweep)
+        more = cells - int(fewer["cells"]) if fewer else 0
+        row["a_cell_more_s"] = (whole[1] - float(fewer["processor_s"])) / more if fewer and more > 0 else ""
+        # The first run after a sweep sees to MLflow; the second finds that nothing has changed since.
+        for name, what, command in (
+            ("first_again", "the same again", sweep),
+            ("again", "and again", sweep),
+            ("dvc_repro_again", "dvc repro", [sys.executable, "-m", "dvc", "repro", "--quiet"]),
+        ):
+            row[f"{name}_s"], row[f"{name}_processor_s"] = said(what, command)
+    return row
 
 
 def timed(command: list[str], folder: Path, variables: dict[str, str] | None = None) -> tuple[float, float]:

@@ -191,9 +191,27 @@ def test_a_grid_that_is_done_takes_one_dvc_repro(dvc, monkeypatch, left):
     monkeypatch.setattr("pipeline.tracking.mirror.fill_in", lambda study, cells: filled.extend(cells))
     monkeypatch.setattr(module, "to_do", lambda study: left)
     assert CliRunner().invoke(app, ["sweep"]).exit_code == 3
-    assert dvc.closing == ["dvc.yaml"]
+    assert dvc.closing == ["dvc.yaml:report"]
     assert bool(dvc.commands) == bool(left)
     assert len(filled) == (0 if left else 4)
+
+
+@pytest.mark.parametrize("changed", [set(), {"MLflow"}, {"inputs"}])
+def test_dvc_is_not_asked_while_nothing_has_changed(dvc, monkeypatch, changed):
+    filled, kept = [], []
+    monkeypatch.setattr("pipeline.config.params.load_params", lambda _: grid(seed=[0]).params)
+    monkeypatch.setattr("pipeline.tracking.mirror.fill_in", lambda study, cells: filled.extend(cells))
+    monkeypatch.setattr("pipeline.sweep.unchanged.changed", lambda study: changed)
+    monkeypatch.setattr("pipeline.sweep.unchanged.keep", lambda *_, **__: kept.append(True))
+    monkeypatch.setattr("stages.cli._print_headline", lambda *_: None)
+    monkeypatch.setattr(module, "to_do", lambda study: [])
+    asked = changed == {"inputs"}
+    assert CliRunner().invoke(app, ["sweep"]).exit_code == (3 if asked else 0)
+    assert dvc.closing == (["dvc.yaml:report"] if asked else [])
+    assert len(filled) == (4 if changed else 0)
+    assert len(kept) == (1 if changed == {"MLflow"} else 0)
+    assert CliRunner().invoke(app, ["sweep", "--pull"]).exit_code == 3  # DVC looks into its remote
+    assert dvc.commands == []
 
 
 @pytest.mark.parametrize(("missing", "closes"), [(1, False), (0, True)])
@@ -212,7 +230,7 @@ def test_a_chosen_part_closes_with_the_report_only_when_the_grid_is_done(dvc, mo
     finished = CliRunner().invoke(app, ["sweep", "--only", "ar-ceb-*", "--only", "*-8-0"])
     trained = [target for targets in dvc.commands for target in targets if target.startswith("train@")]
     assert trained == ["train@ar-none-0-0-8-0", "train@ar-ceb-0.01-1-8-0", "train@ar-ceb-0.01-1-4-0"]
-    assert dvc.closing == (["dvc.yaml"] if closes else [])
+    assert dvc.closing == (["dvc.yaml:report"] if closes else [])
     assert finished.exit_code == (3 if closes else 0)
     line = "No report: it needs every cell of the grid, and 3 of 4 are done."
     assert (line in finished.output.splitlines()) == (not closes)
