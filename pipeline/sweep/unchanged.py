@@ -110,7 +110,6 @@ def _stamps(path: str) -> Iterator[str]:
         return
     with os.scandir(path) as entries:
         names = sorted(entry.name for entry in entries)
-    yield f"{path} {len(names)}\n"
     for name in names:
         if name != "__pycache__":  # which .dvcignore names
             yield from _stamps(f"{path}/{name}")
