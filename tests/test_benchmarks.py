@@ -281,6 +281,35 @@ def test_overhead_plans_grids_that_the_pipeline_takes(params, tmp_path, cells):
     assert not (tmp_path / "dvc.lock").exists()
 
 
+def test_overhead_goes_on_with_the_grids_that_are_missing(params, tmp_path, monkeypatch):
+    made, code = [], "code"
+
+    def grid(params, cells, fewer):
+        made.append((cells, fewer and fewer["cells"]))
+        if cells == 200 and len(made) == 3:
+            raise KeyboardInterrupt
+        return {"cells": cells, "processor_s": 3.0 * cells}
+
+    def run() -> list[dict]:
+        for result in overhead.measure(params, quick=False, folder=tmp_path):
+            common.keep("overhead", result, "python -m benchmarks overhead", False, common.machine(), tmp_path)
+        return json.loads((tmp_path / "overhead.json").read_text())["tables"]
+
+    old = [{"cells": 50, "total_s": 1593.0}]
+    (tmp_path / "overhead.json").write_text(json.dumps({"settings": {}, "tables": {overhead.FORMER: old}}))
+    monkeypatch.setattr(overhead, "_grid", grid)
+    monkeypatch.setattr(overhead, "_code", lambda: code)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    tables = run()
+    assert made == [(5, None), (50, 5), (200, 50), (200, 50)]
+    assert [row["cells"] for row in tables[overhead.GRIDS]] == [5, 50, 200]
+    assert tables[overhead.BEFORE] == old
+    code = "other code"
+    run()
+    assert made[4:] == [(5, None), (50, 5), (200, 50)]
+
+
 def test_books(params, tmp_path):
     ((row,),) = kept(books.measure(params, quick=True), tmp_path)
     assert row.pop("cells") == 5
