@@ -288,7 +288,7 @@ def test_overhead_goes_on_with_the_grids_that_are_missing(params, tmp_path, monk
         made.append((cells, fewer and fewer["cells"]))
         if cells == 200 and len(made) == 3:
             raise KeyboardInterrupt
-        return {"cells": cells, "processor_s": 3.0 * cells}
+        return {"cells": cells, "sweep_cpu": 3.0 * cells}
 
     def run() -> list[dict]:
         for result in overhead.measure(params, quick=False, folder=tmp_path):
