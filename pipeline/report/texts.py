@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from infotok.evaluation.statistics import student_quantile
 from pipeline.config.cells import NONE
 from pipeline.report.analysis import Analysis, Choice
 from pipeline.report.frame import of_arm, present, terms_of
@@ -74,8 +75,6 @@ def _equals(value: str) -> str:
 
 def seeds_sentence(analysis: Analysis) -> str:
     """What this number of seeds can and cannot show."""
-    from scipy.stats import t as student
-
     rows = [analysis.comparison(choice, metric) for choice in analysis.choices for metric in HEADLINE]
     counts = [row["seeds"] for row in rows if row]
     if not counts:
@@ -86,7 +85,7 @@ def seeds_sentence(analysis: Analysis) -> str:
             "With one seed no interval can be given: every difference here is a single observation and may "
             f"be chance. Add seeds to grid.seed in {analysis.study.params_file} for a claim about the method."
         )
-    reach = student.ppf(0.975, seeds - 1) / math.sqrt(seeds)
+    reach = student_quantile(0.975, seeds - 1) / math.sqrt(seeds)
     freedom = f"{seeds - 1} degree{'s' if seeds > 2 else ''} of freedom"
     number = f"{len(counts)} headline interval{'s' * (len(counts) != 1)}"
     return (

@@ -43,7 +43,7 @@ LIBRARIES = (
     "tokenizers",
     "datasets",
     "pandas",
-    "scipy.stats",
+    "scipy.special",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
     "pydantic",
