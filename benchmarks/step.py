@@ -75,7 +75,7 @@ class PartClock:
             (tokenizer, "sample", "quantizer"),
             (model.backbone, "forward", "backbone"),
             (model.backbone, "embed_text", "backbone"),
-            (unified, "pack", "backbone"),
+            (model.backbone, "read", "backbone"),
             (model, "forward", "heads and losses"),
             (tokenizer, "decode", "decoder"),
             (joint, "perceptual_distortion", "distortion"),

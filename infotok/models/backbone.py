@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from infotok.data.text import TextCodec
 from infotok.errors import SettingError
 from infotok.models.attention import use
+from infotok.models.packing import Part, pack
 from infotok.options import Count, Section
 
 if TYPE_CHECKING:
@@ -136,6 +137,10 @@ class Backbone(nn.Module):
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+
+    def read(self, parts: list[Part]) -> list[Tensor]:
+        """Hidden states (B, L, width) of each part of a packed sequence."""
+        return list(self(*pack(parts)).split([part.embeddings.shape[1] for part in parts], 1))
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(..., vocabulary)."""
