@@ -17,6 +17,8 @@ from infotok.examiners.attributes import attribute_loss
 from infotok.options import Positive, Section, Weight
 from infotok.tensors import load_module, read_tensors
 
+LEAST = 1e-12  # a vector that is shorter is divided by it, as `F.normalize` does
+
 
 class Distortion(Section):
     """Section `reconstruction`: D(x, dec(z)) = pixel * (MSE + perceptual * distance of perceptual features)."""
@@ -95,15 +97,13 @@ class _Apart(torch.autograd.Function):
     From inner products, |u - v|² = |u|² + |v|² - 2 u v, so that no map of unit vectors is made, forward or backward.
     """
 
-    LEAST = 1e-12  # what is shorter is divided by it, as `F.normalize` does
-
     @staticmethod
     def compute(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         lengths = [torch.linalg.vector_norm(z, dim=1, keepdim=True) for z in (x, y)]
-        divisors = [length.clamp_min(_Apart.LEAST) for length in lengths]
+        divisors = [length.clamp_min(LEAST) for length in lengths]
         inner = (x * y).sum(1, keepdim=True) / (divisors[0] * divisors[1])
         squares = [(length / divisor).square() for length, divisor in zip(lengths, divisors, strict=True)]
-        return (squares[0] + squares[1] - 2 * inner).mean(), *divisors, inner, lengths[0] > _Apart.LEAST
+        return (squares[0] + squares[1] - 2 * inner).mean(), *divisors, inner, lengths[0] > LEAST
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
