@@ -21,7 +21,6 @@ from benchmarks.device import Row, device, matrix_rates, now, peak_rate
 from benchmarks.training import FAMILIES, Arm, Trainer, prepared
 from benchmarks.whole import LARGE, whole_steps
 from infotok.information import bottleneck
-from infotok.models import unified
 from infotok.training import joint
 from infotok.training.runtime import uses_bf16
 from pipeline.config.params import Params
@@ -75,7 +74,7 @@ class PartClock:
             (tokenizer, "sample", "quantizer"),
             (model.backbone, "forward", "backbone"),
             (model.backbone, "embed_text", "backbone"),
-            (unified, "pack", "backbone"),
+            (model.backbone, "read", "backbone"),
             (model, "forward", "heads and losses"),
             (tokenizer, "decode", "decoder"),
             (joint, "perceptual_distortion", "distortion"),

@@ -36,7 +36,8 @@ def test_questions_do_not_see_each_other_and_padding_does_not_count(family):
     tested, pictures = model(family=family), images()
     alone = TextBatch(texts().questions[:1], texts().captions, texts().captions_valid)
     wide = question([[*row, 0, 0] for row in alone.questions[0].ids.tolist()], 2)
-    wide.valid[:, -2:] = wide.answers[:, -2:] = False
+    wide.valid[:, -2:] = False
+    wide.answers[:, -2:] = 0
     padded = TextBatch([wide], alone.captions, alone.captions_valid)
     with torch.no_grad():
         one, same = (tested(pictures, batch, seeded()) for batch in (alone, padded))
@@ -139,6 +140,23 @@ def test_a_drawn_image_sees_its_caption_alone_and_stands_behind_its_last_word():
     assert positions.tolist() == [[0, 1, 0, 1, 2, 3], [0, 1, 0, 1, 1, 2]]
 
 
+def test_only_columns_that_predict_answers_go_through_the_head():
+    """A row that has fewer answer tokens than another counts none for those it lacks."""
+    tested, asked = model(), question([[5, 6, 3, 4, 1], [5, 9, 1]], 2)
+    assert asked.answers.tolist() == [[2, 3, 4], [2, 0, 0]]
+    wide = texts()
+    wide.questions = [asked]
+    wide.captions, wide.captions_valid = wide.captions[:2], wide.captions_valid[:2]
+    with torch.no_grad():
+        out = tested(images(2), wide, seeded())
+        image = tested._image_part(out.read)
+        part = Part(tested.backbone.embed_text(asked.ids), asked.valid, torch.full((2,), 4), (0,))
+        hidden = tested.backbone(*pack([image, part]))[:, 4:]
+        said = tested.backbone.text_logits(hidden).log_softmax(-1)
+    nats = [-said[row, column - 1, asked.ids[row, column]] for row, column in ((0, 2), (0, 3), (0, 4), (1, 2))]
+    assert out.answer_loss.item() == pytest.approx(torch.stack(nats).mean().item(), abs=1e-5)
+
+
 @torch.no_grad()
 def test_every_question_is_answered_as_if_it_stood_alone():
     tested, both = model(), texts()
@@ -146,7 +164,7 @@ def test_every_question_is_answered_as_if_it_stood_alone():
     for asked in both.questions:
         alone = TextBatch([asked], both.captions, both.captions_valid)
         losses.append(tested(images(), alone, seeded()).answer_loss.item())
-        counts.append(int(asked.answers.sum()))
+        counts.append(int(asked.answers.count_nonzero()))
     together = tested(images(), both, seeded()).answer_loss.item()
     assert together == pytest.approx(np.average(losses, weights=counts), abs=1e-5)
     assert abs(losses[0] - losses[1]) > 1e-2

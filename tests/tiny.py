@@ -48,7 +48,8 @@ def question(rows, start):
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-    return QuestionBatch(ids, valid, valid & (torch.arange(width) >= start))
+    columns = torch.arange(start, width).expand(len(rows), -1)
+    return QuestionBatch(ids, valid, columns * valid[:, start:])
 
 
 def texts(second=(7, 8, 4, END)):

@@ -17,7 +17,7 @@ from infotok.data.text import TextCodec
 @dataclass
 class QuestionBatch:
     """One question of every example with its answer: ids (B, L) of question, answer and end mark; valid (B, L);
-    answers (B, L), True on answer and end mark, the columns to be predicted."""
+    answers (B, A): the columns of answer and end mark, which are to be predicted, 0 behind those of a shorter one."""
 
     ids: Tensor
     valid: Tensor
@@ -41,16 +41,22 @@ class TextBatch:
         return [*self.questions] if self.description is None else [*self.questions, self.description]
 
     def to(self, device: torch.device) -> TextBatch:
-        return self._changed(lambda values: values.to(device))
+        def moved(values: Tensor) -> Tensor:
+            return values.to(device)
+
+        return self._changed(moved, moved)
 
     def widened(self, multiple: int) -> TextBatch:
-        """The same with so many columns of padding more that every width is a multiple of a number: batches of few
-        shapes, each of which takes a graph of its own."""
+        """The same with so many columns of padding more that every width is a multiple of a number, that of answers,
+        which are shorter, of a quarter of it: batches of few shapes, each of which takes a graph of its own."""
 
-        return self._changed(lambda values: F.pad(values, (0, -values.shape[1] % multiple)))
+        def wide(multiple: int) -> Callable[[Tensor], Tensor]:
+            return lambda values: F.pad(values, (0, -values.shape[1] % multiple))
 
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> TextBatch:
-        asked = [QuestionBatch(*(change(values) for values in vars(one).values())) for one in self.asked]
+        return self._changed(wide(multiple), wide(max(multiple // 4, 1)))
+
+    def _changed(self, change: Callable[[Tensor], Tensor], answers: Callable[[Tensor], Tensor]) -> TextBatch:
+        asked = [QuestionBatch(change(one.ids), change(one.valid), answers(one.answers)) for one in self.asked]
         questions, description = asked[: len(self.questions)], asked[len(self.questions) :]
         return TextBatch(questions, change(self.captions), change(self.captions_valid), *description)
 

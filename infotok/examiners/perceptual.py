@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from infotok.examiners.attributes import attribute_loss
 from infotok.options import Positive, Section, Weight
 from infotok.tensors import load_module, read_tensors
+
+LEAST = 1e-12  # a vector that is shorter is divided by it, as `F.normalize` does
 
 
 class Distortion(Section):
@@ -80,17 +83,40 @@ class Perceptual(nn.Module):
         # float32: convolutions this small are slower in bf16 on CPU.
         with torch.autocast(a.device.type, enabled=False):
             with torch.no_grad():
-                wanted = [_unit(y) for y in self.maps(b.float())]
-            distances = [
-                (_unit(x) - y).square().sum(1).mean() for x, y in zip(self.maps(a.float()), wanted, strict=True)
-            ]
-            return torch.stack(distances).sum()
+                wanted = self.maps(b.float())
+            maps = zip(self.maps(a.float()), wanted, strict=True)
+            if torch.compiler.is_compiling():  # which derives a gradient and joins operations itself
+                return torch.stack([_Apart.compute(x, y)[0] for x, y in maps]).sum()
+            return torch.stack([_Apart.apply(x, y) for x, y in maps]).sum()
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Vectors (B, C, H, W) of length 1 along the channels, as `F.normalize` gives them, which divides every channel and
-    not one number a place."""
-    return x * x.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
+class _Apart(torch.autograd.Function):
+    """Mean squared distance of the unit vectors along the channels of maps (B, C, H, W); scalar, its gradient for the
+    first alone.
+
+    From inner products, |u - v|² = |u|² + |v|² - 2 u v, so that no map of unit vectors is made, forward or backward.
+    """
+
+    @staticmethod
+    def compute(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        lengths = [torch.linalg.vector_norm(z, dim=1, keepdim=True) for z in (x, y)]
+        divisors = [length.clamp_min(LEAST) for length in lengths]
+        inner = (x * y).sum(1, keepdim=True) / (divisors[0] * divisors[1])
+        squares = [(length / divisor).square() for length, divisor in zip(lengths, divisors, strict=True)]
+        return (squares[0] + squares[1] - 2 * inner).mean(), *divisors, inner, lengths[0] > LEAST
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        distance, *kept = _Apart.compute(x, y)
+        ctx.save_for_backward(x, y, *kept)
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        x, y, of_x, of_y, inner, long = ctx.saved_tensors
+        share = 2 * upstream / of_x.numel() / of_x
+        own = share / of_x * torch.where(long, inner, torch.ones_like(inner))
+        return torch.addcmul(x * own, y, share / of_y, value=-1), None
 
 
 def perceptual_distortion(perceptual: Perceptual, out: Tensor, images: Tensor, distortion: Distortion) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from infotok.data.text import TextCodec
 from infotok.errors import SettingError
 from infotok.models.attention import use
+from infotok.models.packing import Part, pack
 from infotok.options import Count, Section
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model = model
+        self.model, self.written_out = model, False
         # Dropout would draw from the global random stream: a resumed run would not repeat an undisturbed one, nor a
         # twin see the noise of its baseline.
         for module in model.modules():
@@ -52,6 +53,11 @@ class Backbone(nn.Module):
                 module.p = 0.0
         if model.config.model_type == TINY:
             use(model)
+            from infotok.models import llama
+
+            self.written_out = llama.suits(model.config)
+            if self.written_out:
+                llama.write_out(model.base_model)
         for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
             if hasattr(model.config, name):
                 setattr(model.config, name, 0.0)
@@ -136,6 +142,14 @@ class Backbone(nn.Module):
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+
+    def read(self, parts: list[Part]) -> list[Tensor]:
+        """Hidden states (B, L, width) of each part of a packed sequence."""
+        if self.written_out:
+            from infotok.models import llama
+
+            return llama.read(self.model.base_model, parts)
+        return list(self(*pack(parts)).split([part.embeddings.shape[1] for part in parts], 1))
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(..., vocabulary)."""

@@ -42,6 +42,11 @@ class Outputs:
     has_caption: Tensor
 
 
+def before(states: Tensor, columns: Tensor) -> Tensor:
+    """(B, A, width): of states (B, L, width) those before columns (B, A), which predict them; before 0 the first."""
+    return states.gather(1, (columns - 1).clamp_min(0)[..., None].expand(-1, -1, states.shape[-1]))
+
+
 class UnifiedModel(nn.Module):
     """Tokenizer, its priors, backbone, and the family's way to draw."""
 
@@ -66,13 +71,13 @@ class UnifiedModel(nn.Module):
             tokens, texts.captions, texts.captions_valid, generator, first=len(parts)
         )
         parts += drawn
-        hidden = self.backbone(*pack(parts)).split([part.embeddings.shape[1] for part in parts], 1)
-        _, *asked_states, captions, drawing = hidden
+        _, *asked_states, captions, drawing = self.backbone.read(parts)
         questions, described = asked_states[: len(texts.questions)], asked_states[len(texts.questions) :]
 
-        states = torch.cat([states[:, :-1] for states in questions], 1)
-        wanted = torch.cat([one.ids[:, 1:] for one in texts.questions], 1)
-        answers = torch.cat([one.answers[:, 1:] for one in texts.questions], 1)
+        # Of the columns of a question those alone that predict its answer go through the head.
+        states = torch.cat([before(s, one.answers) for s, one in zip(questions, texts.questions, strict=True)], 1)
+        wanted = torch.cat([one.ids.gather(1, one.answers) for one in texts.questions], 1)
+        answers = torch.cat([one.answers for one in texts.questions], 1) > 0
         logits = self.backbone.text_logits(states).float()
         answer_loss = chosen_cross_entropy(logits, wanted, answers)
         answer_loss = world_of(generator).weighted(answer_loss, answers.sum())
@@ -87,15 +92,15 @@ class UnifiedModel(nn.Module):
 
     def _nats(self, states: Tensor, asked: QuestionBatch) -> Tensor:
         """What the answers cost, (B,) nats, of hidden states (B, L, width) of questions and answers."""
-        logits = self.backbone.text_logits(states[:, :-1]).float()
-        targets = asked.ids[:, 1:].masked_fill(~asked.answers[:, 1:], IGNORED)
+        logits = self.backbone.text_logits(before(states, asked.answers)).float()
+        targets = asked.ids.gather(1, asked.answers).masked_fill(asked.answers == 0, IGNORED)
         return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none").sum(1)
 
     def predict(self, tokens: Tokens, captions: Tensor, valid: Tensor, generator: Source) -> Predicted:
         """What the generator says of given tokens, teacher-forced."""
         parts, to_predict = self._drawing_parts(tokens, captions, valid, generator, first=0)
-        hidden = self.backbone(*pack(parts))
-        return self.family.predict(hidden[:, -self.family.tokens :], tokens, to_predict, generator)
+        _, drawing = self.backbone.read(parts)
+        return self.family.predict(drawing, tokens, to_predict, generator)
 
     @torch.no_grad()
     def answer(self, vectors: Tensor, questions: Tensor, valid: Tensor, most: int, end: int) -> Tensor:

@@ -97,8 +97,8 @@ class Batches:
         questions = [self.codec.encode(question) for question, _ in pairs]
         answers = [self.codec.encode(answer) for _, answer in pairs]
         ids, valid = pad([[*q, *a, self.codec.end] for q, a in zip(questions, answers, strict=True)], self.codec.pad)
-        starts = torch.tensor([len(question) for question in questions])
-        return QuestionBatch(ids, valid, valid & (torch.arange(ids.shape[1]) >= starts[:, None]))
+        columns, _ = pad([list(range(len(q), len(q) + len(a) + 1)) for q, a in zip(questions, answers, strict=True)], 0)
+        return QuestionBatch(ids, valid, columns)
 
 
 class Remembered:
