@@ -120,7 +120,8 @@ class Normalized(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return Normalized.gradient(*ctx.saved_tensors, upstream), None
+        x, scale = ctx.saved_tensors
+        return Normalized.gradient(x, scale, upstream), None
 
     @staticmethod
     def gradient(x: Tensor, scale: Tensor, upstream: Tensor) -> Tensor:
