@@ -83,6 +83,11 @@ def refused(path: Path, text: str) -> str:
         ("  temperatures: [1.0, 0.5]", "  temperatures: [0.5]", "'generation.temperatures' is [0.5]: must contain 1.0"),
         ("  guidance: [1.0, 2.0]", "  guidance: [2.0]", "'generation.guidance' is [2.0]: must begin with 1.0"),
         ("  target_bits: 0.0", "  caption_dropout: 0.0", "is 0, but generation.guidance [1.0, 2.0] compares"),
+        (
+            "train:\n",
+            "train:\n  consistency: likelihood\n  describe: 0\n",
+            "'train': consistency: likelihood is of the caption that describe asks for; set describe above 0",
+        ),
         ("backbone:\n", "backbone:\n  heads: 5\n", "'backbone': width must be an even multiple of heads (5), got 64"),
         (
             "train:\n  batch: 48",

@@ -83,6 +83,10 @@ def by_hand(model, batches, bottleneck):
     """The same by a loop of one's own."""
     images, texts = to_unit(batches.images(0)), batches.texts(0)
     out = model.train()(images, texts, stream(CPU, 0, 0, Purpose.TRAINING))
+    # What the language model as it stands says of the captions: its gradient reaches what makes the tokens alone.
+    frozen = {name: p if name.startswith("tokenizer.") else p.detach() for name, p in model.named_parameters()}
+    given = (images, texts, stream(CPU, 0, 0, Purpose.TRAINING))
+    text_nats = torch.func.functional_call(model, frozen, given).description
     term = bottleneck(
         out.posterior,
         out.drawing.distribution,
@@ -92,7 +96,7 @@ def by_hand(model, batches, bottleneck):
         vectors=out.tokens.vectors,
         text=out.text,
         has_text=out.has_caption,
-        text_nats=out.description,
+        text_nats=text_nats,
         generator=stream(CPU, 0, 0, Purpose.KERNELS),
     )
     error = F.mse_loss(model.tokenizer.decode(out.read), images)

@@ -91,7 +91,9 @@ class InformationBottleneck(nn.Module):
         gamma: reward per nat of a lower bound on I(tokens; text), or with `kernels.consistency` per unit of dependence.
         consistency: that bound. `contrast`, by a critic of its own that finds each image's text among the batch's, of
             at least four (van den Oord et al. 2018), at most the log of their number; text_width: of the text states.
-            `likelihood`, by your model's own -log p(text | tokens) (Barber and Agakov 2003), with no such limit.
+            `likelihood`, by your model's own -log p(text | tokens) (Barber and Agakov 2003), with no such limit. So
+            that the model does not learn gamma times as much of texts and less of all else, let its gradient reach the
+            tokens alone, or see `emphasis`.
         tokens: K. codebook: C of discrete tokens. bits: D of lookup-free tokens, instead of their 2 ** D codes.
             dimension: D of Gaussian tokens; of discrete ones, D of their vectors, which the autoregressive prior and
             the learned bound need.
@@ -251,7 +253,7 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(f"{who} needs " + " and ".join(f"`{name}` ({INPUTS[name]})" for name in names))
         if self.training:
             self.steps += 1
-        rise = (self.steps / self.warmup).clamp(max=1.0) if self.warmup else torch.ones_like(self.steps).float()
+        rise = self._rise(self.steps)
         own = self.compared(inputs=inputs, vectors=vectors, text=text, has_text=has_text)
         whole: dict[str, Any] = {name: self.gather(rows) for name, rows in own.items()}
         everyone = whole.get("vectors", NOT_GIVEN)
@@ -296,6 +298,19 @@ class InformationBottleneck(nn.Module):
             gain = -text_nats.float().mean()
             loss, parts = loss - self.gamma * rise * gain, parts | {"consistency": gain.detach()}
         return Regularization(loss, parts)
+
+    def emphasis(self, weight: float) -> Tensor | None:
+        """For consistency by likelihood where your loss has -log p(text | tokens) with a weight already: by how much to
+        multiply the gradient with which it reaches the tokens (`infotok.information.consistency.emphasized`) in the
+        call that comes next, which then is given `text_nats` without a gradient. None where gamma is no likelihood's.
+        """
+        if not (self.gamma and self.by_likelihood):
+            return None
+        return 1 + self.gamma * self._rise(self.steps + self.training) / weight
+
+    def _rise(self, steps: Tensor) -> Tensor:
+        """The share of beta and gamma that holds at a step."""
+        return (steps / self.warmup).clamp(max=1.0) if self.warmup else torch.ones_like(steps).float()
 
     def compared(
         self,

@@ -1,4 +1,4 @@
-"""Consistency of tokens and text: a learned lower bound on I(Z;T).
+"""Consistency of tokens and text: lower bounds on I(Z;T), by a critic or by a language model.
 
 Shapes: B images, K tokens, D dimensions of a token.
 """
@@ -39,3 +39,24 @@ class InfoNCE(nn.Module):
             losses = F.cross_entropy(scores, target, reduction="none")
             count = present.sum().clamp_min(1)
             return count.log() - torch.where(present, losses, 0.0).sum() / count
+
+
+def emphasized(vectors: Tensor, emphasis: Tensor) -> Tensor:
+    """The same vectors, whose gradient is `emphasis` (scalar) times as large before them as behind.
+
+    A language model that reads them learns from the loss as it stands, and what makes the vectors from a multiple of
+    it: gamma is to change what tokens hold, not what else the model has to learn.
+    """
+    return _Emphasized.apply(vectors, emphasis.detach())
+
+
+class _Emphasized(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, vectors: Tensor, emphasis: Tensor) -> Tensor:
+        ctx.save_for_backward(emphasis)
+        return vectors.view_as(vectors)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        (emphasis,) = ctx.saved_tensors
+        return upstream * emphasis.to(upstream.dtype), None

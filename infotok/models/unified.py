@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from infotok.data.texts import QuestionBatch, TextBatch
 from infotok.information.channel import Channel
+from infotok.information.consistency import emphasized
 from infotok.information.priors import Priors
 from infotok.models.backbone import Backbone
 from infotok.models.family import Predicted, family_class
@@ -57,22 +58,29 @@ class UnifiedModel(nn.Module):
         self.family = family_class(family)(tokenizer, backbone.width)
         self.priors = Priors(tokenizer.make_prior(), tokenizer.tokens, tokenizer.config.dimension)
 
-    def forward(self, images: Tensor, texts: TextBatch, generator: Source) -> Outputs:
-        """Images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family."""
+    def forward(self, images: Tensor, texts: TextBatch, generator: Source, emphasis: Tensor | None = None) -> Outputs:
+        """Images (B, 3, S, S) in [-1, 1] and their texts; `generator` feeds the channel and the family. emphasis: how
+        many times as large the description's gradient is for the tokens as for the language model (scalar)."""
         posterior = self.tokenizer.encode(images)
         tokens = self.tokenizer.sample(posterior, generator)
         read = self.tokenizer.nested_dropout(tokens.vectors, generator)
         size = self.family.tokens
         start = torch.full((len(images),), size, device=images.device)
         parts = [self._image_part(read)]
-        for asked in texts.asked:
+        for asked in texts.questions:
             parts.append(Part(self.backbone.embed_text(asked.ids), asked.valid, start, sees=(0,)))
+        if texts.description is not None:
+            about, described = 0, texts.description
+            if emphasis is not None:  # the same columns again, since only this gradient is scaled
+                about = len(parts)
+                parts.append(self._image_part(emphasized(read, emphasis)))
+            parts.append(Part(self.backbone.embed_text(described.ids), described.valid, start, sees=(about,)))
         drawn, to_predict = self._drawing_parts(
             tokens, texts.captions, texts.captions_valid, generator, first=len(parts)
         )
         parts += drawn
         _, *asked_states, captions, drawing = self.backbone.read(parts)
-        questions, described = asked_states[: len(texts.questions)], asked_states[len(texts.questions) :]
+        questions = asked_states[: len(texts.questions)]
 
         # Of the columns of a question those alone that predict its answer go through the head.
         states = torch.cat([before(s, one.answers) for s, one in zip(questions, texts.questions, strict=True)], 1)
@@ -83,7 +91,7 @@ class UnifiedModel(nn.Module):
         answer_loss = world_of(generator).weighted(answer_loss, answers.sum())
         description = None
         if texts.description is not None:
-            description = self._nats(described[0], texts.description)
+            description = self._nats(asked_states[-1], texts.description)
         predicted = self.family.predict(drawing, tokens, to_predict, generator)
         weight = texts.captions_valid[..., None].to(captions.dtype)
         text = (captions * weight).sum(1) / weight.sum(1)

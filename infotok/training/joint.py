@@ -51,8 +51,9 @@ class JointConfig(Section):
     and gamma rise linearly; target_bits: above 0, a multiplier that starts at the arm's beta drives the rate to these
     bits per image, the target coming down from the first step's rate over `beta_warmup`; consistency: what gamma
     rewards, `contrast`, a bound on I(Z;T) by a critic that finds each image's caption among the batch's, or
-    `likelihood`, a bound by the language model, which writes the caption (`describe`); prior: `marginal`, or
-    `autoregressive`, which is tighter: the one whose code length is penalized; both are learned and reported.
+    `likelihood`, by the language model, which writes the caption: gamma is the weight of its nats for the tokens,
+    beside `describe`, which alone the language model hears; prior: `marginal`, or `autoregressive`, which is tighter:
+    the one whose code length is penalized; both are learned and reported.
     What a step shows: questions per image, packed into one sequence; balance: drawn evenly from the families of an
     image's questions, not as often as the data ask; describe: weight of a nat of the image's caption, which is asked
     for beside the questions, whose answers weigh 1 together; 0: it is not asked for; caption_dropout: share of captions
@@ -87,8 +88,9 @@ class JointConfig(Section):
 
     @model_validator(mode="after")
     def _likelihood_is_of_a_description(self) -> JointConfig:
-        if self.consistency == "likelihood" and not self.describe:
-            raise ValueError("consistency: likelihood is of the caption that describe asks for; set describe above 0")
+        if self.consistency == "likelihood" and not (self.describe and self.understanding):
+            key = "understanding" if self.describe else "describe"
+            raise ValueError(f"consistency: likelihood is of the caption that describe asks for; set {key} above 0")
         return self
 
 
@@ -159,7 +161,7 @@ def joint_steps(
     def step_losses(given: Given) -> dict[str, Tensor]:
         images = to_unit(given.images)
         with autocast(device, precision):
-            out = held(images, given.texts, given.noise)
+            out = held(images, given.texts, given.noise, information.emphasis(config.understanding * config.describe))
             decoded = held.tokenizer.decode(out.read)
         error = perceptual_distortion(perceptual, decoded.float(), images, distortion)
         term = information(
@@ -171,7 +173,7 @@ def joint_steps(
             vectors=out.tokens.vectors,
             text=out.text,
             has_text=out.has_caption,
-            text_nats=out.description,
+            text_nats=None if out.description is None else out.description.detach(),
             generator=given.kernel_noise,
         )
         parts = {"understanding": out.answer_loss, "generation": out.drawing.loss, "reconstruction": error}
