@@ -201,7 +201,7 @@ def test_tensors_of_a_structure_are_found_in_the_order_in_which_they_are_mapped(
     texts = together.Batches(*material, together.JOINT, seed=0).texts(0)
     doubled = mapped(lambda tensor: tensor + tensor, [texts, Tape([torch.ones(2)]), "name"])
     assert doubled[2] == "name"
-    assert len(tensors_of(doubled)) == 3 * len(texts.questions) + 2 + 1
+    assert len(tensors_of(doubled)) == 3 * len(texts.asked) + 2 + 1
     assert torch.equal(tensors_of(doubled)[0], 2 * texts.questions[0].ids)
     assert doubled[1].next((2,)).tolist() == [2, 2]
 

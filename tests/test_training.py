@@ -147,7 +147,7 @@ class Recorded:
     def texts(self, step):
         given = self.inner.texts(step)
         self.seen.append((step, "texts", given.captions))
-        self.seen += [(step, "question", asked.ids) for asked in given.questions]
+        self.seen += [(step, "question", asked.ids) for asked in given.asked]
         return given
 
 
@@ -179,6 +179,7 @@ def test_the_logged_loss_is_the_weighted_sum_of_its_parts(split, codec):
     _, history = trained_jointly(split, codec, estimator="dib", beta=0.25, beta_warmup=0.0, steps=1, **weights)
     line = history[0]
     expected = sum(weight * line[name] for name, weight in weights.items()) + 0.25 * line["penalty"]
+    expected += 0.5 * 0.1 * line["description"]
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -266,7 +267,7 @@ def test_consistency_is_subtracted_and_rises_with_beta(split, codec, estimator, 
     arm = {"estimator": estimator, "beta": 0.5, "gamma": 0.2, "beta_warmup": 0.8, "steps": 5}
     _, history = trained_jointly(split, codec, **arm)
     for line, rise in zip(history, (0.25, 0.5, 0.75, 1.0, 1.0), strict=True):
-        expected = line["understanding"] + line["generation"] + line["reconstruction"]
+        expected = line["understanding"] + 0.1 * line["description"] + line["generation"] + line["reconstruction"]
         expected += rise * (0.5 * line["penalty"] - 0.2 * line["consistency"])
         assert line["loss"] == pytest.approx(expected, rel=1e-5)
         assert abs(line["consistency"]) > 1e-3
