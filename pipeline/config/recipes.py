@@ -138,7 +138,7 @@ def _code(modules: tuple[str, ...], root: Path, stamps: tuple) -> dict[str, str]
 
 def _stamps(root: Path) -> Iterator[tuple[str, int, int]]:
     """Every module of the project with its `_stamp`."""
-    ahead = [f"{root}/{package}" for package in PROJECT]
+    ahead = [path for path in (f"{root}/{package}" for package in PROJECT) if os.path.isdir(path)]
     while ahead:
         with os.scandir(ahead.pop()) as entries:
             for entry in entries:

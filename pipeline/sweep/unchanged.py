@@ -117,11 +117,10 @@ def _stamps(path: str) -> Iterator[str]:
 
 def _objects(study: Study) -> Iterator[Path]:
     """What DVC's cache holds of the outputs in dvc.lock, without which it would run their stages again."""
-    import yaml
     from dvc.repo import Repo
+    from ruamel.yaml import YAML
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = yaml.load(_lock(study).read_text(encoding="utf-8"), loader)
+    content = YAML(typ="safe").load(_lock(study))
     with Repo(str(study.root)) as repo:
         cache = Path(repo.cache.local.path)
     for stage in content["stages"].values():
